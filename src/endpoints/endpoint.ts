@@ -1,0 +1,44 @@
+/**
+ * What an endpoint is: one per pod × port (× data-parallel rank where ranks have no port of their own).
+ * Types only; where endpoints come from is static-endpoints.ts or kubernetes/, who keeps them is endpoint-store.ts.
+ */
+
+export type EndpointId = string & { readonly brand: 'EndpointId' };
+
+/** Small integer that names an endpoint inside the index, 0 ≤ slot < `MAX_ENDPOINT_SLOTS`; reused after removal. */
+export type EndpointSlot = number & { readonly brand: 'EndpointSlot' };
+
+export const MAX_ENDPOINT_SLOTS = 1024;
+
+/** Where an endpoint publishes its KV events. */
+export type KvEventSource = {
+  /** ZMQ address of the publisher, `tcp://ip:port`. */
+  readonly endpoint: string;
+  /** ZMQ address of the replay socket, null = this publisher cannot replay. */
+  readonly replayEndpoint: string | null;
+};
+
+/** What discovery says about an endpoint. */
+export type EndpointSpec = {
+  readonly name: string;
+  /** `ip:port` or `[ipv6]:port`, in canonical spelling: what Envoy compares. */
+  readonly address: string;
+  /** Served names; the first is the canonical one, the others are aliases. Never empty. */
+  readonly models: readonly string[];
+  /** LoRA adapter names. */
+  readonly adapters: readonly string[];
+  /** One entry per data-parallel rank (one in all without data parallelism); empty = publishes no events. */
+  readonly kvEvents: readonly KvEventSource[];
+  readonly labels: Readonly<Record<string, string>>;
+  readonly ready: boolean;
+  /** Changes when the process behind the address is another one (pod UID, container restarts); '' where unknown. */
+  readonly incarnation: string;
+};
+
+export type Endpoint = EndpointSpec & { readonly id: EndpointId; readonly slot: EndpointSlot };
+
+/**
+ * How far the index may be believed for an endpoint.
+ * exact: live event stream, nothing missing. degraded: known to be partial or late. fallback: own decisions only.
+ */
+export type Trust = 'exact' | 'degraded' | 'fallback';

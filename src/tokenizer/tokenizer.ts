@@ -1,0 +1,30 @@
+/** What the picker asks a tokenizer, and what it may answer. */
+import type { InferenceRequest } from '../openai/request.ts';
+
+/** One entry of a block's extra keys as vLLM publishes them: a salt or identifier, or [identifier, offset in block]. */
+export type ExtraKey = string | readonly [string, number];
+
+/** A multimodal item: `identifier` covers tokens offset … offset+length−1 of the prompt. */
+export type MultimodalFeature = { readonly identifier: string; readonly offset: number; readonly length: number };
+
+export type TokenChain = {
+  readonly tokenIds: Uint32Array;
+  /** Ordered by offset; empty for text. */
+  readonly features: readonly MultimodalFeature[];
+};
+
+export type TokenizeFailure = 'timeout' | 'late' | 'error' | 'rejected' | 'open' | 'disabled' | 'unsupported';
+
+export type TokenizeResult =
+  /** One chain per prompt of the request. */
+  | { readonly kind: 'tokens'; readonly chains: readonly TokenChain[] }
+  | { readonly kind: 'none'; readonly reason: TokenizeFailure };
+
+export type Tokenizer = {
+  /**
+   * Never rejects. Settles at the latest when `signal` aborts (`late`).
+   * @param endpointUrls `http://ip:port` of the endpoints of the request's model, asked when no dedicated URL is configured
+   */
+  tokenize(request: InferenceRequest, endpointUrls: readonly string[], signal: AbortSignal): Promise<TokenizeResult>;
+  close(): Promise<void>;
+};
