@@ -1,5 +1,7 @@
 /** The seam between Envoy and policy: what an exchange asks for one HTTP request, and every answer it may get. */
 
+import type { Usage } from '../openai/usage.ts';
+
 /** Candidate hint of the data plane: `all`, or only these `ip:port` (possibly none). */
 export type Subset = { readonly kind: 'all' } | { readonly kind: 'only'; readonly addresses: readonly string[] };
 
@@ -20,6 +22,8 @@ export type PickRequest = {
 export type Reservation = {
   /** First response byte seen: the prefill part of the load is over. */
   firstByte(): void;
+  /** Usage as the engine reported it, where the response body is visible. */
+  observe(usage: Usage): void;
   release(outcome: 'completed' | 'cancelled' | 'failed'): void;
 };
 
