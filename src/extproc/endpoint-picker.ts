@@ -5,6 +5,8 @@ import type { Usage } from '../openai/usage.ts';
 /** Candidate hint of the data plane: `all`, or only these `ip:port` (possibly none). */
 export type Subset = { readonly kind: 'all' } | { readonly kind: 'only'; readonly addresses: readonly string[] };
 
+export const SUBSET_ALL: Subset = { kind: 'all' };
+
 export type PickRequest = {
   readonly method: string;
   /** `:path` with query string. */

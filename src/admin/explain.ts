@@ -1,0 +1,75 @@
+/** `POST /api/v1/explain`: where would this request go, and why. Makes no reservation and leaves no trace. */
+import type { Evaluation, Picker } from '../endpoint-picker.ts';
+import type { PickRequest } from '../extproc/endpoint-picker.ts';
+import { SUBSET_ALL } from '../extproc/endpoint-picker.ts';
+
+export type ExplainAnswer = { readonly status: number; readonly body: unknown };
+
+/** @param input `{path, headers?, body?}`; a body that is not a string is sent as JSON. */
+export async function explain(
+  picker: Picker,
+  strategy: string,
+  fallbackEndpoints: number,
+  input: unknown,
+): Promise<ExplainAnswer> {
+  const request = parseExplainRequest(input);
+  if (typeof request === 'string') return { status: 400, body: { error: request } };
+  const evaluation = await picker.evaluate(request, new AbortController().signal);
+  if (evaluation.kind === 'error') {
+    const { status, message, type, code, param, reason } = evaluation;
+    return { status, body: { error: { message, type, code, param }, reason } };
+  }
+  return { status: 200, body: explanation(evaluation, strategy, fallbackEndpoints) };
+}
+
+function parseExplainRequest(input: unknown): PickRequest | string {
+  if (typeof input !== 'object' || input === null) return `expected an object {path, headers, body}, got ${typeof input}`;
+  const { path = '/v1/chat/completions', headers = {}, body } = input as Record<string, unknown>;
+  if (typeof path !== 'string' || !path.startsWith('/')) return 'path must be a string that starts with "/"';
+  if (typeof headers !== 'object' || headers === null) return 'headers must be an object of strings';
+  const lowerCase = new Map<string, string>();
+  for (const [name, value] of Object.entries(headers)) lowerCase.set(name.toLowerCase(), String(value));
+  const text = body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body);
+  return {
+    method: text === null ? 'GET' : 'POST',
+    path,
+    header: (name) => lowerCase.get(name) ?? (name === 'content-type' ? 'application/json' : undefined),
+    body: text === null ? null : Buffer.from(text),
+    bodyTruncated: false,
+    subset: SUBSET_ALL,
+  };
+}
+
+function explanation(evaluation: Evaluation, strategy: string, fallbackEndpoints: number): object {
+  const { candidates, order } = evaluation;
+  const addresses = order.map((index) => candidates[index]!.endpoint.address);
+  return {
+    model: evaluation.model,
+    adapter: evaluation.adapter,
+    rung: evaluation.rung,
+    tokenizer: evaluation.tokenizeFailure ?? 'ok',
+    promptTokens: evaluation.promptTokens,
+    blockSizeTokens: evaluation.blockSizeTokens,
+    strategy,
+    endpoint: addresses[0],
+    fallbacks: addresses.slice(1, 1 + fallbackEndpoints),
+    reason: evaluation.reason,
+    candidates: order.map((index) => {
+      const candidate = candidates[index]!;
+      return {
+        endpoint: candidate.endpoint.address,
+        trust: candidate.trust,
+        matchedBlocks: candidate.matchedBlocks,
+        matchedTokens: candidate.matchedTokens,
+        uncachedTokens: candidate.uncachedTokens,
+        inFlightRequests: candidate.load.requests,
+        waitMs: round(candidate.load.waitMs),
+        costMs: round(candidate.costMs),
+      };
+    }),
+  };
+}
+
+function round(value: number): number {
+  return Math.round(value * 1000) / 1000;
+}

@@ -1,0 +1,80 @@
+import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import { rendezvousWeight, schedule, type Candidate } from '../../../src/scheduling/scheduler.ts';
+
+function aCandidate(n: number, changes: { cachedTokens?: number; waitMs?: number; requests?: number } = {}): Candidate {
+  const { cachedTokens = 0, waitMs = 0, requests = 0 } = changes;
+  return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, load: { requests, tokens: 0, waitMs } };
+}
+
+function choose(candidates: readonly Candidate[], promptTokens = 1600, tieKey = 7) {
+  return schedule({ candidates, promptTokens, tieKey, prefillTokensPerSecond: 8000 });
+}
+
+describe('the choice of an endpoint', () => {
+  test('the warm endpoint wins among idle ones', () => {
+    const { order, reason } = choose([aCandidate(1), aCandidate(2, { cachedTokens: 1200 }), aCandidate(3)]);
+    expect(order[0]).toBe(1);
+    expect(reason).toBe('lowest cost');
+  });
+
+  test('one matching block of two hundred does not beat an idle endpoint when its holder is busy', () => {
+    const { order } = choose([aCandidate(1, { cachedTokens: 16, waitMs: 400 }), aCandidate(2)], 3200);
+    expect(order[0]).toBe(1);
+  });
+
+  test('a warm endpoint loses when its backlog outweighs what its cache saves', () => {
+    const { order } = choose([aCandidate(1, { cachedTokens: 1600, waitMs: 60_000, requests: 30 }), aCandidate(2)]);
+    expect(order[0]).toBe(1);
+  });
+
+  test('equal endpoints share cold prompts evenly, and every replica makes the same choice', () => {
+    const candidates = [1, 2, 3, 4].map((n) => aCandidate(n));
+    const counts = [0, 0, 0, 0];
+    for (let key = 0; key < 4000; key++) {
+      const tieKey = Math.imul(key + 1, 0x9e3779b1) >>> 0;
+      const { order, reason } = choose(candidates, 1600, tieKey);
+      const shuffled = choose([...candidates].reverse(), 1600, tieKey);
+      expect(candidates.length - 1 - shuffled.order[0]!).toBe(order[0]);
+      expect(reason).toBe('near tie');
+      counts[order[0]!]! += 1;
+    }
+    for (const count of counts) expect(Math.abs(count - 1000)).toBeLessThan(150);
+  });
+
+  test('no candidate is a value, not a failure', () => {
+    expect(choose([])).toEqual({ order: [], costsMs: [], reason: 'no candidate' });
+  });
+
+  test('every candidate is ranked exactly once, and nobody dominated is chosen', () => {
+    const candidate = fc.record({ cachedTokens: fc.nat(1600), waitMs: fc.nat(5000), requests: fc.nat(50) });
+    fc.assert(
+      fc.property(fc.array(candidate, { minLength: 1, maxLength: 20 }), fc.nat(), (drawn, tieKey) => {
+        const candidates = drawn.map((changes, n) => aCandidate(n, changes));
+        const { order, costsMs } = choose(candidates, 1600, tieKey);
+        expect([...order].sort((a, b) => a - b)).toEqual(candidates.map((_, index) => index));
+        const chosen = drawn[order[0]!]!;
+        const dominates = (other: typeof chosen): boolean =>
+          other.cachedTokens > chosen.cachedTokens + 160 &&
+          other.waitMs + 200 < chosen.waitMs &&
+          other.requests < chosen.requests;
+        expect(drawn.some(dominates)).toBe(false);
+        expect(costsMs[order[0]!]!).toBeLessThanOrEqual(Math.min(...costsMs) * 1.02 + 1);
+      }),
+    );
+  });
+
+  test('rendezvous: removing an endpoint moves only the keys it had', () => {
+    const addresses = ['a:1', 'b:1', 'c:1', 'd:1'];
+    const owner = (key: number, among: readonly string[]): string =>
+      among.reduce((best, next) => (rendezvousWeight(key, next) > rendezvousWeight(key, best) ? next : best));
+    for (let key = 0; key < 500; key++) {
+      const before = owner(key, addresses);
+      const after = owner(
+        key,
+        addresses.filter((address) => address !== 'c:1'),
+      );
+      if (before !== 'c:1') expect(after).toBe(before);
+    }
+  });
+});
