@@ -1,0 +1,289 @@
+/**
+ * Every configuration key, once: kind, default, meaning. The type, the environment names, the messages and the table of
+ * the documentation follow from it. Deliberately not here: reading of files and the environment (callers hand both in),
+ * and the shape of an endpoint (endpoints/static-endpoints.ts).
+ */
+import { stringify } from 'yaml';
+import { environmentName, readSources, type SourceInput } from './config-sources.ts';
+import {
+  choice,
+  filePath,
+  flag,
+  GIB,
+  headerName,
+  headerNameOrEmpty,
+  httpUrl,
+  integer,
+  KIB,
+  type Kind,
+  kubernetesName,
+  labelKey,
+  labelSelector,
+  list,
+  listenAddress,
+  MIB,
+  milliseconds,
+  optional,
+  port,
+  showGot,
+  size,
+  structure,
+  withoutCredentials,
+} from './config-values.ts';
+
+export type Setting<T> = {
+  readonly kind: Kind<T>;
+  readonly default: T;
+  readonly meaning: string;
+  /** True: a changed file takes effect at once. False: at the next start. */
+  readonly reloadable: boolean;
+};
+
+/** Strategies that `routing.strategy` may name. */
+export const STRATEGIES = ['prefix-cache'] as const;
+export type Strategy = (typeof STRATEGIES)[number];
+
+const SETTINGS = {
+  'server.grpcListen': setting(listenAddress, '0.0.0.0:9002', 'ext_proc and gRPC health'),
+  'server.healthListen': setting(listenAddress, '0.0.0.0:9003', 'plaintext gRPC health for probes'),
+  'server.adminListen': setting(listenAddress, '0.0.0.0:9090', 'metrics, readiness, API, dashboard'),
+  'server.tls.certFile': setting(
+    optional(filePath),
+    null,
+    'certificate chain (PEM) of the gRPC port; none = plaintext',
+  ),
+  'server.tls.keyFile': setting(optional(filePath), null, 'private key (PEM) of the certificate'),
+  'server.tls.clientCaFile': setting(optional(filePath), null, 'CA (PEM) that clients must come from: mutual TLS'),
+  'server.bodyMaxBytes': setting(size(KIB, GIB), 16 * MIB, 'larger request bodies get 413'),
+  'server.drainDelayMs': setting(milliseconds(0, 600_000), 5_000, 'from "not ready" to "no new connections" at stop'),
+  'server.drainTimeoutMs': setting(milliseconds(0, 3_600_000), 30_000, 'the longest wait for open streams at stop'),
+  'server.failureMode': setting(
+    choice('open', 'closed'),
+    'open',
+    "on an internal fault: `open` passes on without a destination (Envoy's fallback policy chooses), `closed` answers 503",
+  ),
+  'server.threads': setting(integer(1, 64), 1, 'serving threads sharing one port and one index'),
+  'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
+  'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
+  'discovery.endpoints': setting(structure, null, 'static endpoints, inline; same format as the list in the file'),
+  'discovery.kubernetes.namespace': setting(optional(kubernetesName), null, 'namespace of the pods; none = its own'),
+  'discovery.kubernetes.labelSelector': setting(labelSelector, 'model.aibrix.ai/name', 'which pods are endpoints'),
+  'discovery.kubernetes.inferencePool': setting(
+    optional(kubernetesName),
+    null,
+    "follow this InferencePool's selector and target ports instead",
+  ),
+  'discovery.kubernetes.modelLabel': setting(labelKey, 'model.aibrix.ai/name', 'label with the served model name'),
+  'discovery.kubernetes.portLabel': setting(labelKey, 'model.aibrix.ai/port', "label with the engine's HTTP port"),
+  'discovery.kubernetes.kvEventsLabel': setting(
+    labelKey,
+    'model.aibrix.ai/kv-events-enabled',
+    '`"true"` subscribes to the KV events of the pod',
+  ),
+  'discovery.kubernetes.deploymentLabel': setting(optional(labelKey), null, 'label that names the deployment of a pod'),
+  'discovery.kubernetes.fleetLabel': setting(optional(labelKey), null, 'label that names the RayClusterFleet of a pod'),
+  'discovery.kubernetes.modelAdapters': setting(
+    choice('auto', 'on', 'off'),
+    'auto',
+    'watch ModelAdapter resources; `auto` = where the CRD exists',
+  ),
+  'kvEvents.enabled': setting(flag, true, 'off: the index is fed by own decisions only'),
+  'kvEvents.port': setting(port, 5557, 'where an endpoint publishes KV events unless it says otherwise'),
+  'kvEvents.replayPort': setting(port, 5558, 'where an endpoint replays KV events unless it says otherwise'),
+  'kvEvents.indexMaxBytes': setting(size(MIB, 64 * GIB), 512 * MIB, 'hard budget of the index'),
+  'tokenizer.urls': setting(list(httpUrl), [], 'dedicated tokenizers; empty = ask the endpoints of the model'),
+  'tokenizer.api': setting(
+    choice('auto', 'render', 'tokenize', 'none'),
+    'auto',
+    'what to ask; `auto` = render, else tokenize; `none` = never ask',
+  ),
+  'tokenizer.budgetMs': setting(milliseconds(0, 10_000), 50, 'the longest a request waits for tokens; 0 = never'),
+  'tokenizer.timeoutMs': setting(milliseconds(1, 600_000), 2_000, 'when a call is given up'),
+  'tokenizer.maxInFlight': setting(integer(1, 10_000), 64, 'calls at once, per URL'),
+  'routing.strategy': setting(choice(...STRATEGIES), 'prefix-cache', 'default strategy'),
+  'routing.strategyHeader': setting(
+    headerNameOrEmpty,
+    'routing-strategy',
+    'request header that may choose one of `routing.allowedStrategies`; empty = off',
+  ),
+  'routing.allowedStrategies': setting(list(choice(...STRATEGIES)), [], 'what the header may choose; empty = off'),
+  'routing.fallbackEndpoints': setting(integer(0, 16), 2, 'further endpoints named after the first'),
+  'routing.destinationHeader': setting(headerName, 'x-gateway-destination-endpoint', 'header with the destination'),
+  'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
+  'load.metricsIntervalMs': setting(milliseconds(50, 600_000), 1_000, "pause between two reads of an engine's metrics"),
+  'load.engineProfileCaching': setting(flag, true, 'keep what is learnt of each engine (prefill and decode rate)'),
+  'log.level': setting(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
+} as const;
+
+type Settings = typeof SETTINGS;
+export type ConfigKey = keyof Settings;
+type HeadOf<K extends string> = K extends `${infer Head}.${string}` ? Head : K;
+type Below<K extends string, Head extends string> = K extends `${Head}.${infer Rest}` ? Rest : never;
+type ValueOf<S> = S extends Setting<infer T> ? T : never;
+type Section<K extends string, Prefix extends string> = {
+  readonly [Head in HeadOf<K>]: Below<K, Head> extends never
+    ? ValueOf<Settings[`${Prefix}${Head}` & ConfigKey]>
+    : Section<Below<K, Head>, `${Prefix}${Head}.`>;
+};
+
+/** The keys as nested objects: `config.server.grpcListen`. */
+export type Config = Section<ConfigKey, ''>;
+
+export type ConfigInput = {
+  /** Path of the YAML file, null = none. */
+  readonly file: string | null;
+  /** Whole text of a file; throws when it cannot be read. */
+  readFile(path: string): string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** `key=value` texts of the command line, in order. */
+  readonly sets: readonly string[];
+};
+
+export type LoadedConfig =
+  | {
+      readonly kind: 'config';
+      readonly config: Config;
+      /** Things to know that are not wrong: an alias used, a variable that has no effect. */
+      readonly notices: readonly string[];
+      /** Where a value below a key was given: `where('discovery.endpoints', [0, 'address'])` → `warmpath.yaml:14`. */
+      where(key: ConfigKey, path?: readonly (string | number)[]): string;
+    }
+  | { readonly kind: 'mistakes'; readonly mistakes: readonly string[] };
+
+/** Names of the seed feature, and the key each stands for. */
+const ALIASES: Readonly<
+  Record<string, { readonly key: ConfigKey; readonly translate?: Readonly<Record<string, string>> }>
+> = {
+  AIBRIX_KV_EVENT_SYNC_ENABLED: { key: 'kvEvents.enabled' },
+  AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED: { key: 'kvEvents.enabled' },
+  AIBRIX_USE_REMOTE_TOKENIZER: { key: 'tokenizer.api', translate: { true: 'auto', false: 'none' } },
+  AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER: { key: 'tokenizer.api', translate: { true: 'auto', false: 'none' } },
+  AIBRIX_POD_DEPLOYMENT_LABEL: { key: 'discovery.kubernetes.deploymentLabel' },
+  AIBRIX_POD_RAYCLUSTERFLEET_LABEL: { key: 'discovery.kubernetes.fleetLabel' },
+  AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS: { key: 'load.metricsIntervalMs' },
+  AIBRIX_MODEL_GPU_PROFILE_CACHING_FLAG: { key: 'load.engineProfileCaching' },
+  AIBRIX_Model_GPU_PROFILE_CACHING_FLAG: { key: 'load.engineProfileCaching' },
+  ROUTING_ALGORITHM: { key: 'routing.strategy' },
+};
+
+/** Later wins: default < file < environment < `--set`. Every mistake of every source is reported, also of values that lost. */
+export function loadConfig(input: ConfigInput): LoadedConfig {
+  const sources = readSources(input satisfies SourceInput, Object.keys(SETTINGS), ALIASES);
+  const mistakes = [...sources.mistakes];
+  const values = new Map<string, unknown>(KEYS.map((key) => [key, SETTINGS[key].default]));
+  const given = new Map<string, { readonly raw: unknown; readonly where: string }>();
+  for (const { key, raw, where } of sources.values) {
+    const parsed = SETTINGS[key as ConfigKey].kind.parse(raw);
+    if (parsed.kind === 'mistake') {
+      mistakes.push(`${key} must be ${parsed.expected}, got ${showGot(raw)} (${where})`);
+      continue;
+    }
+    values.set(key, parsed.value);
+    given.set(key, { raw, where });
+  }
+  const config = nest(values);
+  const place = (key: ConfigKey): string => given.get(key)?.where ?? 'default';
+  mistakes.push(...contradictions(config, place));
+  if (mistakes.length > 0) return { kind: 'mistakes', mistakes };
+  return {
+    kind: 'config',
+    config,
+    notices: sources.notices,
+    where: (key, path = []) => sources.lineBelow(place(key), key, path) ?? place(key),
+  };
+}
+
+/** The effective configuration, readable by `loadConfig`. */
+export function configToYaml(config: Config): string {
+  return stringify(redactedConfig(config), { lineWidth: 0 });
+}
+
+/** The configuration as plain data without credentials. */
+export function redactedConfig(config: Config): Record<string, unknown> {
+  const redact = (value: unknown): unknown => {
+    if (typeof value === 'string') return withoutCredentials(value);
+    if (Array.isArray(value)) return value.map(redact);
+    if (typeof value !== 'object' || value === null) return value;
+    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, redact(inner)]));
+  };
+  return redact(config) as Record<string, unknown>;
+}
+
+/** The table of the documentation: one row per key. */
+export function configTable(): string {
+  const rows = KEYS.map((key) => {
+    const { kind, default: value, meaning, reloadable } = SETTINGS[key] as Setting<unknown>;
+    const shown = kind.show(value);
+    const type = kind.unit === null ? kind.type : `${kind.type} (${kind.unit})`;
+    const cells = [`\`${key}\``, type, shown === '' ? '–' : `\`${shown}\``, `\`${environmentName(key)}\``];
+    return `| ${[...cells, reloadable ? 'at once' : 'at start', meaning].join(' | ')} |`;
+  });
+  return ['| key | type | default | environment | takes effect | meaning |', '|---|---|---|---|---|---|', ...rows].join(
+    '\n',
+  );
+}
+
+const KEYS = Object.keys(SETTINGS) as readonly ConfigKey[];
+
+function setting<T>(kind: Kind<T>, defaultValue: NoInfer<T>, meaning: string): Setting<T> {
+  return { kind, default: defaultValue, meaning, reloadable: false };
+}
+
+/** Rules between keys, and values that this version cannot serve. */
+function contradictions(config: Config, place: (key: ConfigKey) => string): string[] {
+  const found: string[] = [];
+  const { server, discovery, kvEvents } = config;
+  const { certFile, keyFile, clientCaFile } = server.tls;
+  if (certFile !== null && keyFile === null) {
+    found.push(
+      `server.tls.keyFile must be a file path where server.tls.certFile is set, got nothing (${place('server.tls.certFile')})`,
+    );
+  }
+  if (keyFile !== null && certFile === null) {
+    found.push(
+      `server.tls.certFile must be a file path where server.tls.keyFile is set, got nothing (${place('server.tls.keyFile')})`,
+    );
+  }
+  if (clientCaFile !== null && certFile === null && keyFile === null) {
+    found.push(
+      `server.tls.clientCaFile needs server.tls.certFile and server.tls.keyFile, got neither (${place('server.tls.clientCaFile')})`,
+    );
+  }
+  if (discovery.mode === 'kubernetes') {
+    found.push(
+      `discovery.mode must be static, got "kubernetes": not available in this version yet (${place('discovery.mode')})`,
+    );
+  }
+  if (discovery.file !== null && discovery.endpoints !== null) {
+    found.push(
+      `discovery.endpoints must not be given together with discovery.file (${place('discovery.endpoints')}, ${place('discovery.file')})`,
+    );
+  }
+  if (kvEvents.port === kvEvents.replayPort) {
+    found.push(
+      `kvEvents.replayPort must differ from kvEvents.port, got ${kvEvents.port} for both (${place('kvEvents.replayPort')})`,
+    );
+  }
+  const listeners = ['server.grpcListen', 'server.healthListen', 'server.adminListen'] as const;
+  const addresses = [server.grpcListen, server.healthListen, server.adminListen];
+  addresses.forEach((address, index) => {
+    const first = addresses.indexOf(address);
+    if (first === index || address.endsWith(':0')) return;
+    found.push(
+      `${listeners[index]} must differ from ${listeners[first]}, got "${address}" for both (${place(listeners[index]!)})`,
+    );
+  });
+  return found;
+}
+
+function nest(values: ReadonlyMap<string, unknown>): Config {
+  const root: Record<string, unknown> = {};
+  for (const [key, value] of values) {
+    const path = key.split('.');
+    const last = path.pop()!;
+    let section = root;
+    for (const part of path) section = (section[part] ??= {}) as Record<string, unknown>;
+    section[last] = value;
+  }
+  return root as Config;
+}
