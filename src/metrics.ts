@@ -1,0 +1,240 @@
+/**
+ * Every metric, once: name, labels, meaning, buckets. Parts call the typed fields; nothing else knows prom-client.
+ *
+ * Labels come from closed sets. A model name written by a client becomes a label only when the fleet serves that model;
+ * everything else is counted as `other`, so that requests cannot create series.
+ */
+import * as prom from 'prom-client';
+import type { Trust } from './endpoints/endpoint.ts';
+
+export type RequestOutcome =
+  | 'routed'
+  | 'passthrough'
+  | 'shed'
+  | 'no_endpoint'
+  | 'bad_request'
+  | 'unknown_model'
+  | 'too_large'
+  | 'cancelled'
+  | 'error';
+/** With how much knowledge a request was decided. */
+export type DecisionRung = 'exact' | 'memo' | 'text' | 'load' | 'random';
+export type TokenizerResult = 'ok' | 'memo' | 'shared' | 'late' | 'timeout' | 'error' | 'rejected' | 'open';
+export type KvEventType = 'BlockStored' | 'BlockRemoved' | 'AllBlocksCleared' | 'unknown';
+
+export type Counter = { inc(value?: number): void };
+export type LabelledCounter<L> = { inc(labels: L, value?: number): void };
+export type Gauge = { set(value: number): void };
+/** `reset` forgets every series: gauges about things that come and go are written anew before each scrape. */
+export type LabelledGauge<L> = { set(labels: L, value: number): void; reset(): void };
+export type Histogram = { observe(value: number): void };
+export type LabelledHistogram<L> = { observe(labels: L, value: number): void };
+
+type Model = { readonly model: string };
+type EndpointLabel = { readonly endpoint: string };
+
+export type Metrics = {
+  readonly requestsTotal: LabelledCounter<Model & { readonly outcome: RequestOutcome }>;
+  readonly decisionsTotal: LabelledCounter<Model & { readonly rung: DecisionRung }>;
+  readonly decisionDurationSeconds: LabelledHistogram<{ readonly rung: DecisionRung }>;
+  readonly promptTokensTotal: LabelledCounter<Model>;
+  readonly predictedCachedTokensTotal: LabelledCounter<Model>;
+  readonly observedCachedTokensTotal: LabelledCounter<Model>;
+  readonly tokenizerRequestsTotal: LabelledCounter<{ readonly api: string; readonly result: TokenizerResult }>;
+  readonly tokenizerDurationSeconds: LabelledHistogram<{ readonly api: string }>;
+  readonly kvEventsTotal: LabelledCounter<{ readonly type: KvEventType }>;
+  readonly kvEventBlocksTotal: LabelledCounter<{ readonly type: KvEventType }>;
+  readonly kvEventGapsTotal: Counter;
+  readonly kvEventRestartsTotal: Counter;
+  readonly kvEventReplaysTotal: LabelledCounter<{ readonly result: string }>;
+  readonly kvEventErrorsTotal: LabelledCounter<{ readonly reason: string }>;
+  readonly kvEventLagSeconds: Histogram;
+  readonly endpoints: LabelledGauge<Model & { readonly trust: Trust }>;
+  readonly endpointInFlightRequests: LabelledGauge<EndpointLabel>;
+  readonly endpointInFlightTokens: LabelledGauge<EndpointLabel>;
+  readonly endpointWaitingRequests: LabelledGauge<EndpointLabel>;
+  readonly indexBlocks: Gauge;
+  readonly indexBytes: Gauge;
+  readonly indexEvictedBlocksTotal: Counter;
+  readonly extprocStreams: Gauge;
+  readonly extprocStreamsTotal: LabelledCounter<{ readonly result: string }>;
+  readonly discoveryRelistsTotal: LabelledCounter<{ readonly reason: string }>;
+  readonly discoveryAgeSeconds: Gauge;
+
+  /** Models the fleet serves, by canonical name. A name that was known keeps its label: its counters must not restart. */
+  setModels(names: readonly string[]): void;
+  /** Runs before every scrape: the place to write gauges from what is true now. */
+  beforeScrape(write: () => void): void;
+  /** Prometheus text exposition. */
+  text(): Promise<string>;
+  readonly contentType: string;
+};
+
+/** More models than this share the label `other`: a fleet serves few, a mistake in discovery could bring many. */
+export const MAX_MODEL_LABELS = 200;
+/** For labels whose values come from code (`reason`, `result`, `api`): a bound in case one of them is ever built from input. */
+const MAX_WORD_LABELS = 50;
+export const OTHER = 'other';
+
+/** From 0.1 ms, a decision without a wait, to the longest budget. */
+const DECISION_BUCKETS = [
+  0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 10,
+];
+const TOKENIZER_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.35, 0.5, 1, 2, 5];
+const LAG_BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
+
+/** A registry of its own: two apps in one process do not meet. */
+export function createMetrics(): Metrics {
+  const registry = new prom.Registry();
+  prom.collectDefaultMetrics({ register: registry });
+  const writers: (() => void)[] = [];
+  const models = new Set<string>();
+  const series = createSeries(registry, {
+    model: (name) => (models.has(name) ? name : OTHER),
+    reason: createWordCap(MAX_WORD_LABELS),
+    result: createWordCap(MAX_WORD_LABELS),
+    api: createWordCap(MAX_WORD_LABELS),
+  });
+  const { counter, gauge, histogram } = series;
+  const waiting = 'requests waiting in the engine, as it reports';
+
+  return {
+    requestsTotal: counter.labelled('requests_total', 'requests by how they ended here', ['model', 'outcome']),
+    decisionsTotal: counter.labelled('decisions_total', 'decisions by the knowledge behind them', ['model', 'rung']),
+    decisionDurationSeconds: histogram.labelled(
+      'decision_duration_seconds',
+      'end of body to answer',
+      ['rung'],
+      DECISION_BUCKETS,
+    ),
+    promptTokensTotal: counter.labelled('prompt_tokens_total', 'prompt tokens of routed requests', ['model']),
+    predictedCachedTokensTotal: counter.labelled(
+      'predicted_cached_tokens_total',
+      'prompt tokens expected in the KV cache of the chosen endpoint',
+      ['model'],
+    ),
+    observedCachedTokensTotal: counter.labelled(
+      'observed_cached_tokens_total',
+      'prompt tokens that the engine reported as cached',
+      ['model'],
+    ),
+    tokenizerRequestsTotal: counter.labelled('tokenizer_requests_total', 'tokenizations by result', ['api', 'result']),
+    tokenizerDurationSeconds: histogram.labelled(
+      'tokenizer_duration_seconds',
+      'one call of the tokenizer',
+      ['api'],
+      TOKENIZER_BUCKETS,
+    ),
+    kvEventsTotal: counter.labelled('kv_events_total', 'KV events received', ['type']),
+    kvEventBlocksTotal: counter.labelled('kv_event_blocks_total', 'blocks named in KV events', ['type']),
+    kvEventGapsTotal: counter.plain('kv_event_gaps_total', 'holes in the sequence of an event stream'),
+    kvEventRestartsTotal: counter.plain('kv_event_restarts_total', 'publishers that began anew'),
+    kvEventReplaysTotal: counter.labelled('kv_event_replays_total', 'replays asked for', ['result']),
+    kvEventErrorsTotal: counter.labelled('kv_event_errors_total', 'KV events or batches not understood', ['reason']),
+    kvEventLagSeconds: histogram.plain(
+      'kv_event_lag_seconds',
+      "publisher's timestamp to visible in the index",
+      LAG_BUCKETS,
+    ),
+    endpoints: gauge.labelled('endpoints', 'endpoints by how far the index may be believed for them', [
+      'model',
+      'trust',
+    ]),
+    endpointInFlightRequests: gauge.labelled('endpoint_in_flight_requests', 'requests routed there and not ended', [
+      'endpoint',
+    ]),
+    endpointInFlightTokens: gauge.labelled('endpoint_in_flight_tokens', 'uncached prompt tokens of those requests', [
+      'endpoint',
+    ]),
+    endpointWaitingRequests: gauge.labelled('endpoint_waiting_requests', waiting, ['endpoint']),
+    indexBlocks: gauge.plain('index_blocks', 'blocks in the index, counted per endpoint'),
+    indexBytes: gauge.plain('index_bytes', 'memory of the index'),
+    indexEvictedBlocksTotal: counter.plain('index_evicted_blocks_total', 'blocks dropped to keep the byte budget'),
+    extprocStreams: gauge.plain('extproc_streams', 'open ext_proc streams'),
+    extprocStreamsTotal: counter.labelled('extproc_streams_total', 'ended ext_proc streams', ['result']),
+    discoveryRelistsTotal: counter.labelled('discovery_relists_total', 'full readings of the fleet', ['reason']),
+    discoveryAgeSeconds: gauge.plain('discovery_age_seconds', 'time since the fleet was last known to be right'),
+
+    setModels(names) {
+      for (const name of names) if (models.size < MAX_MODEL_LABELS) models.add(name);
+    },
+    beforeScrape: (write) => void writers.push(write),
+    async text() {
+      for (const write of writers) write();
+      return registry.metrics();
+    },
+    contentType: registry.contentType,
+  };
+}
+
+type LabelRules = Readonly<Record<string, ((value: string) => string) | undefined>>;
+
+/** Constructors of series whose label values have passed the rules. */
+function createSeries(registry: prom.Registry, rules: LabelRules) {
+  const registers = [registry];
+  const nameOf = (name: string): string => `warmpath_${name}`;
+  const checked = (labels: Readonly<Record<string, string>>): Record<string, string> => {
+    const result: Record<string, string> = {};
+    for (const name in labels) {
+      const rule = rules[name];
+      result[name] = rule === undefined ? labels[name]! : rule(labels[name]!);
+    }
+    return result;
+  };
+  return {
+    counter: {
+      plain(name: string, help: string): Counter {
+        const one = new prom.Counter<string>({ name: nameOf(name), help, registers });
+        return { inc: (value = 1) => one.inc(value) };
+      },
+      labelled<L extends Readonly<Record<string, string>>>(
+        name: string,
+        help: string,
+        labelNames: (keyof L & string)[],
+      ): LabelledCounter<L> {
+        const one = new prom.Counter<string>({ name: nameOf(name), help, labelNames, registers });
+        return { inc: (labels, value = 1) => one.inc(checked(labels), value) };
+      },
+    },
+    gauge: {
+      plain(name: string, help: string): Gauge {
+        const one = new prom.Gauge<string>({ name: nameOf(name), help, registers });
+        return { set: (value) => one.set(value) };
+      },
+      labelled<L extends Readonly<Record<string, string>>>(
+        name: string,
+        help: string,
+        labelNames: (keyof L & string)[],
+      ): LabelledGauge<L> {
+        const one = new prom.Gauge<string>({ name: nameOf(name), help, labelNames, registers });
+        return { set: (labels, value) => one.set(checked(labels), value), reset: () => one.reset() };
+      },
+    },
+    histogram: {
+      plain(name: string, help: string, buckets: number[]): Histogram {
+        const one = new prom.Histogram<string>({ name: nameOf(name), help, buckets, registers });
+        return { observe: (value) => one.observe(value) };
+      },
+      labelled<L extends Readonly<Record<string, string>>>(
+        name: string,
+        help: string,
+        labelNames: (keyof L & string)[],
+        buckets: number[],
+      ): LabelledHistogram<L> {
+        const one = new prom.Histogram<string>({ name: nameOf(name), help, labelNames, buckets, registers });
+        return { observe: (labels, value) => one.observe(checked(labels), value) };
+      },
+    },
+  };
+}
+
+/** Lets the first `max` distinct values through, later ones become `other`. */
+function createWordCap(max: number): (value: string) => string {
+  const seen = new Set<string>();
+  return (value) => {
+    if (seen.has(value)) return value;
+    if (seen.size >= max) return OTHER;
+    seen.add(value);
+    return value;
+  };
+}
