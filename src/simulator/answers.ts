@@ -1,0 +1,183 @@
+/**
+ * Runs generation requests on the engine and writes OpenAI-shaped answers, whole or as server-sent events. A client that
+ * goes away frees its requests.
+ */
+import { createHash } from 'node:crypto';
+import type { ServerResponse } from 'node:http';
+import type { Clock } from '../clock.ts';
+import type { Engine } from './engine.ts';
+import type { EventsForm } from './kv-event-encoding.ts';
+import type { GenerationRequest } from './openai-requests.ts';
+import { answerToken, decodeTokens } from './tokenizer.ts';
+
+export type AnswerOptions = {
+  /** Era of the engine: decides how `prompt_tokens_details` looks. */
+  readonly era: EventsForm;
+  /** 'off' leaves `prompt_tokens_details` null, as vLLM does without --enable-prompt-tokens-details. */
+  readonly promptTokensDetails: 'on' | 'off';
+};
+
+type Sample = {
+  readonly index: number;
+  readonly promptIndex: number;
+  readonly tokenIds: number[];
+  cachedTokens: number;
+};
+
+/** @param id of the answer; the engine's requests derive theirs from it */
+export function answer(
+  deps: { readonly engine: Engine; readonly clock: Clock },
+  options: AnswerOptions,
+  id: string,
+  request: GenerationRequest,
+  response: ServerResponse,
+): void {
+  const { engine, clock } = deps;
+  const samples: Sample[] = request.prompts.flatMap((_, promptIndex) =>
+    Array.from({ length: request.nSamples }, (__, n) => ({
+      index: promptIndex * request.nSamples + n,
+      promptIndex,
+      tokenIds: [],
+      cachedTokens: 0,
+    })),
+  );
+  const head = { id, created: Math.floor(clock.unixMs() / 1000), model: request.model };
+  const writer =
+    request.delivery === 'stream'
+      ? streamWriter(request, samples, head, options, response)
+      : wholeWriter(request, samples, head, options, response);
+
+  let nOpen = samples.length;
+  response.once('close', () => {
+    if (nOpen > 0) for (const sample of samples) engine.abort(`${id}-${sample.index}`);
+  });
+  engine.submit(
+    samples.map((sample) => {
+      const prompt = request.prompts[sample.promptIndex]!;
+      const answerKey = answerKeyOf(request, prompt.tokenIds, sample.index - sample.promptIndex * request.nSamples);
+      return {
+        id: `${id}-${sample.index}`,
+        promptTokenIds: prompt.tokenIds,
+        features: prompt.features,
+        lora: request.lora,
+        cacheSalt: request.cacheSalt,
+        cacheReads: request.cacheReads,
+        maxTokens: request.maxTokens,
+        generate: (index) => answerToken(answerKey, index),
+        onToken: ({ tokenId, cachedTokens, last }) => {
+          sample.tokenIds.push(tokenId);
+          sample.cachedTokens = cachedTokens;
+          writer.token(sample, tokenId, last ? request.finishReason : null);
+          if (last && --nOpen === 0) writer.end();
+        },
+      };
+    }),
+  );
+}
+
+/** Equal requests are answered equally, by every pod; the samples of one request differ. */
+function answerKeyOf(request: GenerationRequest, promptTokenIds: readonly number[], sampleIndex: number): string {
+  const hash = createHash('sha256').update(request.answerSeed);
+  return hash.update(Uint32Array.from(promptTokenIds)).update(`\n${sampleIndex}`).digest('hex');
+}
+
+type AnswerHead = { readonly id: string; readonly created: number; readonly model: string };
+type AnswerWriter = {
+  token(sample: Sample, tokenId: number, finishReason: string | null): void;
+  end(): void;
+};
+
+function wholeWriter(
+  request: GenerationRequest,
+  samples: readonly Sample[],
+  head: AnswerHead,
+  options: AnswerOptions,
+  response: ServerResponse,
+): AnswerWriter {
+  return {
+    token: () => undefined,
+    end() {
+      const usage = usageOf(request, samples, options);
+      const choices = samples.map((sample) => wholeChoice(request, sample));
+      const body =
+        request.api === 'chat'
+          ? { id: head.id, object: 'chat.completion', created: head.created, model: head.model, choices, usage }
+          : { id: head.id, object: 'text_completion', created: head.created, model: head.model, choices, usage };
+      const bytes = Buffer.from(JSON.stringify(body));
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': bytes.length });
+      response.end(bytes);
+    },
+  };
+}
+
+function wholeChoice(request: GenerationRequest, sample: Sample): object {
+  const promptIds = request.prompts[sample.promptIndex]!.tokenIds;
+  const tokenIds =
+    request.tokenIdsInAnswer === 'yes' ? { token_ids: sample.tokenIds, prompt_token_ids: promptIds } : {};
+  const text = decodeTokens(sample.tokenIds);
+  const common = { index: sample.index, logprobs: null, finish_reason: request.finishReason, ...tokenIds };
+  if (request.api === 'chat') {
+    return { ...common, message: { role: 'assistant', content: text, tool_calls: [] } };
+  }
+  return { ...common, text: request.echo === 'prompt' ? decodeTokens(promptIds) + text : text };
+}
+
+function streamWriter(
+  request: GenerationRequest,
+  samples: readonly Sample[],
+  head: AnswerHead,
+  options: AnswerOptions,
+  response: ServerResponse,
+): AnswerWriter {
+  const object = request.api === 'chat' ? 'chat.completion.chunk' : 'text_completion';
+  const send = (choices: readonly object[], usage: object | undefined): void => {
+    response.write(`data: ${JSON.stringify({ ...head, object, choices, usage })}\n\n`);
+  };
+  const open = (sample: Sample): void => {
+    if (!response.headersSent) {
+      response.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache' });
+    }
+    const promptIds = request.prompts[sample.promptIndex]!.tokenIds;
+    if (request.api === 'chat') {
+      send([{ index: sample.index, delta: { role: 'assistant', content: '' }, finish_reason: null }], undefined);
+    } else if (request.echo === 'prompt') {
+      send([{ index: sample.index, text: decodeTokens(promptIds), finish_reason: null }], undefined);
+    }
+  };
+  return {
+    token(sample, tokenId, finishReason) {
+      if (sample.tokenIds.length === 1) open(sample);
+      const text = decodeTokens([tokenId]);
+      const common = { index: sample.index, logprobs: null, finish_reason: finishReason };
+      const choice = request.api === 'chat' ? { ...common, delta: { content: text } } : { ...common, text };
+      const usage = request.streamUsage === 'continuous' ? usageOf(request, [sample], options) : undefined;
+      send([request.tokenIdsInAnswer === 'yes' ? { ...choice, token_ids: [tokenId] } : choice], usage);
+    },
+    end() {
+      if (request.streamUsage !== 'none') send([], usageOf(request, samples, options));
+      response.end('data: [DONE]\n\n');
+    },
+  };
+}
+
+/** A prompt counts once however many answers it got; the cached tokens are the last answer's, as vLLM reports them. */
+function usageOf(request: GenerationRequest, samples: readonly Sample[], options: AnswerOptions): object {
+  const promptIndexes = new Set(samples.map((sample) => sample.promptIndex));
+  let promptTokens = 0;
+  for (const promptIndex of promptIndexes) promptTokens += request.prompts[promptIndex]!.tokenIds.length;
+  const completionTokens = samples.reduce((sum, sample) => sum + sample.tokenIds.length, 0);
+  return {
+    prompt_tokens: promptTokens,
+    total_tokens: promptTokens + completionTokens,
+    completion_tokens: completionTokens,
+    prompt_tokens_details: promptTokensDetails(samples.at(-1)!.cachedTokens, options),
+  };
+}
+
+function promptTokensDetails(cachedTokens: number, options: AnswerOptions): object | null {
+  if (options.promptTokensDetails === 'off') return null;
+  if (options.era === 'maps') {
+    return { cached_tokens: cachedTokens, created_cache_tokens: null, multimodal_tokens: null };
+  }
+  return cachedTokens === 0 ? null : { cached_tokens: cachedTokens };
+}

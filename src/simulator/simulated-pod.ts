@@ -1,0 +1,217 @@
+/**
+ * A vLLM pod without a GPU: engine, HTTP and KV events put together. Every pod starts with an empty cache and sequence
+ * number 0; a restart is a new pod on the same ports. Part of the product as a test kit; `serve` never imports it.
+ */
+import { systemClock, type Clock } from '../clock.ts';
+import { createEngine, type EngineOptions, type EngineStats, type ResidentBlock } from './engine.ts';
+import { createEventPublisher, type ReplayFrames } from './event-publisher.ts';
+import { createPodHttp, type RenderMode } from './http.ts';
+import { encodeBatch, type EventsForm, type HashForm } from './kv-event-encoding.ts';
+import { metricsPage } from './metrics-page.ts';
+import { createRequestReader } from './openai-requests.ts';
+import { createServedModels } from './served-models.ts';
+
+/** How the pod speaks; the defaults are those of a current vLLM. */
+export type WireForm = {
+  readonly events: EventsForm;
+  readonly hashes: HashForm;
+  readonly replayFrames: ReplayFrames;
+};
+
+export type SimulatedPodOptions = EngineOptions & {
+  /** An IP address; sockets bind on it alone. */
+  readonly host: string;
+  /** HTTP; 0 picks a free port, here and below. */
+  readonly port: number;
+  readonly kvEventsPort: number;
+  readonly replayPort: number;
+  readonly model: string;
+  readonly adapters: readonly string[];
+  /** Longest prompt plus answer; null = what the cache holds, 131 072 at most. */
+  readonly maxModelLen: number | null;
+  /** Length of a chat answer when the client sets no limit. */
+  readonly defaultAnswerTokens: number;
+  readonly wire: WireForm;
+  /** 'forbidden': 403, as 0.30 and later without --enable-scale-out. 'missing': 404, as before 0.18. */
+  readonly render: RenderMode;
+  readonly promptTokensDetails: 'on' | 'off';
+  /** Batches kept for replay. */
+  readonly bufferSteps: number;
+  /** First frame of live batches; null = `kv@<ip>:<port>@<model>` once the port is known. */
+  readonly topic: string | null;
+  readonly dataParallelRank: number;
+  /** Delay of tokenizer and render answers; 'hang' never answers. */
+  readonly tokenizerDelayMs: number | 'hang';
+};
+
+export type SimulatedPodAddresses = {
+  /** `ip:port` */
+  readonly httpAddress: string;
+  /** `tcp://ip:port` */
+  readonly kvEventsEndpoint: string;
+  readonly replayEndpoint: string;
+};
+
+export type SimulatedPodStats = EngineStats & {
+  /** Batches numbered so far: the sequence number of the next one. */
+  readonly nextSeq: number;
+};
+
+/** Faults to inject while the pod runs. */
+export type PodFaults = {
+  setTokenizerDelay(delay: number | 'hang'): void;
+  /** The next `n` batches are lost on the live stream; replay has them. */
+  dropLiveBatches(n: number): void;
+  /** Sends one message with these frames on the live stream. */
+  sendRaw(frames: readonly Buffer[]): void;
+  ignoreReplays(): void;
+  answerReplays(): void;
+  /** The engine stops stepping: requests wait, events stay away. */
+  stall(): void;
+  resume(): void;
+};
+
+export type SimulatedPod = {
+  readonly options: SimulatedPodOptions;
+  readonly faults: PodFaults;
+  start(): Promise<SimulatedPodAddresses>;
+  /** Cuts what is in flight and frees the ports. Nothing is announced, as with a real engine's end. */
+  stop(): Promise<void>;
+  /** The same for a crash: connections are reset. */
+  kill(): Promise<void>;
+  residentBlocks(): ResidentBlock[];
+  resetPrefixCache(): 'done' | 'in_use';
+  stats(): SimulatedPodStats;
+};
+
+export const SIMULATED_POD_DEFAULTS: SimulatedPodOptions = {
+  host: '127.0.0.1',
+  port: 0,
+  kvEventsPort: 0,
+  replayPort: 0,
+  model: 'demo-model',
+  adapters: [],
+  blockSizeTokens: 16,
+  nBlocks: 2048,
+  prefillTokensPerSecond: 8000,
+  decodeStepMs: 10,
+  maxBatchedTokens: 2048,
+  maxSequences: 256,
+  seed: 1,
+  maxModelLen: null,
+  defaultAnswerTokens: 64,
+  wire: { events: 'maps', hashes: 'int', replayFrames: 4 },
+  render: 'on',
+  promptTokensDetails: 'on',
+  bufferSteps: 10_000,
+  topic: null,
+  dataParallelRank: 0,
+  tokenizerDelayMs: 0,
+};
+
+const MAX_MODEL_LEN = 131_072;
+const HIGH_WATER_MARK = 100_000;
+
+export function createSimulatedPod(
+  given: Partial<Omit<SimulatedPodOptions, 'wire'>> & { readonly wire?: Partial<WireForm> } = {},
+  clock: Clock = systemClock,
+): SimulatedPod {
+  const options: SimulatedPodOptions = {
+    ...SIMULATED_POD_DEFAULTS,
+    ...given,
+    wire: { ...SIMULATED_POD_DEFAULTS.wire, ...given.wire },
+  };
+  const capacityTokens = (options.nBlocks - 1) * options.blockSizeTokens;
+  const maxModelLen = Math.min(options.maxModelLen ?? MAX_MODEL_LEN, capacityTokens);
+  let tokenizerDelay = options.tokenizerDelayMs;
+
+  const batchForm = {
+    events: options.wire.events,
+    hashes: options.wire.hashes,
+    blockSizeTokens: options.blockSizeTokens,
+    dataParallelRank: options.dataParallelRank,
+  };
+  const publisher = createEventPublisher({
+    host: options.host,
+    port: options.kvEventsPort,
+    replayPort: options.replayPort,
+    replayFrames: options.wire.replayFrames,
+    bufferSteps: options.bufferSteps,
+    highWaterMark: HIGH_WATER_MARK,
+  });
+  const engine = createEngine(
+    { clock, publish: (events, unixSeconds) => publisher.publish(encodeBatch(events, unixSeconds, batchForm)) },
+    options,
+  );
+  const models = createServedModels(options.model, options.adapters);
+  let endpoints: SimulatedPodAddresses | null = null;
+  let topic = options.topic ?? '';
+
+  const http = createPodHttp(
+    {
+      clock,
+      engine,
+      models,
+      reader: createRequestReader(models, { maxModelLen, defaultAnswerTokens: options.defaultAnswerTokens }),
+      metrics: () => metricsPage(engine.stats(), options, options.model),
+      kvEventSources: () => ({
+        [String(options.dataParallelRank)]: {
+          enable_kv_cache_events: true,
+          publisher: 'zmq',
+          endpoint: endpoints?.kvEventsEndpoint,
+          replay_endpoint: endpoints?.replayEndpoint,
+          buffer_steps: options.bufferSteps,
+          hwm: HIGH_WATER_MARK,
+          max_queue_size: HIGH_WATER_MARK,
+          topic,
+        },
+      }),
+      tokenizerDelay: () => tokenizerDelay,
+    },
+    {
+      host: options.host,
+      port: options.port,
+      maxModelLen,
+      render: options.render,
+      seed: options.seed,
+      era: options.wire.events,
+      promptTokensDetails: options.promptTokensDetails,
+    },
+  );
+
+  const end = async (how: 'close' | 'reset'): Promise<void> => {
+    engine.stop();
+    await Promise.all([http.stop(how), publisher.stop()]);
+  };
+
+  return {
+    options,
+    faults: {
+      setTokenizerDelay(delay) {
+        tokenizerDelay = delay;
+      },
+      dropLiveBatches: publisher.dropLiveBatches,
+      sendRaw: publisher.sendRaw,
+      ignoreReplays: publisher.ignoreReplays,
+      answerReplays: publisher.answerReplays,
+      stall: engine.stall,
+      resume: engine.resume,
+    },
+    async start() {
+      const httpAddress = await http.start();
+      try {
+        topic = options.topic ?? `kv@${httpAddress}@${options.model}`;
+        endpoints = { httpAddress, ...(await publisher.start(topic)) };
+        return endpoints;
+      } catch (error) {
+        await end('close');
+        throw error;
+      }
+    },
+    stop: () => end('close'),
+    kill: () => end('reset'),
+    residentBlocks: engine.residentBlocks,
+    resetPrefixCache: engine.resetPrefixCache,
+    stats: () => ({ ...engine.stats(), nextSeq: publisher.nextSeq() }),
+  };
+}
