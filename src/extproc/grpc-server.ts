@@ -1,0 +1,91 @@
+/**
+ * A grpc-js server with the HTTP/2 settings an Envoy needs, and binding with one clear error. The only file that reaches
+ * past grpc-js' public interface: it has no option for stream resets and receive windows. What is reached for is asserted
+ * here and proven in test/integration/extproc.test.ts, so an update that moves it fails loudly.
+ */
+import { strict as assert } from 'node:assert';
+import type { Http2Server, ServerHttp2Session, Settings } from 'node:http2';
+import { logVerbosity, Server, setLogVerbosity, type ServerCredentials } from '@grpc/grpc-js';
+import { errorText, WarmpathError } from '../errors.ts';
+
+export type GrpcServerOptions = {
+  /** Must be above the largest body Envoy may send, or a large request ends in status 8 instead of a 413. */
+  readonly maxReceiveBytes: number;
+  /** Envoy opens a further connection when it is reached. */
+  readonly maxStreamsPerConnection: number;
+};
+
+/**
+ * Envoy resets every side stream, and Node closes a connection after about 1,000 quick resets, with all streams on it.
+ * These budgets (streams, and streams per second) are out of reach; the peer is our own data plane.
+ */
+const STREAM_RESET_BURST = 1_000_000;
+const STREAM_RESET_RATE = 1_000_000;
+
+/** A body of this size needs no window update on its stream; HTTP/2's default would be 64 KiB. */
+const STREAM_WINDOW_BYTES = 1024 * 1024;
+/** All streams of a connection together. */
+const CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024;
+
+const KEEPALIVE_TIME_MS = 30_000;
+const KEEPALIVE_TIMEOUT_MS = 10_000;
+
+type Internals = {
+  commonServerOptions?: { settings?: Settings; streamResetBurst?: number; streamResetRate?: number };
+  http2Servers?: Map<Http2Server, unknown>;
+};
+
+export function createGrpcServer(options: GrpcServerOptions): Server {
+  const server = new Server({
+    'grpc.max_receive_message_length': options.maxReceiveBytes,
+    'grpc.max_send_message_length': -1,
+    'grpc.max_concurrent_streams': options.maxStreamsPerConnection,
+    // A data plane that vanished without a word must not hold its reservations for ever.
+    'grpc.keepalive_time_ms': KEEPALIVE_TIME_MS,
+    'grpc.keepalive_timeout_ms': KEEPALIVE_TIMEOUT_MS,
+    'grpc.enable_channelz': 0,
+  });
+  const { commonServerOptions } = server as unknown as Internals;
+  assert(commonServerOptions !== undefined, 'grpc-js no longer keeps its HTTP/2 options where they can be extended');
+  commonServerOptions.streamResetBurst = STREAM_RESET_BURST;
+  commonServerOptions.streamResetRate = STREAM_RESET_RATE;
+  commonServerOptions.settings = { ...commonServerOptions.settings, initialWindowSize: STREAM_WINDOW_BYTES };
+  return server;
+}
+
+/**
+ * @param listen `host:port`, port 0 for any free one
+ * @param key configuration key, named in the error
+ * @returns the address bound
+ */
+export async function bind(
+  server: Server,
+  listen: string,
+  credentials: ServerCredentials,
+  key: string,
+): Promise<string> {
+  // grpc-js writes its own view of a failed bind to the console; the error below says it better and once.
+  setLogVerbosity(logVerbosity.NONE);
+  const port = await new Promise<number>((resolve, reject) => {
+    server.bindAsync(listen, credentials, (error, bound) => {
+      if (error === null) resolve(bound);
+      else reject(bindError(error, listen, key));
+    });
+  });
+  const { http2Servers } = server as unknown as Internals;
+  assert(http2Servers !== undefined, 'grpc-js no longer keeps its HTTP/2 servers where their sessions can be seen');
+  for (const http2Server of http2Servers.keys()) {
+    http2Server.on('session', (session: ServerHttp2Session) => {
+      if (!session.destroyed) session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
+    });
+  }
+  return `${listen.slice(0, listen.lastIndexOf(':'))}:${port}`;
+}
+
+function bindError(error: Error, listen: string, key: string): WarmpathError {
+  const text = errorText(error);
+  if (text.includes('EADDRINUSE')) {
+    return new WarmpathError('address_in_use', `${key}: ${listen} is already in use`, { cause: error });
+  }
+  return new WarmpathError('io_failed', `${key}: cannot listen on ${listen}: ${text}`, { cause: error });
+}

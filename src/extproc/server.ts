@@ -1,0 +1,278 @@
+/**
+ * The external processor as a long-lived part: listens, gives every stream its exchange, reports health, drains.
+ * What an answer says is exchange.ts; what gRPC needs under the hood is grpc-server.ts.
+ */
+import { ServerCredentials, type Server } from '@grpc/grpc-js';
+import type { Clock } from '../clock.ts';
+import type { Log } from '../log.ts';
+import type { EndpointPicker } from './endpoint-picker.ts';
+import type { ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
+import { bind, createGrpcServer } from './grpc-server.ts';
+import { createHealth, type ServingStatus } from './health.ts';
+import { immediateResponse } from './messages.ts';
+import type { RequestBodyMode } from './request-side.ts';
+import type { CreateUsageReader } from './response-side.ts';
+import { loadServices } from './services.ts';
+import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
+import { createReloadingTls, type ReloadingTls, type TlsFiles } from './tls.ts';
+
+export type { ExchangeOutcome, ExchangeResult } from './exchange.ts';
+export type { RequestBodyMode } from './request-side.ts';
+
+export type ExtProcLimits = {
+  /** Open streams in all; above it a request gets 503 before any work is done. */
+  readonly maxStreams: number;
+  /** Announced to Envoy, which opens a further connection when it is reached (its own default is 1,024). */
+  readonly maxStreamsPerConnection: number;
+  readonly maxMessagesPerStream: number;
+  /** Envoy's own limits are 100 headers and 60 KiB. */
+  readonly maxHeaders: number;
+  readonly maxHeaderBytes: number;
+};
+
+export const DEFAULT_EXTPROC_LIMITS: ExtProcLimits = {
+  maxStreams: 32_768,
+  maxStreamsPerConnection: 4_096,
+  maxMessagesPerStream: 1_000_000,
+  maxHeaders: 256,
+  maxHeaderBytes: 128 * 1024,
+};
+
+export type ExtProcServerOptions = {
+  /** `host:port` */
+  readonly grpcListen: string;
+  /** Plaintext health for probes, null for none. */
+  readonly healthListen: string | null;
+  readonly bodyMaxBytes: number;
+  readonly failureMode: FailureMode;
+  /** For Envoys before 1.34, which do not announce their body mode. */
+  readonly defaultBodyMode: RequestBodyMode;
+  /** Longest time from a complete request to its answer. */
+  readonly deadlineMs: number;
+  readonly destinationHeader: string;
+  readonly compatTargetPodHeader: boolean;
+  /** `ask` where Envoy's configuration cannot say SEND but allows overrides (Envoy Gateway). Default `as_configured`. */
+  readonly responseTrailers?: 'as_configured' | 'ask';
+  readonly tls?: TlsFiles | null;
+  readonly drainDelayMs: number;
+  readonly drainTimeoutMs: number;
+  readonly limits?: Partial<ExtProcLimits>;
+};
+
+export type ExtProcServerDeps = {
+  readonly picker: EndpointPicker;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly createUsageReader?: CreateUsageReader;
+  /** One call per ended stream. */
+  onStream(result: ExchangeResult): void;
+};
+
+export type ExtProcServer = {
+  /** Resolves with the addresses bound; rejects with a WarmpathError and nothing left listening. */
+  start(): Promise<{ grpcAddress: string; healthAddress: string | null }>;
+  /** What health reports; NOT_SERVING until told otherwise, and for good once stopping. */
+  setServing(serving: ServingStatus): void;
+  /** Drains and stops; idempotent, resolves when nothing of it runs any more. */
+  stop(): Promise<void>;
+  /** Streams open now. */
+  openStreams(): number;
+};
+
+/** Fault lines are written at most this often: a bug met by every request must not fill the disk. */
+const FAULT_LOG_EVERY_MS = 1_000;
+/** Time for the last statuses to reach the peers before connections are cut. */
+const FLUSH_MS = 250;
+const HEALTH_MAX_RECEIVE_BYTES = 64 * 1024;
+const HEALTH_MAX_STREAMS = 256;
+/** Room for headers and framing around a body, and for a body too large by less than its own size to get its 413. */
+const MESSAGE_MARGIN_BYTES = 1024 * 1024;
+
+export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcServerOptions): ExtProcServer {
+  const { log, clock } = deps;
+  const limits: ExtProcLimits = { ...DEFAULT_EXTPROC_LIMITS, ...options.limits };
+  const health = createHealth();
+  const streams = new Set<OpenStream>();
+  const exchangeOptions = exchangeOptionsOf(options, limits);
+  const onFault = limitedFaultLog(log, clock);
+  let servers: Server[] = [];
+  let tls: ReloadingTls | null = null;
+  let stopping: Promise<void> | null = null;
+  let onEmpty: (() => void) | null = null;
+
+  async function start(): Promise<{ grpcAddress: string; healthAddress: string | null }> {
+    const services = loadServices();
+    try {
+      tls = options.tls ? await createReloadingTls(options.tls, deps) : null;
+      const main = createGrpcServer({
+        maxReceiveBytes: 2 * options.bodyMaxBytes + MESSAGE_MARGIN_BYTES,
+        maxStreamsPerConnection: limits.maxStreamsPerConnection,
+      });
+      servers.push(main);
+      main.addService(services.externalProcessor, { Process: process });
+      main.addService(services.health, health.handlers);
+      const grpcAddress = await bind(
+        main,
+        options.grpcListen,
+        tls?.credentials ?? ServerCredentials.createInsecure(),
+        'server.grpcListen',
+      );
+      let healthAddress: string | null = null;
+      if (options.healthListen !== null) {
+        const probes = createGrpcServer({
+          maxReceiveBytes: HEALTH_MAX_RECEIVE_BYTES,
+          maxStreamsPerConnection: HEALTH_MAX_STREAMS,
+        });
+        servers.push(probes);
+        probes.addService(services.health, health.handlers);
+        healthAddress = await bind(
+          probes,
+          options.healthListen,
+          ServerCredentials.createInsecure(),
+          'server.healthListen',
+        );
+      }
+      log.info('ext_proc listening', { grpc: grpcAddress, health: healthAddress, tls: tls !== null });
+      return { grpcAddress, healthAddress };
+    } catch (error) {
+      shutServers();
+      throw error;
+    }
+  }
+
+  function process(call: ProcessCall): void {
+    if (streams.size >= limits.maxStreams) return turnAway(call);
+    const stream: OpenStream = serveStream(
+      call,
+      {
+        picker: deps.picker,
+        clock,
+        createUsageReader: deps.createUsageReader ?? noUsage,
+        onFault,
+        onEnd(result) {
+          streams.delete(stream);
+          if (streams.size === 0) onEmpty?.();
+          deps.onStream(result);
+        },
+      },
+      exchangeOptions,
+    );
+    streams.add(stream);
+    if (stopping !== null) stream.drain();
+  }
+
+  /** Before any work is done: not even the first message is decoded into an exchange. */
+  function turnAway(call: ProcessCall): void {
+    call.resume();
+    call.write(immediateResponse(TOO_MANY_STREAMS));
+    call.end();
+    deps.onStream(TURNED_AWAY);
+  }
+
+  async function stop(): Promise<void> {
+    health.setServing('NOT_SERVING');
+    if (servers.length > 0) {
+      // Data planes learn it from their health checks and go elsewhere; until then we still serve.
+      await wait(options.drainDelayMs);
+      // The health port answers to the end: a closed one would look like a dead process.
+      const closed = new Promise<void>((done) => servers[0]?.tryShutdown(() => done()));
+      for (const stream of [...streams]) stream.drain();
+      await emptyOr(options.drainTimeoutMs);
+      const nExpired = streams.size;
+      for (const stream of [...streams]) stream.expire();
+      health.endWatches();
+      await Promise.race([closed, wait(FLUSH_MS)]);
+      log.info('ext_proc stopped', { expiredStreams: nExpired });
+    }
+    shutServers();
+  }
+
+  function emptyOr(timeoutMs: number): Promise<void> {
+    if (streams.size === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = clock.after(timeoutMs, resolve);
+      onEmpty = () => {
+        timer.cancel();
+        resolve();
+      };
+    });
+  }
+
+  function wait(delayMs: number): Promise<void> {
+    return new Promise((resolve) => void clock.after(delayMs, resolve));
+  }
+
+  function shutServers(): void {
+    for (const server of servers) server.forceShutdown();
+    servers = [];
+    tls?.stop();
+    tls = null;
+  }
+
+  return {
+    start,
+    setServing(serving) {
+      if (stopping === null) health.setServing(serving);
+    },
+    stop: () => (stopping ??= stop()),
+    openStreams: () => streams.size,
+  };
+}
+
+function exchangeOptionsOf(options: ExtProcServerOptions, limits: ExtProcLimits): ExchangeOptions {
+  return {
+    bodyMaxBytes: options.bodyMaxBytes,
+    failureMode: options.failureMode,
+    defaultBodyMode: options.defaultBodyMode,
+    deadlineMs: options.deadlineMs,
+    destinationHeader: options.destinationHeader.toLowerCase(),
+    targetPodHeader: options.compatTargetPodHeader ? 'set' : 'off',
+    responseTrailers: options.responseTrailers ?? 'as_configured',
+    maxHeaders: limits.maxHeaders,
+    maxHeaderBytes: limits.maxHeaderBytes,
+    maxMessages: limits.maxMessagesPerStream,
+  };
+}
+
+function limitedFaultLog(log: Log, clock: Clock): (what: string, error: string) => void {
+  let lastMs = -Infinity;
+  let nSuppressed = 0;
+  return (what, error) => {
+    const nowMs = clock.nowMs();
+    if (nowMs - lastMs < FAULT_LOG_EVERY_MS) {
+      nSuppressed += 1;
+      return;
+    }
+    lastMs = nowMs;
+    log.error(what, { error, suppressed: nSuppressed });
+    nSuppressed = 0;
+  };
+}
+
+const noUsage: CreateUsageReader = () => ({ push: () => undefined, result: () => null });
+
+const TOO_MANY_STREAMS = {
+  kind: 'error',
+  status: 503,
+  type: 'service_unavailable_error',
+  code: null,
+  param: null,
+  message: 'too many requests at once, try again',
+  reason: 'too_many_streams',
+  retryAfterSeconds: 1,
+} as const;
+
+const TURNED_AWAY: ExchangeResult = {
+  outcome: 'error',
+  reason: 'too_many_streams',
+  ending: 'refused',
+  mode: 'unknown',
+  endpoint: null,
+  served: null,
+  usage: null,
+  completion: 'stream',
+  requestBodyBytes: 0,
+  decisionMs: null,
+  heldMs: null,
+  requestId: null,
+};

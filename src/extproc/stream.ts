@@ -1,0 +1,98 @@
+/**
+ * Joins one gRPC stream to one exchange: decoded messages in, answers out, endings both ways. Holds the one rule the
+ * exchange cannot: nothing thrown here or in the picker reaches another stream.
+ */
+import { status as grpcStatus, type ServerDuplexStream } from '@grpc/grpc-js';
+import type { Clock } from '../clock.ts';
+import { errorText } from '../errors.ts';
+import type { EndpointPicker } from './endpoint-picker.ts';
+import { createExchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
+import { readMessage, type ProcessingResponse, type RawProcessingRequest } from './messages.ts';
+import type { CreateUsageReader } from './response-side.ts';
+
+export type ProcessCall = ServerDuplexStream<RawProcessingRequest, ProcessingResponse>;
+
+export type StreamDeps = {
+  readonly picker: EndpointPicker;
+  readonly clock: Clock;
+  readonly createUsageReader: CreateUsageReader;
+  /** A bug, in this room or in the picker; never what a client sent. */
+  onFault(what: 'picker failed' | 'stream handler failed', error: string): void;
+  /** Called once, when nothing of the stream is left. */
+  onEnd(result: ExchangeResult): void;
+};
+
+export type OpenStream = {
+  /** See Exchange.drain and Exchange.expire. */
+  drain(): void;
+  expire(): void;
+};
+
+export function serveStream(call: ProcessCall, deps: StreamDeps, options: ExchangeOptions): OpenStream {
+  let writable = true;
+
+  const exchange = createExchange(options, deps.clock, deps.createUsageReader, {
+    send(response) {
+      if (!writable || call.write(response) || call.readableFlowing !== true) return;
+      // Envoy does not take what it asked for: read no more of it until it does.
+      call.pause();
+      call.once('drain', () => call.resume());
+    },
+    pick: (request, signal) => {
+      let decision;
+      try {
+        decision = deps.picker.pick(request, signal);
+      } catch (error) {
+        return pickFailed(error);
+      }
+      decision.then(guarded(exchange.decided), pickFailed);
+    },
+    end() {
+      writable = false;
+      call.end();
+    },
+    fail(code, details) {
+      writable = false;
+      // `destroy` would send no status at all, and Envoy would wait for its timeout.
+      call.emit('error', { code: grpcStatus[code], details });
+    },
+    finished(result) {
+      writable = false;
+      deps.onEnd(result);
+    },
+  });
+
+  const pickFailed = (error: unknown): void => {
+    if (!writable) return;
+    deps.onFault('picker failed', errorText(error));
+    guarded(exchange.pickFailed)();
+  };
+
+  function guarded<A extends unknown[]>(step: (...args: A) => void): (...args: A) => void {
+    return (...args) => {
+      try {
+        step(...args);
+      } catch (error) {
+        deps.onFault('stream handler failed', errorText(error));
+        try {
+          exchange.fault();
+        } catch (again) {
+          deps.onFault('stream handler failed', errorText(again));
+          writable = false;
+          call.emit('error', { code: grpcStatus.INTERNAL, details: 'a message could not be handled' });
+        }
+      }
+    };
+  }
+
+  call.on(
+    'data',
+    guarded((raw: RawProcessingRequest) => exchange.message(readMessage(raw))),
+  );
+  call.on('end', guarded(exchange.halfClosed));
+  // Envoy ends most streams by a reset; grpc-js then emits any of these, in an order that depends on the moment.
+  call.on('cancelled', guarded(exchange.cancelled));
+  call.on('close', guarded(exchange.cancelled));
+
+  return { drain: guarded(exchange.drain), expire: guarded(exchange.expire) };
+}

@@ -1,0 +1,125 @@
+/**
+ * TLS for the gRPC port: certificates read from files, read again when the files change. A new certificate that cannot be
+ * used keeps the old one and says so. Client certificates are required where a client CA is configured.
+ */
+import { readFile } from 'node:fs/promises';
+import { createSecureContext } from 'node:tls';
+import { experimental, type ServerCredentials } from '@grpc/grpc-js';
+import type { Clock, Timer } from '../clock.ts';
+import { errorText, WarmpathError } from '../errors.ts';
+import type { Log } from '../log.ts';
+
+export type TlsFiles = {
+  readonly certFile: string;
+  readonly keyFile: string;
+  /** CA clients must come from: mutual TLS. */
+  readonly clientCaFile: string | null;
+};
+
+export type ReloadingTls = {
+  readonly credentials: ServerCredentials;
+  stop(): void;
+};
+
+type Material = { readonly cert: Buffer; readonly key: Buffer; readonly clientCa: Buffer | null };
+type Provider = Parameters<typeof experimental.createCertificateProviderServerCredentials>[0];
+type Listener<T> = (update: T | null) => void;
+
+/** Files are compared by content: Kubernetes swaps a symbolic link, which no file watch survives reliably. */
+const RELOAD_EVERY_MS = 10_000;
+
+/** Rejects when the first reading fails: a server without its certificate must not start. */
+export async function createReloadingTls(
+  files: TlsFiles,
+  deps: { log: Log; clock: Clock },
+  reloadEveryMs: number = RELOAD_EVERY_MS,
+): Promise<ReloadingTls> {
+  let current = await readMaterial(files);
+  let timer: Timer | null = null;
+  let stopped = false;
+  let complained = '';
+  const identity = new Set<Listener<{ certificate: Buffer; privateKey: Buffer }>>();
+  const ca = new Set<Listener<{ caCertificate: Buffer }>>();
+
+  // Handed over one microtask after subscription: grpc-js subscribes before it is able to take an update.
+  const provider: Provider = {
+    addIdentityCertificateListener(listener) {
+      identity.add(listener);
+      queueMicrotask(() => listener({ certificate: current.cert, privateKey: current.key }));
+    },
+    removeIdentityCertificateListener: (listener) => void identity.delete(listener),
+    addCaCertificateListener(listener) {
+      ca.add(listener);
+      queueMicrotask(() => listener({ caCertificate: current.clientCa ?? Buffer.alloc(0) }));
+    },
+    removeCaCertificateListener: (listener) => void ca.delete(listener),
+  };
+
+  async function reload(): Promise<void> {
+    try {
+      const next = await readMaterial(files);
+      complained = '';
+      if (stopped || sameMaterial(next, current)) return;
+      current = next;
+      for (const listener of ca) listener({ caCertificate: next.clientCa ?? Buffer.alloc(0) });
+      for (const listener of identity) listener({ certificate: next.cert, privateKey: next.key });
+      deps.log.info('tls certificate reloaded', { certFile: files.certFile });
+    } catch (error) {
+      const text = errorText(error);
+      if (text !== complained) deps.log.warn('tls certificate not reloaded, the old one stays', { error: text });
+      complained = text;
+    }
+  }
+
+  function schedule(): void {
+    timer = deps.clock.after(reloadEveryMs, () => {
+      void reload().then(() => {
+        if (!stopped) schedule();
+      });
+    });
+  }
+
+  schedule();
+  return {
+    credentials: experimental.createCertificateProviderServerCredentials(
+      // Null asks for no client certificate; the type leaves that out.
+      files.clientCaFile === null ? (null as unknown as Provider) : provider,
+      provider,
+      files.clientCaFile !== null,
+    ),
+    stop() {
+      stopped = true;
+      timer?.cancel();
+    },
+  };
+}
+
+/** Reads and proves: a key that does not fit its certificate is refused here and not at the next handshake. */
+async function readMaterial(files: TlsFiles): Promise<Material> {
+  const cert = await readPem(files.certFile, 'server.tls.certFile');
+  const key = await readPem(files.keyFile, 'server.tls.keyFile');
+  const clientCa = files.clientCaFile === null ? null : await readPem(files.clientCaFile, 'server.tls.clientCaFile');
+  try {
+    createSecureContext({ cert, key, ca: clientCa ?? undefined, minVersion: 'TLSv1.2' });
+  } catch (error) {
+    throw new WarmpathError(
+      'io_failed',
+      `TLS files do not fit together: ${files.certFile}, ${files.keyFile}: ${errorText(error)}`,
+      { cause: error },
+    );
+  }
+  return { cert, key, clientCa };
+}
+
+async function readPem(path: string, key: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (error) {
+    throw new WarmpathError('io_failed', `${key}: cannot read ${path}: ${errorText(error)}`, { cause: error });
+  }
+}
+
+function sameMaterial(a: Material, b: Material): boolean {
+  const sameCa = a.clientCa === null ? b.clientCa === null : b.clientCa !== null && a.clientCa.equals(b.clientCa);
+  return sameCa && a.cert.equals(b.cert) && a.key.equals(b.key);
+}
