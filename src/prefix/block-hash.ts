@@ -1,0 +1,293 @@
+/**
+ * Own keys of prompt blocks: a seeded, chained 64-bit hash, the only place that knows how it is computed.
+ * An engine's hashes never enter it, so no hash algorithm, seed or version of an engine matters; equal keys mean equal
+ * tokens, model, adapter, block size and extra keys from the start of the prompt on, up to a 64-bit collision.
+ *
+ * Definition. Tokens are taken in pieces of 16 (the last piece of a block padded with zeros). A piece gives two sums
+ *   S1 = Σ token[i] · key[i] mod 2^64    S2 = Σ token[i] · key[16 + i] mod 2^64    (keys: 32 bits each, secret)
+ * For two different pieces each sum is equal with probability ≤ 2^-32, whoever chose the tokens. S1 and S2 are then
+ * absorbed into the 64-bit state by xor, each followed by a bijective round of 32-bit operations; the state after the
+ * last piece of a block is the block's key. Extra keys of a block are absorbed the same way before its tokens.
+ *
+ * The sums below use doubles with 16-bit halves of the keys: 16 · 2^32 · 2^16 = 2^52, so they are exact.
+ */
+import { randomFillSync } from 'node:crypto';
+import type { ExtraKey, MultimodalFeature } from '../tokenizer/tokenizer.ts';
+
+/** 8 random words. Replicas that exchange snapshots share one. */
+export type HashSeed = Uint32Array;
+/** Key before the first block of a chain: [hi, lo]. */
+export type RootHash = readonly [hi: number, lo: number] & { readonly brand: 'RootHash' };
+/** Keys of full blocks, 2 words [hi, lo] each. */
+export type BlockHashes = Uint32Array & { readonly brand: 'BlockHashes' };
+/** One entry per block; null where a block has none. */
+export type BlockExtraKeys = readonly (readonly ExtraKey[] | null)[];
+
+export type BlockHasher = {
+  /** @param adapter LoRA name, null for the base model */
+  root(model: string, adapter: string | null, blockSizeTokens: number): RootHash;
+  /**
+   * Chained key of every full block; a trailing partial block is dropped.
+   * @param extraKeys canonical keys (see `canonicalExtraKeys`), entry i belongs to block i
+   * @returns 2·⌊n / blockSizeTokens⌋ words
+   */
+  blocks(
+    tokenIds: Uint32Array,
+    root: RootHash,
+    blockSizeTokens: number,
+    extraKeys?: BlockExtraKeys | null,
+  ): BlockHashes;
+  /**
+   * The same for blocks that continue after any key, into memory of the caller.
+   * @param out receives 2·nBlocks words
+   */
+  continueBlocks(
+    parentHi: number,
+    parentLo: number,
+    tokenIds: Uint32Array,
+    nBlocks: number,
+    blockSizeTokens: number,
+    extraKeys: BlockExtraKeys | null,
+    out: Uint32Array,
+  ): void;
+};
+
+export const HASH_SEED_WORDS = 8;
+const PIECE = 16;
+const TAG_ROOT = 1;
+const TAG_EXTRA_KEYS = 2;
+const KEY_IS_STRING = 1;
+const KEY_IS_PAIR = 2;
+
+/** @param random fills the words; the system's random source unless a test needs repeatable keys */
+export function createHashSeed(random: (words: Uint32Array) => void = randomFillSync): HashSeed {
+  const seed = new Uint32Array(HASH_SEED_WORDS);
+  random(seed);
+  return seed;
+}
+
+export function createBlockHasher(seed: HashSeed): BlockHasher {
+  if (seed.length !== HASH_SEED_WORDS) {
+    throw new RangeError(`a hash seed has ${HASH_SEED_WORDS} words, got ${seed.length}`);
+  }
+  const keys = expandSeed(seed);
+  const halves = splitKeys(keys);
+  const state = new Uint32Array(2);
+  const piece = new Uint32Array(PIECE);
+
+  const continueBlocks: BlockHasher['continueBlocks'] = (hi, lo, tokenIds, nBlocks, blockSize, extraKeys, out) => {
+    if (nBlocks * blockSize > tokenIds.length || nBlocks * 2 > out.length) {
+      throw new RangeError(
+        `${nBlocks} blocks of ${blockSize} tokens do not fit: ${tokenIds.length} tokens, ${out.length} words`,
+      );
+    }
+    state[0] = hi;
+    state[1] = lo;
+    if (extraKeys === null && blockSize % PIECE === 0) {
+      hashPieces(halves, tokenIds, 0, nBlocks, blockSize / PIECE, state, out);
+      return;
+    }
+    for (let block = 0; block < nBlocks; block++) {
+      const ofBlock = extraKeys?.[block];
+      if (ofBlock !== null && ofBlock !== undefined && ofBlock.length > 0) absorbExtraKeys(ofBlock);
+      hashBlock(tokenIds, block * blockSize, blockSize);
+      out[2 * block] = state[0]!;
+      out[2 * block + 1] = state[1]!;
+    }
+  };
+
+  function hashBlock(tokenIds: Uint32Array, start: number, nTokens: number): void {
+    const nWhole = Math.floor(nTokens / PIECE);
+    hashPieces(halves, tokenIds, start, 1, nWhole, state, state);
+    const nRest = nTokens - nWhole * PIECE;
+    if (nRest === 0) return;
+    piece.fill(0);
+    for (let i = 0; i < nRest; i++) piece[i] = tokenIds[start + nWhole * PIECE + i]!;
+    hashPieces(halves, piece, 0, 1, 1, state, state);
+  }
+
+  /** Digest of a word list that carries its own lengths, started from secret words. */
+  function digest(words: readonly number[]): readonly [number, number] {
+    const hi = state[0]!;
+    const lo = state[1]!;
+    state[0] = keys[2 * PIECE]!;
+    state[1] = keys[2 * PIECE + 1]!;
+    hashBlock(Uint32Array.from(words), 0, words.length);
+    const result = [state[0]!, state[1]!] as const;
+    state[0] = hi;
+    state[1] = lo;
+    return result;
+  }
+
+  function absorbExtraKeys(extraKeys: readonly ExtraKey[]): void {
+    const words = [TAG_EXTRA_KEYS, extraKeys.length];
+    for (const key of extraKeys) {
+      if (typeof key === 'string') {
+        words.push(KEY_IS_STRING);
+        pushText(words, key);
+      } else {
+        words.push(KEY_IS_PAIR, key[1] >>> 0);
+        pushText(words, key[0]);
+      }
+    }
+    const [hi, lo] = digest(words);
+    state[0]! ^= hi;
+    state[1]! ^= lo;
+    // An empty piece adds nothing but its rounds: it separates extra keys from the tokens that follow.
+    piece.fill(0);
+    hashPieces(halves, piece, 0, 1, 1, state, state);
+  }
+
+  return {
+    root(model, adapter, blockSizeTokens) {
+      const words = [TAG_ROOT, blockSizeTokens];
+      pushText(words, model);
+      words.push(adapter === null ? 0 : 1);
+      if (adapter !== null) pushText(words, adapter);
+      return digest(words) as RootHash;
+    },
+    blocks(tokenIds, root, blockSizeTokens, extraKeys = null) {
+      const nBlocks = Math.floor(tokenIds.length / blockSizeTokens);
+      const out = new Uint32Array(2 * nBlocks);
+      continueBlocks(root[0], root[1], tokenIds, nBlocks, blockSizeTokens, extraKeys, out);
+      return out as BlockHashes;
+    },
+    continueBlocks,
+  };
+}
+
+/**
+ * The form in which both sides hash an event's extra keys: the LoRA name, which vLLM repeats at the head of every
+ * block's entry, is taken off (the root already holds it), empty entries are null, and null stands for "none at all".
+ * Multimodal keys stay as reported: [identifier, offset in block], or the bare identifier of versions that have no
+ * offset yet. A request always has offsets, so it never matches bare identifiers: a miss, never a wrong promise.
+ */
+export function canonicalExtraKeys(
+  extraKeys: BlockExtraKeys | null | undefined,
+  loraName: string | null,
+): BlockExtraKeys | null {
+  if (extraKeys === null || extraKeys === undefined) return null;
+  let nKeys = 0;
+  for (const ofBlock of extraKeys) nKeys += ofBlock === null ? 0 : ofBlock.length - leadsWith(ofBlock, loraName);
+  if (nKeys === 0) return null;
+  return extraKeys.map((ofBlock) => {
+    if (ofBlock === null) return null;
+    const own = ofBlock.slice(leadsWith(ofBlock, loraName));
+    return own.length === 0 ? null : own;
+  });
+}
+
+/**
+ * The same form for a request: multimodal items that overlap a block in order of their position, each with its start
+ * relative to the block (negative where it began earlier), then in the first block the salt.
+ * @param features ordered by offset
+ */
+export function requestExtraKeys(
+  cacheSalt: string | null,
+  features: readonly MultimodalFeature[],
+  blockSizeTokens: number,
+  nBlocks: number,
+): BlockExtraKeys | null {
+  if (nBlocks === 0 || (cacheSalt === null && features.length === 0)) return null;
+  const keys: (ExtraKey[] | null)[] = new Array<ExtraKey[] | null>(nBlocks).fill(null);
+  for (const { identifier, offset, length } of features) {
+    const last = Math.min(nBlocks - 1, Math.floor((offset + length - 1) / blockSizeTokens));
+    for (let block = Math.floor(offset / blockSizeTokens); block <= last; block++) {
+      (keys[block] ??= []).push([identifier, offset - block * blockSizeTokens]);
+    }
+  }
+  if (cacheSalt !== null) (keys[0] ??= []).push(cacheSalt);
+  return keys.every((ofBlock) => ofBlock === null) ? null : keys;
+}
+
+function leadsWith(ofBlock: readonly ExtraKey[], loraName: string | null): 0 | 1 {
+  return loraName !== null && ofBlock[0] === loraName ? 1 : 0;
+}
+
+function pushText(words: number[], text: string): void {
+  words.push(text.length);
+  for (let i = 0; i < text.length; i++) words.push(text.charCodeAt(i));
+}
+
+/** 2 · 16 piece keys and the two words every digest starts from, each depending on the whole seed. */
+function expandSeed(seed: HashSeed): Uint32Array {
+  const keys = new Uint32Array(2 * PIECE + 2);
+  const s = Uint32Array.from(seed);
+  for (let i = -16; i < keys.length; i++) {
+    // Each step mixes one word of the seed with its neighbours; the first 16 steps only spread the seed.
+    const at = i & 7;
+    let x = (s[at]! + Math.imul(s[(at + 1) & 7]!, 0x9e3779b1) + (s[(at + 5) & 7]! ^ (i + 17))) | 0;
+    x = Math.imul(x ^ (x >>> 16), 0x21f0aaad);
+    x = Math.imul(x ^ (x >>> 15), 0x735a2d97);
+    s[at] = x ^ (x >>> 15);
+    if (i >= 0) keys[i] = s[at]! ^ s[(at + 3) & 7]!;
+  }
+  return keys;
+}
+
+/** [low 16 bits of S1 keys, high of S1, low of S2, high of S2] · 16, as doubles. */
+function splitKeys(keys: Uint32Array): Float64Array {
+  const halves = new Float64Array(4 * PIECE);
+  for (let i = 0; i < PIECE; i++) {
+    halves[4 * i] = keys[i]! & 0xffff;
+    halves[4 * i + 1] = keys[i]! >>> 16;
+    halves[4 * i + 2] = keys[PIECE + i]! & 0xffff;
+    halves[4 * i + 3] = keys[PIECE + i]! >>> 16;
+  }
+  return halves;
+}
+
+/**
+ * The hot loop: `nBlocks` blocks of `nPieces` whole pieces from `start`, state in and out of `state`, keys to `out`.
+ */
+function hashPieces(
+  halves: Float64Array,
+  tokenIds: Uint32Array,
+  start: number,
+  nBlocks: number,
+  nPieces: number,
+  state: Uint32Array,
+  out: Uint32Array,
+): void {
+  let h = state[0]! | 0;
+  let l = state[1]! | 0;
+  let at = start;
+  for (let block = 0; block < nBlocks; block++) {
+    for (let p = 0; p < nPieces; p++) {
+      let a = 0;
+      let b = 0;
+      let c = 0;
+      let d = 0;
+      for (let i = 0; i < 4 * PIECE; i += 4) {
+        const token = tokenIds[at++]!;
+        a += token * halves[i]!;
+        b += token * halves[i + 1]!;
+        c += token * halves[i + 2]!;
+        d += token * halves[i + 3]!;
+      }
+      // S = a + b · 2^16 as two words; the carry shows as a low word smaller than one of its summands.
+      let low = a | 0;
+      let sum = (low + (b << 16)) | 0;
+      let carry = sum >>> 0 < low >>> 0 ? 1 : 0;
+      l ^= sum;
+      h ^= ((a * 2 ** -32) | 0) + ((b * 2 ** -16) | 0) + carry;
+      l = Math.imul(l ^ (l >>> 15), 0x2c1b3c6d);
+      h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+      l = (l + ((h << 11) | (h >>> 21))) | 0;
+      h ^= (l << 19) | (l >>> 13);
+      low = c | 0;
+      sum = (low + (d << 16)) | 0;
+      carry = sum >>> 0 < low >>> 0 ? 1 : 0;
+      l ^= sum;
+      h ^= ((c * 2 ** -32) | 0) + ((d * 2 ** -16) | 0) + carry;
+      l = Math.imul(l ^ (l >>> 15), 0x297a2d39);
+      h = Math.imul(h ^ (h >>> 16), 0xc2b2ae35);
+      l = (l + ((h << 13) | (h >>> 19))) | 0;
+      h ^= (l << 17) | (l >>> 15);
+    }
+    out[2 * block] = h;
+    out[2 * block + 1] = l;
+  }
+  state[0] = h;
+  state[1] = l;
+}
