@@ -53,6 +53,7 @@ export type EndpointStore = {
 export function createEndpointStore(): EndpointStore {
   const slotTaken = new Uint8Array(MAX_ENDPOINT_SLOTS);
   const listeners = new Set<(change: Change) => void>();
+  const unheard: Change[] = [];
   let byAddress: ReadonlyMap<string, Endpoint> = new Map();
   let view = createView([]);
   let wanted: readonly EndpointSpec[] = [];
@@ -82,7 +83,8 @@ export function createEndpointStore(): EndpointStore {
       }
       const before = byAddress.get(spec.address);
       if (before !== undefined) {
-        const restarted = before.incarnation !== spec.incarnation;
+        // Another model at an address is another process, whatever discovery knows of it.
+        const restarted = before.incarnation !== spec.incarnation || before.models[0] !== spec.models[0];
         const same = !restarted && isSameSpec(before, spec);
         const id = restarted ? nextId(spec.address) : before.id;
         const after = same ? before : { ...spec, id, slot: before.slot };
@@ -106,8 +108,21 @@ export function createEndpointStore(): EndpointStore {
     byAddress = next;
     view = createView([...next.values()]);
     const change: Change = { added, removed, changed, problems: [...problems, ...view.problems] };
-    if (added.length + removed.length + changed.length > 0) for (const listener of [...listeners]) listener(change);
+    if (added.length + removed.length + changed.length > 0) notify(change);
     return change;
+  }
+
+  /** A listener may free a slot and so cause the next change: everybody hears of changes in their order. */
+  function notify(change: Change): void {
+    unheard.push(change);
+    if (unheard.length > 1) return;
+    for (let next = unheard[0]; next !== undefined; next = unheard[0]) {
+      try {
+        for (const listener of [...listeners]) listener(next);
+      } finally {
+        unheard.shift();
+      }
+    }
   }
 
   return {
