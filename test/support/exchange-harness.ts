@@ -1,0 +1,135 @@
+/** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
+import type { Decision, PickError, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
+import {
+  createExchange,
+  type Exchange,
+  type ExchangeOptions,
+  type ExchangeResult,
+  type FailureCode,
+} from '../../src/extproc/exchange.ts';
+import { readMessage, type RawProcessingRequest } from '../../src/extproc/messages.ts';
+import type { CreateUsageReader } from '../../src/extproc/response-side.ts';
+import type { Usage } from '../../src/openai/usage.ts';
+import { createFakeClock, type FakeClock } from './fake-clock.ts';
+import {
+  decodeAnswer,
+  decodeRequest,
+  encodeRequest,
+  encodeResponse,
+  type Answer,
+  type WireRequest,
+} from './extproc-messages.ts';
+
+export const DEFAULT_EXCHANGE_OPTIONS: ExchangeOptions = {
+  bodyMaxBytes: 1024 * 1024,
+  failureMode: 'closed',
+  defaultBodyMode: 'BUFFERED',
+  deadlineMs: 100,
+  destinationHeader: 'x-gateway-destination-endpoint',
+  targetPodHeader: 'off',
+  responseTrailers: 'as_configured',
+  maxHeaders: 100,
+  maxHeaderBytes: 60 * 1024,
+  maxMessages: 10_000,
+};
+
+/** What became of a reservation. */
+export type Held = { firstBytes: number; usages: Usage[]; released: string[] };
+
+export type Harness = {
+  readonly exchange: Exchange;
+  readonly clock: FakeClock;
+  readonly answers: Answer[];
+  readonly picks: { request: PickRequest; signal: AbortSignal }[];
+  readonly results: ExchangeResult[];
+  /** Status 0, or the code it failed with; null while open. */
+  ended(): 'ok' | FailureCode | null;
+  /** Merges the parts into one message and feeds it. */
+  envoy(...parts: WireRequest[]): void;
+  /** Feeds a message as the decoder made it. */
+  decoded(raw: RawProcessingRequest): void;
+  /** Answers since the last call. */
+  take(): Answer[];
+  /** Routes to the endpoints; returns the reservation's fate. */
+  route(...endpoints: string[]): Held;
+};
+
+export function createHarness(
+  options: Partial<ExchangeOptions> = {},
+  createUsageReader: CreateUsageReader = () => ({ push: () => undefined, result: () => null }),
+): Harness {
+  const clock = createFakeClock();
+  const answers: Answer[] = [];
+  const picks: Harness['picks'] = [];
+  const results: ExchangeResult[] = [];
+  let ended: 'ok' | FailureCode | null = null;
+  let nTaken = 0;
+  const exchange = createExchange({ ...DEFAULT_EXCHANGE_OPTIONS, ...options }, clock, createUsageReader, {
+    send(response) {
+      if (ended !== null) throw new Error('an answer after the end of the stream');
+      answers.push(decodeAnswer(encodeResponse(response)));
+    },
+    pick: (request, signal) => void picks.push({ request, signal }),
+    end() {
+      if (ended !== null) throw new Error('the stream ended twice');
+      ended = 'ok';
+    },
+    fail(code) {
+      if (ended !== null) throw new Error('the stream ended twice');
+      ended = code;
+    },
+    finished: (result) => void results.push(result),
+  });
+  return {
+    exchange,
+    clock,
+    answers,
+    picks,
+    results,
+    ended: () => ended,
+    envoy: (...parts) => exchange.message(readMessage(decodeRequest(encodeRequest(Object.assign({}, ...parts))))),
+    decoded: (raw) => exchange.message(readMessage(raw)),
+    take() {
+      const taken = answers.slice(nTaken);
+      nTaken = answers.length;
+      return taken;
+    },
+    route(...endpoints) {
+      const held = createHeld();
+      exchange.decided({ kind: 'routed', endpoints, reservation: held.reservation });
+      return held.fate;
+    },
+  };
+}
+
+export function createHeld(): { fate: Held; reservation: Reservation } {
+  const fate: Held = { firstBytes: 0, usages: [], released: [] };
+  return {
+    fate,
+    reservation: {
+      firstByte: () => void (fate.firstBytes += 1),
+      observe: (usage) => void fate.usages.push(usage),
+      release: (outcome) => void fate.released.push(outcome),
+    },
+  };
+}
+
+export function aPickError(more: Partial<PickError> = {}): PickError {
+  return {
+    kind: 'error',
+    status: 503,
+    type: 'service_unavailable_error',
+    code: null,
+    param: null,
+    message: 'no endpoint is ready',
+    reason: 'no_endpoint',
+    retryAfterSeconds: null,
+    ...more,
+  };
+}
+
+export const aRouted = (...endpoints: string[]): Decision => ({
+  kind: 'routed',
+  endpoints,
+  reservation: createHeld().reservation,
+});
