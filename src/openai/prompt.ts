@@ -1,0 +1,111 @@
+/** The four forms of a completions prompt: a string, a list of strings, a list of token ids, a list of lists of token ids. */
+import { kindText, textOfString, type ByteRange, type JsonScanner } from './json-scan.ts';
+import { readTokenIds } from './token-ids.ts';
+
+export type PromptReading =
+  | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly ranges: readonly ByteRange[] }
+  | { readonly kind: 'tokens'; readonly tokenIds: readonly Uint32Array[] }
+  /** Null, or cut before anything of it was complete. */
+  | { readonly kind: 'absent' }
+  /** JSON, but no prompt. */
+  | { readonly kind: 'wrong'; readonly message: string };
+
+const FORMS = 'a string, a list of strings, a list of token ids or a list of lists of token ids';
+
+/**
+ * Consumes one value, whatever it is; `scanner.problem` is set when it is not JSON or ends too early, and then `tokens` holds
+ * the ids complete before that place.
+ */
+export function readPrompt(scanner: JsonScanner): PromptReading {
+  const kind = scanner.peekKind();
+  const start = scanner.pos;
+  if (kind === 'string') return readTexts(scanner, 'one');
+  if (kind === 'null') {
+    scanner.skipValue();
+    return { kind: 'absent' };
+  }
+  if (kind !== 'array')
+    return wrong(scanner, start, `\`prompt\` must be ${FORMS}, got ${kindText(kind)} at byte ${start}`);
+  scanner.pos = start + 1;
+  const first = scanner.peekKind();
+  scanner.pos = start;
+  if (first === 'string') return readTexts(scanner, 'list');
+  if (first === 'number') return readOneList(scanner);
+  if (first === 'array') return readLists(scanner);
+  const got = first === null ? 'an empty list' : `a list that begins with ${kindText(first)}`;
+  return wrong(scanner, start, `\`prompt\` must be ${FORMS}, got ${got} at byte ${start}`);
+}
+
+function readTexts(scanner: JsonScanner, form: 'one' | 'list'): PromptReading {
+  const ranges: ByteRange[] = [];
+  const { bytes, pos: from } = scanner;
+  const readOne = (): boolean => {
+    const start = scanner.pos;
+    if (!scanner.skipString()) return false;
+    ranges.push({ start, end: scanner.pos });
+    return true;
+  };
+  let message: string | null = null;
+  const readElement = (index: number): boolean => {
+    const kind = scanner.peekKind();
+    if (kind === 'string' || kind === null) return readOne();
+    message = `\`prompt[${index}]\` must be a string as \`prompt[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
+    return false;
+  };
+  const complete = form === 'one' ? readOne() : scanner.array(readElement);
+  if (message !== null) return wrong(scanner, from, message);
+  return complete ? texts(bytes, ranges) : { kind: 'absent' };
+}
+
+/** Decoded when somebody asks: routing needs the bytes, and 200 KB of text cost more to decode than to scan. */
+function texts(bytes: Uint8Array, ranges: readonly ByteRange[]): PromptReading {
+  let decoded: readonly string[] | null = null;
+  return {
+    kind: 'texts',
+    ranges,
+    get texts() {
+      return (decoded ??= ranges.map((range) => textOfString(bytes, range)));
+    },
+  };
+}
+
+function readOneList(scanner: JsonScanner): PromptReading {
+  const from = scanner.pos;
+  const result = readTokenIds(scanner);
+  if (result.kind !== 'not_ids') return { kind: 'tokens', tokenIds: [result.tokenIds] };
+  return wrong(scanner, from, notAnId(`prompt[${result.index}]`, result));
+}
+
+function readLists(scanner: JsonScanner): PromptReading {
+  const from = scanner.pos;
+  const tokenIds: Uint32Array[] = [];
+  let message: string | null = null;
+  scanner.array((index) => {
+    const kind = scanner.peekKind();
+    if (kind !== 'array') {
+      if (kind === null) return scanner.skipValue();
+      message = `\`prompt[${index}]\` must be a list of token ids as \`prompt[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
+      return false;
+    }
+    const result = readTokenIds(scanner);
+    if (result.kind === 'not_ids') {
+      message = notAnId(`prompt[${index}][${result.index}]`, result);
+      return false;
+    }
+    tokenIds.push(result.tokenIds);
+    return result.kind === 'ids';
+  });
+  return message === null ? { kind: 'tokens', tokenIds } : wrong(scanner, from, message);
+}
+
+function notAnId(place: string, { got, position }: { readonly got: string; readonly position: number }): string {
+  return `\`${place}\` must be an integer from 0 to 4294967295, got ${got} at byte ${position}`;
+}
+
+/** Not a prompt, but the rest of the body may still show that it is not JSON, or a second `prompt`. */
+function wrong(scanner: JsonScanner, start: number, message: string): PromptReading {
+  scanner.pos = start;
+  scanner.problem = null;
+  scanner.skipValue();
+  return { kind: 'wrong', message };
+}
