@@ -59,7 +59,10 @@ export async function sendChat(
         bodyTimeout: SILENCE_TIMEOUT_MS,
       });
       if (response.statusCode !== 200) {
-        return { kind: 'failed', reason: `status ${response.statusCode}: ${(await response.body.text()).slice(0, 200)}` };
+        return {
+          kind: 'failed',
+          reason: `status ${response.statusCode}: ${(await response.body.text()).slice(0, 200)}`,
+        };
       }
       return await readAnswer(response.body, startMs);
     } finally {

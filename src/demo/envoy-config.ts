@@ -9,18 +9,22 @@ export type EnvoyTemplate = 'buffered' | 'full-duplex' | 'headers-only';
 
 export type EnvoyConfigOptions = {
   readonly template: EnvoyTemplate;
-  /** `ip:port` Envoy reaches Warmpath at. */
-  readonly extProcAddress: string;
   /** `ip:port` of every member of the pods cluster. */
   readonly pods: readonly string[];
-  /** 'no': the same listener without Warmpath, pods in Envoy's own round robin: the baseline. */
-  readonly withExtProc: 'yes' | 'no';
   /** 0 (default) picks a free port, here and below. */
   readonly listenPort?: number;
   readonly adminPort?: number;
   /** Overrides what the file says, for modes that have no file of their own. */
   readonly requestBodyMode?: 'BUFFERED' | 'BUFFERED_PARTIAL';
-};
+} & (
+  | {
+      readonly withExtProc: 'yes';
+      /** `ip:port` Envoy reaches Warmpath at. */
+      readonly extProcAddress: string;
+    }
+  /** The same listener without Warmpath, pods in Envoy's own round robin: the baseline. */
+  | { readonly withExtProc: 'no' }
+);
 
 /** An Envoy bootstrap as plain data; JSON of it is a valid configuration file. */
 export type EnvoyBootstrap = { readonly [key: string]: unknown };

@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 import { errorText, WarmpathError } from '../errors.ts';
 import { silentLog, type Log } from '../log.ts';
 import type { EnvoyBootstrap } from './envoy-config.ts';
+import { eachLine, keepLast } from './lines.ts';
 
 export type EnvoyProcess = {
   /** `ip:port` of the first listener. */
@@ -97,9 +98,9 @@ function launch(configPath: string, adminPath: string, { binary, log = silentLog
   const accessLog: string[] = [];
   const said: string[] = [];
   let ended: string | null = null;
-  eachLine(child.stdout, (line) => keep(accessLog, line, KEPT_LINES));
+  eachLine(child.stdout, (line) => keepLast(accessLog, line, KEPT_LINES));
   eachLine(child.stderr, (line) => {
-    keep(said, line, SAID_LINES);
+    keepLast(said, line, SAID_LINES);
     log.warn('envoy says', { line });
   });
   const killWithUs = (): void => void child.kill('SIGKILL');
@@ -165,19 +166,4 @@ async function readStats(adminAddress: string, filter: string): Promise<Readonly
     if (name !== undefined && typeof value === 'number') numbers.set(name, value);
   }
   return numbers;
-}
-
-function eachLine(stream: NodeJS.ReadableStream, onLine: (line: string) => void): void {
-  let rest = '';
-  stream.setEncoding('utf8');
-  stream.on('data', (text: string) => {
-    const lines = (rest + text).split('\n');
-    rest = lines.pop()!;
-    for (const line of lines) if (line !== '') onLine(line);
-  });
-}
-
-function keep(lines: string[], line: string, limit: number): void {
-  lines.push(line);
-  if (lines.length > limit) lines.splice(0, lines.length - limit);
 }

@@ -17,7 +17,11 @@ export type TrafficOptions = {
 };
 
 /** Rejects with the signal's reason when it aborts; failures of requests are part of the result. */
-export async function runTraffic(workload: Workload, gateway: Gateway, options: TrafficOptions): Promise<TrafficResult> {
+export async function runTraffic(
+  workload: Workload,
+  gateway: Gateway,
+  options: TrafficOptions,
+): Promise<TrafficResult> {
   const { signal } = options;
   // HTTP/1.1 as most OpenAI clients speak it; connections are opened as needed and kept.
   const agent = new Agent({ pipelining: 1, connections: null });

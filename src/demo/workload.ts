@@ -73,6 +73,20 @@ export function createWorkload(options: WorkloadOptions): Workload {
   return { model: options.model, conversations, nRequests };
 }
 
+/** The chats as far as they are known beforehand, each turn when it is due, with answers of the right length. */
+export function plannedChats({ conversations }: Workload): SentChat[] {
+  const chats = conversations.flatMap(({ systemPrompt, turns }) => {
+    const messages: Message[] = [{ role: 'system', content: systemPrompt }];
+    return turns.map(({ atMs, text, answerTokens }) => {
+      messages.push({ role: 'user', content: text });
+      const chat = { atMs, messages: [...messages], answer: 'bab' + ' bab'.repeat(answerTokens - 1) };
+      messages.push({ role: 'assistant', content: chat.answer });
+      return chat;
+    });
+  });
+  return chats.sort((a, b) => a.atMs - b.atMs);
+}
+
 /**
  * The best any routing could do: every block that was computed once, anywhere, is found again for ever. Counted as
  * engines count: whole blocks, and the last token of a prompt is always computed.
