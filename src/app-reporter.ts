@@ -1,0 +1,200 @@
+/**
+ * Turns what the parts hand out (decisions, ends, counters) into metrics, the decision log and the endpoint view of the
+ * API. Only counts and names pass through here: no prompt, token id or answer.
+ */
+import type { DecisionLog } from './admin/decision-log.ts';
+import type { DecisionRecord, EndpointKnowledge, EndRecord } from './endpoint-picker.ts';
+import type { EndpointStore } from './endpoints/endpoint-store.ts';
+import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
+import type { PickError } from './extproc/endpoint-picker.ts';
+import type { ExchangeResult } from './extproc/server.ts';
+import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
+import type { KvEventCounters } from './kvevents/ingest.ts';
+import type { InFlight } from './load/in-flight.ts';
+import type { Metrics, RequestOutcome } from './metrics.ts';
+import { OTHER } from './metrics.ts';
+import type { PrefixIndexReader } from './prefix/prefix-index.ts';
+import type { TokenizerCall } from './tokenizer/vllm-tokenizer.ts';
+
+export type ReporterDeps = {
+  readonly metrics: Metrics;
+  readonly decisions: DecisionLog;
+  readonly endpoints: EndpointStore;
+  readonly inFlight: InFlight;
+  readonly index: PrefixIndexReader;
+  readonly streamOf: (id: EndpointId) => StreamSummary | undefined;
+  readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
+  readonly unixMs: () => number;
+};
+
+export type Reporter = {
+  decision(record: DecisionRecord): void;
+  end(record: EndRecord): void;
+  stream(result: ExchangeResult): void;
+  kvEvents(delta: KvEventCounters): void;
+  tokenizerCall: TokenizerCall;
+  /** `GET /api/v1/endpoints`. */
+  endpointViews(): readonly object[];
+  writeGauges(): void;
+};
+
+type CachedTokens = { predicted: number; observed: number | null };
+
+export function createReporter(deps: ReporterDeps): Reporter {
+  const { metrics, endpoints, inFlight } = deps;
+  const cachedTokens = new Map<EndpointId, CachedTokens>();
+  let nEvicted = 0;
+
+  function cachedTokensOf(id: EndpointId): CachedTokens {
+    let counts = cachedTokens.get(id);
+    if (!counts) cachedTokens.set(id, (counts = { predicted: 0, observed: null }));
+    return counts;
+  }
+
+  /** Nothing here may grow with endpoints that came and went. */
+  function forgetRemoved(): void {
+    const present = new Set(endpoints.all().map(({ id }) => id));
+    for (const id of cachedTokens.keys()) if (!present.has(id)) cachedTokens.delete(id);
+  }
+
+  return {
+    decision(record) {
+      const { durationMs } = record;
+      if (record.kind === 'refused') {
+        const { error, model } = record;
+        metrics.requestsTotal.inc({ model: model ?? OTHER, outcome: outcomeOf(error) });
+        deps.decisions.add({ unixMs: deps.unixMs(), outcome: outcomeOf(error), reason: error.reason, durationMs });
+        return;
+      }
+      const { evaluation, endpoint, predictedCachedTokens } = record;
+      const { model, rung, promptTokens } = evaluation;
+      metrics.requestsTotal.inc({ model, outcome: 'routed' });
+      metrics.decisionsTotal.inc({ model, rung });
+      metrics.decisionDurationSeconds.observe({ rung }, durationMs / 1000);
+      if (rung === 'exact') {
+        metrics.promptTokensTotal.inc({ model }, promptTokens);
+        metrics.predictedCachedTokensTotal.inc({ model }, predictedCachedTokens);
+        cachedTokensOf(endpoint.id).predicted += predictedCachedTokens;
+      }
+      deps.decisions.add({
+        unixMs: deps.unixMs(),
+        outcome: 'routed',
+        model,
+        rung,
+        tokenizer: evaluation.tokenizeFailure ?? 'ok',
+        promptTokens,
+        predictedCachedTokens,
+        endpoint: endpoint.address,
+        reason: evaluation.reason,
+        nCandidates: evaluation.candidates.length,
+        durationMs,
+      });
+    },
+    end({ endpoint, model, usage }) {
+      if (usage?.cachedTokens == null) return;
+      metrics.observedCachedTokensTotal.inc({ model }, usage.cachedTokens);
+      const counts = cachedTokensOf(endpoint.id);
+      counts.observed = (counts.observed ?? 0) + usage.cachedTokens;
+    },
+    stream(result) {
+      metrics.extprocStreamsTotal.inc({ result: result.ending });
+      // Whatever reached the picker was counted there, with its model.
+      if (result.decisionMs === null && result.outcome !== 'observed') {
+        metrics.requestsTotal.inc({ model: OTHER, outcome: result.outcome });
+      }
+    },
+    kvEvents(delta) {
+      for (const [type, value] of Object.entries(delta.events)) {
+        if (value > 0) metrics.kvEventsTotal.inc({ type: type as keyof typeof delta.events }, value);
+      }
+      for (const [type, value] of Object.entries(delta.blocks)) {
+        if (value > 0) metrics.kvEventBlocksTotal.inc({ type: type as keyof typeof delta.blocks }, value);
+      }
+      if (delta.gaps > 0) metrics.kvEventGapsTotal.inc(delta.gaps);
+      if (delta.restarts > 0) metrics.kvEventRestartsTotal.inc(delta.restarts);
+      for (const [result, value] of Object.entries(delta.replays)) metrics.kvEventReplaysTotal.inc({ result }, value);
+      for (const [reason, value] of Object.entries(delta.errors)) metrics.kvEventErrorsTotal.inc({ reason }, value);
+      for (const lagMs of delta.lagMs) metrics.kvEventLagSeconds.observe(lagMs / 1000);
+    },
+    tokenizerCall(api, result, durationMs) {
+      metrics.tokenizerRequestsTotal.inc({ api, result });
+      metrics.tokenizerDurationSeconds.observe({ api }, durationMs / 1000);
+    },
+    endpointViews() {
+      forgetRemoved();
+      return endpoints.all().map((endpoint) => {
+        const stream = deps.streamOf(endpoint.id);
+        const { trust, blockSizeTokens } = deps.knowledge(endpoint);
+        const load = inFlight.load(endpoint.slot);
+        return {
+          name: endpoint.name,
+          address: endpoint.address,
+          model: endpoint.models[0],
+          models: endpoint.models,
+          adapters: endpoint.adapters,
+          ready: endpoint.ready,
+          trust,
+          blockSizeTokens,
+          kvEvents: stream
+            ? {
+                state: stream.state,
+                lastSeq: stream.lastSeq,
+                gaps: stream.gaps,
+                replays: stream.replays,
+                restarts: stream.restarts,
+                blocks: stream.blocks,
+                ageMs: stream.ageMs,
+              }
+            : null,
+          // What an engine says of itself is not asked yet.
+          load: {
+            inFlightRequests: load.requests,
+            inFlightTokens: load.tokens,
+            waiting: null,
+            running: null,
+            kvUsage: null,
+            ageMs: null,
+          },
+          cachedTokens: cachedTokens.get(endpoint.id) ?? { predicted: 0, observed: null },
+        };
+      });
+    },
+    writeGauges() {
+      forgetRemoved();
+      metrics.endpoints.reset();
+      metrics.endpointInFlightRequests.reset();
+      metrics.endpointInFlightTokens.reset();
+      const byTrust = new Map<string, { model: string; trust: EndpointKnowledge['trust']; value: number }>();
+      for (const endpoint of endpoints.all()) {
+        const model = endpoint.models[0]!;
+        const { trust } = deps.knowledge(endpoint);
+        const key = `${trust} ${model}`;
+        byTrust.set(key, { model, trust, value: (byTrust.get(key)?.value ?? 0) + 1 });
+        const load = inFlight.load(endpoint.slot);
+        metrics.endpointInFlightRequests.set({ endpoint: endpoint.address }, load.requests);
+        metrics.endpointInFlightTokens.set({ endpoint: endpoint.address }, load.tokens);
+      }
+      for (const { model, trust, value } of byTrust.values()) metrics.endpoints.set({ model, trust }, value);
+      const { nBlocks, nBytes, evictedBlocks } = deps.index.stats();
+      metrics.indexBlocks.set(nBlocks);
+      metrics.indexBytes.set(nBytes);
+      if (evictedBlocks > nEvicted) metrics.indexEvictedBlocksTotal.inc(evictedBlocks - nEvicted);
+      nEvicted = evictedBlocks;
+    },
+  };
+}
+
+function outcomeOf({ status }: PickError): RequestOutcome {
+  switch (status) {
+    case 400:
+      return 'bad_request';
+    case 404:
+      return 'unknown_model';
+    case 413:
+      return 'too_large';
+    case 429:
+      return 'shed';
+    case 503:
+      return 'no_endpoint';
+  }
+}

@@ -1,0 +1,246 @@
+/**
+ * Composition root of `serve`: builds every part with constructor arguments, wires the three flows, owns start and stop
+ * order. Start: admin → endpoints (first list) → KV events → ext_proc. Stop: the reverse, readiness first.
+ */
+import { createDecisionLog } from './admin/decision-log.ts';
+import { explain } from './admin/explain.ts';
+import { createAdminServer } from './admin/http.ts';
+import { createReadiness } from './admin/readiness.ts';
+import { createReporter } from './app-reporter.ts';
+import type { Clock } from './clock.ts';
+import { redactedConfig, type Config } from './config.ts';
+import { createEndpointPicker, type EndpointKnowledge } from './endpoint-picker.ts';
+import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
+import type { Endpoint, EndpointSlot } from './endpoints/endpoint.ts';
+import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
+import { createExtProcServer } from './extproc/server.ts';
+import { createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
+import { createIngest, type IngestSource } from './kvevents/ingest.ts';
+import { ASSUMED_PREFILL_TOKENS_PER_SECOND, createInFlight } from './load/in-flight.ts';
+import type { Log } from './log.ts';
+import { createMetrics } from './metrics.ts';
+import { createUsageReader } from './openai/usage.ts';
+import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
+import { createPrefixIndexMemory, openPrefixIndexReader } from './prefix/prefix-index.ts';
+import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
+import { createVllmTokenizer } from './tokenizer/vllm-tokenizer.ts';
+
+/** Addresses actually bound, `ip:port`. */
+export type AppAddresses = { readonly grpc: string; readonly health: string | null; readonly admin: string };
+
+export type App = {
+  /** Resolves when usable. Rejects with one WarmpathError and nothing left running when a part cannot start. */
+  start(): Promise<AppAddresses>;
+  /** Drains and stops everything; idempotent. */
+  stop(): Promise<void>;
+};
+
+const DECISION_LOG_ENTRIES = 1000;
+/** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
+const DECISION_MARGIN_MS = 300;
+
+export function createApp(config: Config, { log, clock }: { log: Log; clock: Clock }): App {
+  const metrics = createMetrics();
+  const readiness = createReadiness(['endpoints', 'grpc', 'kvEvents']);
+  const endpoints = createEndpointStore();
+  const decisions = createDecisionLog(DECISION_LOG_ENTRIES);
+  const inFlight = createInFlight(clock);
+  const routed = createRoutedPrefixes(clock);
+  const seed = createHashSeed();
+  const memory = createPrefixIndexMemory({ maxBytes: config.kvEvents.indexMaxBytes });
+  const index = openPrefixIndexReader(memory);
+  const ingest = createIngest({ log, clock, onCounters: (delta) => reporter.kvEvents(delta) }, { memory, seed });
+  const streamOf = createStreamSummaries(() => ingest.statuses());
+  const knowledge = (endpoint: Endpoint): EndpointKnowledge => {
+    const stream = streamOf(endpoint.id);
+    return { trust: stream?.trust ?? 'fallback', blockSizeTokens: stream?.blockSizeTokens ?? null };
+  };
+  const reporter = createReporter({
+    metrics,
+    decisions,
+    endpoints,
+    inFlight,
+    index,
+    streamOf,
+    knowledge,
+    unixMs: () => clock.unixMs(),
+  });
+  const tokenizer = createVllmTokenizer({ log, clock, onCall: reporter.tokenizerCall }, config.tokenizer);
+  const picker = createEndpointPicker(
+    {
+      clock,
+      endpoints,
+      knowledge,
+      index,
+      hasher: createBlockHasher(seed),
+      routed,
+      inFlight,
+      tokenizer,
+      record: reporter.decision,
+      recordEnd(end) {
+        reporter.end(end);
+        freeSlots();
+      },
+    },
+    {
+      budgetMs: config.tokenizer.budgetMs,
+      fallbackEndpoints: config.routing.fallbackEndpoints,
+      prefillTokensPerSecond: ASSUMED_PREFILL_TOKENS_PER_SECOND,
+    },
+  );
+  const extProc = createExtProcServer(
+    { picker, log, clock, createUsageReader, onStream: reporter.stream },
+    {
+      grpcListen: config.server.grpcListen,
+      healthListen: config.server.healthListen,
+      bodyMaxBytes: config.server.bodyMaxBytes,
+      failureMode: config.server.failureMode,
+      defaultBodyMode: 'BUFFERED',
+      deadlineMs: config.tokenizer.budgetMs + DECISION_MARGIN_MS,
+      destinationHeader: config.routing.destinationHeader,
+      compatTargetPodHeader: config.routing.compatTargetPodHeader,
+      tls: tlsFiles(config),
+      drainDelayMs: config.server.drainDelayMs,
+      drainTimeoutMs: config.server.drainTimeoutMs,
+    },
+  );
+  const admin = createAdminServer(
+    {
+      metrics,
+      readiness,
+      log,
+      endpoints: reporter.endpointViews,
+      explain: (input) => explain(picker, config.routing.strategy, config.routing.fallbackEndpoints, input),
+      decisions: (limit) => decisions.recent(limit),
+      config: () => redactedConfig(config),
+    },
+    { listen: config.server.adminListen },
+  );
+  /** Why the present list is not the newest one; null = it is. */
+  let discoveryProblem: string | null = null;
+  const discovery = createStaticEndpoints(
+    {
+      log,
+      onEndpoints(specs) {
+        applyFleet(endpoints.replace(specs));
+        readiness.set('endpoints', 'ok');
+      },
+      // A list that cannot be read changes nothing: the last good one goes on serving.
+      onProblem: (problem) => {
+        discoveryProblem = problem;
+      },
+    },
+    {
+      file: config.discovery.file,
+      inline: config.discovery.endpoints,
+      kvPort: config.kvEvents.port,
+      replayPort: config.kvEvents.replayPort,
+    },
+  );
+
+  /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
+  const emptied = new Set<EndpointSlot>();
+  let ingestRunning = false;
+
+  function applyFleet(change: Change): void {
+    metrics.setModels(endpoints.modelNames());
+    for (const problem of change.problems) log.warn('endpoint not used', { problem });
+    for (const { before, what } of change.changed) if (what === 'restarted') routed.forget(before.slot);
+    const removed = change.removed.map(({ slot }) => slot);
+    for (const slot of removed) routed.forget(slot);
+    if (change.added.length + change.removed.length + change.changed.length > 0) {
+      log.info('endpoints changed', {
+        added: change.added.map(({ address }) => address),
+        removed: change.removed.map(({ address }) => address),
+        changed: change.changed.map(({ after }) => after.address),
+      });
+    }
+    reconcileIngest()
+      .then(() => {
+        for (const slot of removed) emptied.add(slot);
+        freeSlots();
+      })
+      .catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
+  }
+
+  function freeSlots(): void {
+    for (const slot of emptied) {
+      if (inFlight.load(slot).requests > 0) continue;
+      emptied.delete(slot);
+      endpoints.freed(slot);
+    }
+  }
+
+  async function reconcileIngest(): Promise<void> {
+    if (!ingestRunning) return;
+    await ingest.reconcile(config.kvEvents.enabled ? endpoints.all().flatMap(sourcesOf) : []);
+  }
+
+  readiness.onChange((ready) => extProc.setServing(ready ? 'SERVING' : 'NOT_SERVING'));
+  metrics.beforeScrape(() => {
+    reporter.writeGauges();
+    metrics.extprocStreams.set(extProc.openStreams());
+  });
+
+  /** Undone in reverse order, by `stop` and by a start that fails half-way. */
+  const started: (() => Promise<void>)[] = [];
+  async function stop(): Promise<void> {
+    for (let undo = started.pop(); undo; undo = started.pop()) await undo();
+  }
+
+  async function start(): Promise<AppAddresses> {
+    started.push(() => tokenizer.close());
+    const { address } = await admin.start();
+    started.push(() => admin.stop());
+    await discovery.start();
+    started.push(() => discovery.stop());
+    await ingest.start();
+    ingestRunning = true;
+    started.push(async () => {
+      ingestRunning = false;
+      await ingest.stop();
+    });
+    await reconcileIngest();
+    const watchdog = setInterval(() => readiness.set('kvEvents', ingest.alive() ? 'ok' : 'ingest thread is down'), 250);
+    started.push(async () => clearInterval(watchdog));
+    readiness.set('kvEvents', 'ok');
+    const { grpcAddress, healthAddress } = await extProc.start();
+    started.push(async () => {
+      readiness.set('grpc', 'draining');
+      await extProc.stop();
+    });
+    readiness.set('grpc', 'ok');
+    return { grpc: grpcAddress, health: healthAddress, admin: address };
+  }
+
+  let stopping: Promise<void> | null = null;
+  return {
+    async start() {
+      try {
+        return await start();
+      } catch (error) {
+        await stop();
+        throw error;
+      }
+    },
+    stop: () => (stopping ??= stop()),
+  };
+}
+
+function sourcesOf(endpoint: Endpoint): IngestSource[] {
+  return endpoint.kvEvents.map((kvEvents, rank) => ({
+    endpointId: endpoint.id,
+    slot: endpoint.slot,
+    rank,
+    model: endpoint.models[0]!,
+    kvEvents,
+    incarnation: endpoint.incarnation,
+  }));
+}
+
+function tlsFiles({
+  server: { tls },
+}: Config): { certFile: string; keyFile: string; clientCaFile: string | null } | null {
+  if (tls.certFile === null || tls.keyFile === null) return null;
+  return { certFile: tls.certFile, keyFile: tls.keyFile, clientCaFile: tls.clientCaFile };
+}

@@ -1,0 +1,73 @@
+/**
+ * What the event streams of one endpoint say together: data-parallel ranks merged, the worst one decides. Read on every
+ * request, so the merge is made once per list of statuses.
+ */
+import type { EndpointId, Trust } from '../endpoints/endpoint.ts';
+import type { SourceStatus } from './ingest.ts';
+
+export type StreamSummary = {
+  readonly trust: Trust;
+  readonly blockSizeTokens: number | null;
+  readonly state: SourceStatus['state'];
+  readonly lastSeq: string | null;
+  readonly gaps: number;
+  readonly replays: number;
+  readonly restarts: number;
+  readonly blocks: number;
+  readonly ageMs: number | null;
+};
+
+const TRUST_ORDER: readonly Trust[] = ['fallback', 'degraded', 'exact'];
+const STATE_ORDER: readonly SourceStatus['state'][] = ['unknown', 'suspect', 'replaying', 'live'];
+
+/** @returns the summary of an endpoint, undefined for one without event sources */
+export function createStreamSummaries(
+  statuses: () => readonly SourceStatus[],
+): (endpointId: EndpointId) => StreamSummary | undefined {
+  let merged = new Map<EndpointId, StreamSummary>();
+  let from: readonly SourceStatus[] | null = null;
+  return (endpointId) => {
+    const current = statuses();
+    if (current !== from) {
+      merged = new Map();
+      for (const status of current) {
+        const before = merged.get(status.endpointId);
+        merged.set(status.endpointId, before ? merge(before, summary(status)) : summary(status));
+      }
+      from = current;
+    }
+    return merged.get(endpointId);
+  };
+}
+
+function summary(status: SourceStatus): StreamSummary {
+  return {
+    trust: status.trust,
+    blockSizeTokens: status.blockSizeTokens,
+    state: status.state,
+    lastSeq: status.lastSeq === null ? null : String(status.lastSeq),
+    gaps: status.gaps,
+    replays: status.replays,
+    restarts: status.restarts,
+    blocks: status.nBlocks,
+    ageMs: status.lastEventAgeMs,
+  };
+}
+
+function merge(a: StreamSummary, b: StreamSummary): StreamSummary {
+  return {
+    trust: worse(TRUST_ORDER, a.trust, b.trust),
+    blockSizeTokens: a.blockSizeTokens ?? b.blockSizeTokens,
+    state: worse(STATE_ORDER, a.state, b.state),
+    lastSeq: a.lastSeq,
+    gaps: a.gaps + b.gaps,
+    replays: a.replays + b.replays,
+    restarts: a.restarts + b.restarts,
+    blocks: a.blocks + b.blocks,
+    ageMs: a.ageMs === null ? b.ageMs : b.ageMs === null ? a.ageMs : Math.max(a.ageMs, b.ageMs),
+  };
+}
+
+function worse<T>(order: readonly T[], a: T, b: T): T {
+  return order.indexOf(a) < order.indexOf(b) ? a : b;
+}

@@ -1,0 +1,290 @@
+import { describe, expect, test } from '@jest/globals';
+import {
+  createEndpointPicker,
+  type DecisionRecord,
+  type EndpointKnowledge,
+  type EndRecord,
+} from '../../src/endpoint-picker.ts';
+import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
+import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
+import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import { createInFlight } from '../../src/load/in-flight.ts';
+import { createBlockHasher, createHashSeed, requestExtraKeys } from '../../src/prefix/block-hash.ts';
+import {
+  createPrefixIndexMemory,
+  NO_POSITION,
+  openPrefixIndexReader,
+  openPrefixIndexWriter,
+  type IndexOwner,
+} from '../../src/prefix/prefix-index.ts';
+import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
+import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
+import { createFakeClock } from '../support/fake-clock.ts';
+
+const BLOCK = 16;
+
+function aSpec(n: number, changes: Partial<EndpointSpec> = {}): EndpointSpec {
+  return {
+    name: `pod-${n}`,
+    address: `10.0.0.${n}:8000`,
+    models: ['demo', 'alias'],
+    adapters: [],
+    kvEvents: [],
+    labels: {},
+    ready: true,
+    incarnation: '',
+    ...changes,
+  };
+}
+
+/** Every character of the prompt is a token: chains are easy to write down. */
+const characterTokenizer: Tokenizer = {
+  tokenize: (request) => {
+    const { prompt, body } = request;
+    const texts =
+      prompt.kind === 'texts'
+        ? prompt.texts
+        : [JSON.stringify((JSON.parse(Buffer.from(body).toString()) as { messages: unknown }).messages)];
+    return Promise.resolve({
+      kind: 'tokens',
+      chains: texts.map((text) => ({ tokenIds: tokensOf(text), features: [] })),
+    });
+  },
+  close: () => Promise.resolve(),
+};
+
+function tokensOf(text: string): Uint32Array {
+  return Uint32Array.from(text, (character) => character.codePointAt(0)!);
+}
+
+/** A tokenizer that answers nothing until the budget is over. */
+const hangingTokenizer: Tokenizer = {
+  tokenize: (_request, _urls, signal) =>
+    new Promise((resolve) => signal.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late' }))),
+  close: () => Promise.resolve(),
+};
+
+function aPicker(
+  options: { specs?: readonly EndpointSpec[]; tokenizer?: Tokenizer; trust?: EndpointKnowledge['trust'] } = {},
+) {
+  const { specs = [1, 2, 3].map((n) => aSpec(n)), tokenizer = characterTokenizer, trust = 'exact' } = options;
+  const clock = createFakeClock();
+  const endpoints = createEndpointStore();
+  endpoints.replace(specs);
+  const memory = createPrefixIndexMemory({ maxBytes: 8 * 1024 * 1024 });
+  const writer = openPrefixIndexWriter(memory);
+  const hasher = createBlockHasher(createHashSeed());
+  const inFlight = createInFlight(clock);
+  const routed = createRoutedPrefixes(clock);
+  const records: DecisionRecord[] = [];
+  const ends: EndRecord[] = [];
+  const owners = new Map<number, IndexOwner>();
+  const picker = createEndpointPicker(
+    {
+      clock,
+      endpoints,
+      knowledge: () => ({ trust, blockSizeTokens: BLOCK }),
+      index: openPrefixIndexReader(memory),
+      hasher,
+      routed,
+      inFlight,
+      tokenizer,
+      record: (record) => records.push(record),
+      recordEnd: (end) => ends.push(end),
+    },
+    { budgetMs: 50, fallbackEndpoints: 1, prefillTokensPerSecond: 8000 },
+  );
+  return {
+    picker,
+    clock,
+    inFlight,
+    routed,
+    records,
+    ends,
+    endpoints,
+    /** Makes endpoint n hold the blocks of a text. */
+    warm(
+      n: number,
+      text: string,
+      { salt = null, adapter = null }: { salt?: string | null; adapter?: string | null } = {},
+    ) {
+      const { slot } = endpoints.all().find(({ name }) => name === `pod-${n}`)!;
+      const tokenIds = tokensOf(text);
+      const nBlocks = Math.floor(tokenIds.length / BLOCK);
+      const extraKeys = requestExtraKeys(salt, [], BLOCK, nBlocks);
+      const hashes = hasher.blocks(tokenIds, hasher.root('demo', adapter, BLOCK), BLOCK, extraKeys);
+      const owner = owners.get(slot) ?? writer.openOwner(slot);
+      owners.set(slot, owner);
+      writer.store(owner, 'gpu', NO_POSITION, hashes, nBlocks, new Uint32Array(nBlocks));
+    },
+  };
+}
+
+function aRequest(body: unknown, changes: Partial<PickRequest> = {}): PickRequest {
+  const bytes = typeof body === 'string' ? Buffer.from(body) : Buffer.from(JSON.stringify(body));
+  return {
+    method: 'POST',
+    path: '/v1/completions',
+    header: (name) => (name === 'content-type' ? 'application/json' : undefined),
+    body: bytes,
+    bodyTruncated: false,
+    subset: { kind: 'all' },
+    ...changes,
+  };
+}
+
+const signal = new AbortController().signal;
+const TEXT = 'a long common system prompt that fills several blocks of sixteen tokens, and then a question';
+
+function endpointsOf(decision: Decision): readonly string[] {
+  if (decision.kind !== 'routed') throw new Error(`expected a choice, got ${decision.status} ${decision.message}`);
+  return decision.endpoints;
+}
+
+describe('one request', () => {
+  test('goes to the endpoint that announced its prefix, with fallbacks behind it', async () => {
+    const { picker, warm, records } = aPicker();
+    warm(2, TEXT);
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    expect(endpointsOf(decision)[0]).toBe('10.0.0.2:8000');
+    expect(endpointsOf(decision)).toHaveLength(2);
+    const [record] = records;
+    if (record?.kind !== 'routed') throw new Error('expected a routed record');
+    expect(record.evaluation.rung).toBe('exact');
+    // The engine computes the last token always, so a fully cached prompt gives all blocks but that one.
+    expect(record.predictedCachedTokens).toBe(Math.floor((TEXT.length - 1) / BLOCK) * BLOCK);
+  });
+
+  test('an alias finds the blocks of its model; a salt, another salt or an adapter does not', async () => {
+    const { picker, warm } = aPicker({ specs: [1, 2, 3].map((n) => aSpec(n, { adapters: ['lora'] })) });
+    warm(2, TEXT);
+    const matched = async (body: object): Promise<number> => {
+      const evaluation = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT, ...body }), signal);
+      if (evaluation.kind === 'error') throw new Error(evaluation.message);
+      return Math.max(...evaluation.candidates.map(({ matchedTokens }) => matchedTokens));
+    };
+    expect(await matched({ model: 'alias' })).toBeGreaterThan(0);
+    expect(await matched({ cache_salt: 'tenant' })).toBe(0);
+    expect(await matched({ model: 'lora' })).toBe(0);
+    warm(3, TEXT, { salt: 'tenant' });
+    warm(1, TEXT, { adapter: 'lora' });
+    expect(await matched({ cache_salt: 'tenant' })).toBeGreaterThan(0);
+    expect(await matched({ cache_salt: 'other' })).toBe(0);
+    expect(await matched({ model: 'lora' })).toBeGreaterThan(0);
+  });
+
+  test('a burst of one new prompt stays together although no event has come yet', async () => {
+    const { picker } = aPicker();
+    const first = endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal))[0];
+    for (let i = 0; i < 5; i++) {
+      expect(endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal))[0]).toBe(first);
+    }
+  });
+
+  test('a tokenizer that hangs costs the budget and no more; the request is routed by load', async () => {
+    const { picker, clock, records } = aPicker({ tokenizer: hangingTokenizer });
+    const pending = picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    clock.advance(50);
+    expect(endpointsOf(await pending)).toHaveLength(2);
+    const [record] = records;
+    if (record?.kind !== 'routed') throw new Error('expected a routed record');
+    expect([record.evaluation.rung, record.evaluation.tokenizeFailure, record.durationMs]).toEqual([
+      'load',
+      'late',
+      50,
+    ]);
+    expect(clock.nTimers()).toBe(0);
+  });
+
+  test('an endpoint whose stream is not trusted is scored by what was sent there only', async () => {
+    const { picker, warm } = aPicker({ trust: 'fallback' });
+    warm(2, TEXT);
+    const evaluation = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (evaluation.kind === 'error') throw new Error(evaluation.message);
+    expect(evaluation.candidates.map(({ matchedTokens }) => matchedTokens)).toEqual([0, 0, 0]);
+    await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    const after = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (after.kind === 'error') throw new Error(after.message);
+    expect(after.candidates.filter(({ matchedTokens }) => matchedTokens > 0)).toHaveLength(1);
+  });
+
+  test('several prompts are several chains, the longest match decides', async () => {
+    const { picker, warm } = aPicker();
+    warm(1, TEXT.slice(0, 16));
+    warm(3, TEXT.toUpperCase());
+    const body = { model: 'demo', prompt: [TEXT, TEXT.toUpperCase()] };
+    expect(endpointsOf(await picker.pick(aRequest(body), signal))[0]).toBe('10.0.0.3:8000');
+  });
+
+  test('token ids need no tokenizer', async () => {
+    const { picker, warm } = aPicker({ tokenizer: hangingTokenizer });
+    warm(2, TEXT);
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: [...tokensOf(TEXT)] }), signal);
+    expect(endpointsOf(decision)[0]).toBe('10.0.0.2:8000');
+  });
+
+  test('a hint restricts the choice, port by port', async () => {
+    const { picker, warm } = aPicker();
+    warm(2, TEXT);
+    const subset = { kind: 'only', addresses: ['10.0.0.3:8000', '10.0.0.2:9999'] } as const;
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }, { subset }), signal);
+    expect(endpointsOf(decision)).toEqual(['10.0.0.3:8000']);
+  });
+
+  test('a request without body is routed by load over every ready endpoint', async () => {
+    const { picker } = aPicker();
+    const get = aRequest('', { method: 'GET', path: '/v1/models', body: null, header: () => undefined });
+    expect(endpointsOf(await picker.pick(get, signal))).toHaveLength(2);
+  });
+
+  test.each([
+    ['not JSON', 'no healthy upstream', {}, 400, 'bad_request'],
+    ['no model', { prompt: 'x' }, {}, 400, 'bad_request'],
+    ['an unknown model', { model: 'nobody', prompt: 'x' }, {}, 404, 'unknown_model'],
+    [
+      'an empty hint',
+      { model: 'demo', prompt: 'x' },
+      { subset: { kind: 'only', addresses: [] } },
+      503,
+      'subset_without_endpoint',
+    ],
+  ] as const)('%s is refused', async (_name, body, changes, status, reason) => {
+    const { picker, records, inFlight } = aPicker();
+    const decision = await picker.pick(aRequest(body, changes), signal);
+    expect(decision).toMatchObject({ kind: 'error', status, reason });
+    expect(records).toHaveLength(1);
+    expect(inFlight.total()).toBe(0);
+  });
+
+  test('no ready endpoint is a 503, even for a model that is known', async () => {
+    const { picker } = aPicker({ specs: [aSpec(1, { ready: false })] });
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: 'x' }), signal);
+    expect(decision).toMatchObject({ kind: 'error', status: 503, reason: 'no_ready_endpoint' });
+  });
+});
+
+describe('a reservation', () => {
+  test('is released once, reports what was predicted and observed, and leaves nothing behind', async () => {
+    const { picker, inFlight, ends, clock, routed } = aPicker();
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (decision.kind !== 'routed') throw new Error('expected a choice');
+    expect(inFlight.total()).toBe(1);
+    decision.reservation.observe({ promptTokens: TEXT.length, completionTokens: 3, cachedTokens: 0 });
+    decision.reservation.release('completed');
+    decision.reservation.release('cancelled');
+    expect(inFlight.total()).toBe(0);
+    expect(ends).toHaveLength(1);
+    expect(ends[0]).toMatchObject({ outcome: 'completed', predictedCachedTokens: 0, usage: { cachedTokens: 0 } });
+    clock.advance(2000);
+    expect(routed.stats().nBlocks).toBe(0);
+  });
+
+  test('of a failed request takes its prefix away at once', async () => {
+    const { picker, routed } = aPicker();
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (decision.kind !== 'routed') throw new Error('expected a choice');
+    expect(routed.stats().nBlocks).toBeGreaterThan(0);
+    decision.reservation.release('failed');
+    expect(routed.stats().nBlocks).toBe(0);
+  });
+});
