@@ -18,11 +18,22 @@ export type BlockStored = {
   readonly loraName: string | null;
   /** As sent (`GPU`, `CPU`, …), null where the version does not say. */
   readonly medium: string | null;
-  /** Undefined: the version does not report extra keys. Null: none of the blocks has any. Else one entry per block. */
+  /**
+   * Undefined: no extra keys reported (absent or null on the wire). Null: a list was sent and all its entries are null.
+   * Else one entry per block. Keys that are neither text nor [text, offset] come as text that begins with U+0000.
+   */
   readonly extraKeys: readonly (readonly ExtraKey[] | null)[] | null | undefined;
   readonly groupIdx: number | null;
   /** `full_attention`, `sliding_window`, `mla`, …; null where the version does not say. */
   readonly kvCacheSpecKind: string | null;
+  readonly kvCacheSpecSlidingWindow?: number | null;
+  /** SGLang: salt of the whole prompt, sent with every event of it and not among the extra keys. */
+  readonly cacheSalt?: string | null;
+  /** `LOCAL` or `REMOTE` (vLLM ≥ 0.26). */
+  readonly locality?: string | null;
+  /** Secondary tier that owns the block (vLLM ≥ 0.29). */
+  readonly ownership?: string | null;
+  readonly sessionId?: string | null;
 };
 
 export type BlockRemoved = {
@@ -30,6 +41,8 @@ export type BlockRemoved = {
   readonly blockHashes: Uint32Array;
   readonly medium: string | null;
   readonly groupIdx: number | null;
+  readonly locality?: string | null;
+  readonly ownership?: string | null;
 };
 
 export type AllBlocksCleared = { readonly type: 'AllBlocksCleared' };
@@ -37,10 +50,15 @@ export type AllBlocksCleared = { readonly type: 'AllBlocksCleared' };
 export type KvEvent = BlockStored | BlockRemoved | AllBlocksCleared;
 
 export type KvEventBatch = {
-  /** Unix seconds at the engine. */
+  /** Time at the engine as sent: Unix seconds, with Mooncake milliseconds. */
   readonly ts: number;
   readonly events: readonly KvEvent[];
   readonly dataParallelRank: number | null;
-  /** One reason per event that was skipped, for the counters. */
+  /** One reason per event that was skipped, for the counters: one of `SKIP_REASONS` in decode.ts. */
   readonly skipped: readonly string[];
+  /**
+   * Set when a skipped event may have been a removal: whatever was stored before it, by earlier batches and by the first
+   * `nEventsBefore` events of this one, may be gone.
+   */
+  readonly doubt?: { readonly nEventsBefore: number } | null;
 };

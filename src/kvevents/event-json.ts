@@ -1,0 +1,58 @@
+/**
+ * KV events as JSON for people and programs: the field names of the wire, hashes as decimal strings of their canonical 64
+ * bits, and token counts in place of token ids unless asked otherwise.
+ */
+import type { KvEvent, KvEventBatch } from './kv-event.ts';
+
+/** `counts`: token ids are prompt content and stay out; `ids`: they are written. */
+export type TokenOutput = 'counts' | 'ids';
+
+type Json = Record<string, unknown>;
+
+export function batchJson(batch: KvEventBatch, tokens: TokenOutput): Json {
+  return {
+    ts: batch.ts,
+    events: batch.events.map((event) => eventJson(event, tokens)),
+    data_parallel_rank: batch.dataParallelRank,
+    skipped: batch.skipped,
+  };
+}
+
+export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
+  if (event.type === 'AllBlocksCleared') return { type: event.type };
+  const block_hashes = hashList(event.blockHashes);
+  const where = { medium: event.medium, group_idx: event.groupIdx };
+  const tier = {
+    ...(event.locality != null && { locality: event.locality }),
+    ...(event.ownership != null && { ownership: event.ownership }),
+  };
+  if (event.type === 'BlockRemoved') return { type: event.type, block_hashes, ...where, ...tier };
+  const parent = event.parentBlockHash;
+  return {
+    type: event.type,
+    block_hashes,
+    parent_block_hash: parent === null ? null : hashText(parent[0], parent[1]),
+    ...(tokens === 'ids' ? { token_ids: [...event.tokenIds] } : { n_tokens: event.tokenIds.length }),
+    block_size: event.blockSizeTokens,
+    lora_id: event.loraId,
+    medium: event.medium,
+    lora_name: event.loraName,
+    extra_keys: event.extraKeys === null ? block_hashes.map(() => null) : (event.extraKeys ?? null),
+    group_idx: event.groupIdx,
+    kv_cache_spec_kind: event.kvCacheSpecKind,
+    kv_cache_spec_sliding_window: event.kvCacheSpecSlidingWindow ?? null,
+    ...tier,
+    ...(event.sessionId != null && { session_id: event.sessionId }),
+    ...(event.cacheSalt != null && { cache_salt: event.cacheSalt }),
+  };
+}
+
+function hashList(words: Uint32Array): string[] {
+  const texts: string[] = [];
+  for (let i = 0; i < words.length; i += 2) texts.push(hashText(words[i]!, words[i + 1]!));
+  return texts;
+}
+
+function hashText(hi: number, lo: number): string {
+  return ((BigInt(hi) << 32n) | BigInt(lo)).toString();
+}
