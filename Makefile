@@ -1,22 +1,45 @@
 .DEFAULT_GOAL := help
 JEST = npm run -s jest --
+NODE = node_modules/.bin/node
 
 help: ## this list
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  %-22s %s\n", $$1, $$2}'
 
+# One marker for everything that `npm ci` gives, so that no target installs twice.
 node_modules/.ready: package.json package-lock.json
 	npm ci --no-audit --no-fund
 	@touch $@
 
 setup: node_modules/.ready ## install the pinned dependencies
 
-check: setup ## types, lint, format, architecture
+check: setup ## types, lint, format, architecture, generated documents
 	npm run -s types
 	npm run -s lint
 	npm run -s format:check
-	$(JEST) test/architecture.test.ts
+	$(JEST) test/architecture.test.ts test/docs.test.ts
 
 test: setup ## everything that proves it works
 	$(JEST)
 
-.PHONY: help setup check test
+e2e: setup ## real Envoy, simulated pods, the whole product
+	$(JEST) test/e2e
+
+demo: setup ## simulated pods, a real Envoy, real traffic, a table (ARGS="--json" etc. are passed on)
+	@npm run -s warmpath -- demo $(ARGS)
+
+docs: setup ## write the documents that are made from the code
+	$(NODE) test/support/docs.ts
+
+build: setup ## compile to dist/, what the npm package contains
+	npm run -s build
+
+format: setup ## format every file
+	npm run -s format
+
+test-kv-sync: setup ## KV events: decoding, engine blocks, streams
+	$(JEST) test/unit/kvevents test/property
+
+test-zmq: setup ## KV events over real sockets
+	$(JEST) test/integration/kv-stream
+
+.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq

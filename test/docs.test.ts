@@ -1,0 +1,21 @@
+import { expect, test } from '@jest/globals';
+import { generatedDocuments, readDocument } from './support/docs.ts';
+
+test.each(generatedDocuments().map((document) => [document.path, document] as const))(
+  '%s is what the code says (make docs writes it)',
+  (path, { text }) => {
+    expect(readDocument(path)).toBe(text);
+  },
+);
+
+test('every relative link of the documents leads to a file', async () => {
+  const { existsSync } = await import('node:fs');
+  for (const page of ['README.md', 'envoy/README.md', 'ARCHITECTURE.md', 'docs/design.md']) {
+    if (!existsSync(new URL(`../${page}`, import.meta.url))) continue;
+    const links = readDocument(page).matchAll(/\]\((?!https?:|#)([^)#]+)/g);
+    for (const [, target] of links) {
+      const file = new URL(target!, new URL(`../${page}`, import.meta.url));
+      expect([page, target, existsSync(file)]).toEqual([page, target, true]);
+    }
+  }
+});

@@ -1,0 +1,36 @@
+/**
+ * Documents that are made from the code. `node test/support/docs.ts` writes them, test/docs.test.ts fails when one is
+ * out of date.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { configTable } from '../../src/config.ts';
+
+const ROOT = new URL('../../', import.meta.url);
+
+export type GeneratedDocument = { readonly path: string; readonly text: string };
+
+export function generatedDocuments(): readonly GeneratedDocument[] {
+  return [{ path: 'docs/configuration.md', text: configurationPage() }];
+}
+
+export function readDocument(path: string): string {
+  return readFileSync(new URL(path, ROOT), 'utf8');
+}
+
+function configurationPage(): string {
+  return `# Configuration
+
+One YAML file (\`warmpath serve --config warmpath.yaml\`); every key also as \`--set a.b=c\` and as an environment variable
+(\`WARMPATH_A_B\`, camelCase split by \`_\`). Later wins: default, file, environment, \`--set\`. Unknown keys are mistakes.
+\`warmpath check\` names every mistake at once, with its place, and prints what takes effect.
+
+This page is made from \`src/config.ts\` by \`make docs\`.
+
+${configTable().trim()}
+`;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  for (const { path, text } of generatedDocuments()) writeFileSync(new URL(path, ROOT), text);
+}
