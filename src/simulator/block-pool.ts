@@ -17,6 +17,12 @@ export type PoolEvent =
 /** Index of a physical block, 1 ≤ id < nBlocks. */
 export type BlockId = number;
 
+/**
+ * Where freed blocks without findable content go in the queue. 'reused_first': to the front (newer vLLM, seen in 0.32).
+ * 'in_order': to the back like all others (older vLLM, seen in 0.22).
+ */
+export type UncachedBlocks = 'reused_first' | 'in_order';
+
 const NONE = -1;
 
 export class BlockPool {
@@ -28,12 +34,14 @@ export class BlockPool {
   readonly #content: (ChainBlock | null)[];
   /** Physical blocks by name, oldest first: a look-up answers the oldest copy. */
   readonly #cached = new Map<string, BlockId[]>();
+  readonly #uncached: UncachedBlocks;
   #nFree: number;
   #events: PoolEvent[] = [];
 
   /** @param nBlocks physical blocks including the null block, at least 2 */
-  constructor(nBlocks: number) {
+  constructor(nBlocks: number, uncached: UncachedBlocks) {
     this.nBlocks = nBlocks;
+    this.#uncached = uncached;
     this.#next = new Int32Array(nBlocks + 1).fill(NONE);
     this.#previous = new Int32Array(nBlocks + 1).fill(NONE);
     this.#refCount = new Int32Array(nBlocks);
@@ -42,7 +50,7 @@ export class BlockPool {
     this.#next[sentinel] = sentinel;
     this.#previous[sentinel] = sentinel;
     this.#nFree = 0;
-    for (let id = 1; id < nBlocks; id++) this.#appendFree(id);
+    for (let id = 1; id < nBlocks; id++) this.#linkFree(id, sentinel);
   }
 
   /** Blocks nobody uses; they may still hold findable content. */
@@ -88,7 +96,9 @@ export class BlockPool {
   /** One user less for each block; those without a user join the free queue in the order given (tail of a prompt first). */
   free(ids: readonly BlockId[]): void {
     for (const id of ids) {
-      if (--this.#refCount[id]! === 0) this.#appendFree(id);
+      if (--this.#refCount[id]! > 0) continue;
+      const toFront = this.#content[id] === null && this.#uncached === 'reused_first';
+      this.#linkFree(id, toFront ? this.#next[this.nBlocks]! : this.nBlocks);
     }
   }
 
@@ -138,13 +148,13 @@ export class BlockPool {
     this.#events.push({ type: 'BlockRemoved', block });
   }
 
-  #appendFree(id: BlockId): void {
-    const sentinel = this.nBlocks;
-    const last = this.#previous[sentinel]!;
-    this.#next[last] = id;
-    this.#previous[id] = last;
-    this.#next[id] = sentinel;
-    this.#previous[sentinel] = id;
+  /** Puts `id` before `after`; before the sentinel is the end of the queue. */
+  #linkFree(id: BlockId, after: number): void {
+    const before = this.#previous[after]!;
+    this.#next[before] = id;
+    this.#previous[id] = before;
+    this.#next[id] = after;
+    this.#previous[after] = id;
     this.#nFree++;
   }
 

@@ -6,7 +6,7 @@
 import type { Clock, Timer } from '../clock.ts';
 import type { MultimodalFeature } from '../tokenizer/tokenizer.ts';
 import { noneHashOf, prefixTokenIds, type ChainBlock, type LoraAdapter } from './block-chain.ts';
-import { BlockPool, type PoolEvent } from './block-pool.ts';
+import { BlockPool, type PoolEvent, type UncachedBlocks } from './block-pool.ts';
 import { createScheduler, type ScheduledRequest, type StepPlan } from './scheduler.ts';
 import { createSequence, createSequenceCache } from './sequence-cache.ts';
 
@@ -14,6 +14,7 @@ export type EngineOptions = {
   readonly blockSizeTokens: number;
   /** Physical blocks, one of which is the null block. */
   readonly nBlocks: number;
+  readonly uncachedBlocks: UncachedBlocks;
   readonly prefillTokensPerSecond: number;
   /** Time a step takes on top of its prefill when it decodes for at least one request. */
   readonly decodeStepMs: number;
@@ -94,7 +95,7 @@ export function createEngine(
 ): Engine {
   const { clock } = deps;
   const noneHash = noneHashOf(options.seed);
-  const pool = new BlockPool(options.nBlocks);
+  const pool = new BlockPool(options.nBlocks, options.uncachedBlocks);
   const scheduler = createScheduler<LiveRequest>(pool, createSequenceCache(pool, options.blockSizeTokens), options);
   const live = new Map<string, LiveRequest>();
   const counters = { steps: 0, promptTokens: 0, cachedTokens: 0, generationTokens: 0, finished: 0, aborted: 0 };

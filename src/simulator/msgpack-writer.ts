@@ -7,8 +7,7 @@ export class MsgpackWriter {
   #length = 0;
 
   nil(): this {
-    this.#buffer[this.#grow(1)] = 0xc0;
-    return this;
+    return this.#byte(0xc0);
   }
 
   float64(value: number): this {
@@ -21,7 +20,7 @@ export class MsgpackWriter {
   /** @param value a safe integer */
   int(value: number): this {
     if (value < 0) return this.#negative(value);
-    if (value < 0x80) this.#buffer[this.#grow(1)] = value;
+    if (value < 0x80) this.#byte(value);
     else if (value <= 0xff) this.#head(0xcc, value, 1);
     else if (value <= 0xffff) this.#head(0xcd, value, 2);
     else if (value <= 0xffff_ffff) this.#head(0xce, value, 4);
@@ -40,11 +39,12 @@ export class MsgpackWriter {
 
   string(value: string): this {
     const n = Buffer.byteLength(value, 'utf8');
-    if (n < 32) this.#buffer[this.#grow(1)] = 0xa0 | n;
+    if (n < 32) this.#byte(0xa0 | n);
     else if (n <= 0xff) this.#head(0xd9, n, 1);
     else if (n <= 0xffff) this.#head(0xda, n, 2);
     else this.#head(0xdb, n, 4);
-    this.#buffer.write(value, this.#grow(n), 'utf8');
+    const at = this.#grow(n);
+    this.#buffer.write(value, at, 'utf8');
     return this;
   }
 
@@ -52,12 +52,13 @@ export class MsgpackWriter {
     if (value.length <= 0xff) this.#head(0xc4, value.length, 1);
     else if (value.length <= 0xffff) this.#head(0xc5, value.length, 2);
     else this.#head(0xc6, value.length, 4);
-    this.#buffer.set(value, this.#grow(value.length));
+    const at = this.#grow(value.length);
+    this.#buffer.set(value, at);
     return this;
   }
 
   array(n: number): this {
-    if (n < 16) this.#buffer[this.#grow(1)] = 0x90 | n;
+    if (n < 16) this.#byte(0x90 | n);
     else if (n <= 0xffff) this.#head(0xdc, n, 2);
     else this.#head(0xdd, n, 4);
     return this;
@@ -65,8 +66,7 @@ export class MsgpackWriter {
 
   /** @param n entries, below 16 */
   map(n: number): this {
-    this.#buffer[this.#grow(1)] = 0x80 | n;
-    return this;
+    return this.#byte(0x80 | n);
   }
 
   /** A copy of what was written. */
@@ -74,8 +74,14 @@ export class MsgpackWriter {
     return Buffer.from(this.#buffer.subarray(0, this.#length));
   }
 
+  #byte(value: number): this {
+    const at = this.#grow(1);
+    this.#buffer[at] = value;
+    return this;
+  }
+
   #negative(value: number): this {
-    if (value >= -32) this.#buffer[this.#grow(1)] = value & 0xff;
+    if (value >= -32) this.#byte(value & 0xff);
     else if (value >= -0x80) this.#head(0xd0, value & 0xff, 1);
     else if (value >= -0x8000) this.#head(0xd1, value & 0xffff, 2);
     else if (value >= -0x8000_0000) this.#head(0xd2, value >>> 0, 4);
@@ -93,6 +99,7 @@ export class MsgpackWriter {
     this.#buffer.writeUIntBE(value, at + 1, nBytes);
   }
 
+  /** Room for `n` more bytes. Replaces the buffer, thus must be called before `#buffer` is read. */
   #grow(n: number): number {
     const at = this.#length;
     this.#length += n;

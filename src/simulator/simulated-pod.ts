@@ -93,6 +93,7 @@ export const SIMULATED_POD_DEFAULTS: SimulatedPodOptions = {
   adapters: [],
   blockSizeTokens: 16,
   nBlocks: 2048,
+  uncachedBlocks: 'reused_first',
   prefillTokensPerSecond: 8000,
   decodeStepMs: 10,
   maxBatchedTokens: 2048,
@@ -116,10 +117,13 @@ export function createSimulatedPod(
   given: Partial<Omit<SimulatedPodOptions, 'wire'>> & { readonly wire?: Partial<WireForm> } = {},
   clock: Clock = systemClock,
 ): SimulatedPod {
+  const wire = { ...SIMULATED_POD_DEFAULTS.wire, ...given.wire };
   const options: SimulatedPodOptions = {
     ...SIMULATED_POD_DEFAULTS,
+    // Engines that speak arrays are of the time before uncached blocks were reused first.
+    uncachedBlocks: wire.events === 'arrays' ? 'in_order' : 'reused_first',
     ...given,
-    wire: { ...SIMULATED_POD_DEFAULTS.wire, ...given.wire },
+    wire,
   };
   const capacityTokens = (options.nBlocks - 1) * options.blockSizeTokens;
   const maxModelLen = Math.min(options.maxModelLen ?? MAX_MODEL_LEN, capacityTokens);
