@@ -284,14 +284,20 @@ export function openPrefixIndexReader(memory: PrefixIndexMemory): PrefixIndexRea
         const nBlocks = reach[owner]!;
         if (nBlocks === 0) continue;
         const slot = control[OWNER_SLOT + owner]! - 1;
+        const own = Uint32Array.of(...inMedium.subarray(owner * 4, owner * 4 + 3), nBlocks);
         const known = found.get(slot);
-        if (known !== undefined && known[3]! >= nBlocks) continue;
-        found.set(slot, Uint32Array.of(...inMedium.subarray(owner * 4, owner * 4 + 3), nBlocks));
+        if (known === undefined || isBetter(own, known)) found.set(slot, own);
       }
       return matchOf(hashes.length / 2, found);
     },
     stats: () => statsOf(control),
   };
+}
+
+/** More blocks are better; as many on faster media too. */
+function isBetter(a: Uint32Array, b: Uint32Array): boolean {
+  if (a[3] !== b[3]) return a[3]! > b[3]!;
+  return a[0] !== b[0] ? a[0]! > b[0]! : a[1]! > b[1]!;
 }
 
 function matchOf(nBlocks: number, found: ReadonlyMap<number, Uint32Array>): PrefixMatch {
