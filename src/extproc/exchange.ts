@@ -53,6 +53,7 @@ export type ExchangeOutcome =
   | 'error'
   | 'observed';
 
+/** `half_close` covers resets too where grpc-js announces them as an end first; only the code of a reset would tell. */
 export type ExchangeEnding = 'half_close' | 'reset' | 'refused' | 'shutdown' | 'failed';
 
 export type ExchangeResult = {
@@ -406,12 +407,11 @@ export function createExchange(
     if (usage === null) usage = response?.usageSoFar() ?? null;
     // Where nothing of the answer is visible, the end of the stream is the end of the request.
     const cut = ending === 'failed' || (response !== null && !responseOver);
-    release(cut ? (ending === 'failed' ? 'failed' : 'cancelled') : 'completed');
     const requestBodyBytes = request?.bodyBytes ?? 0;
     request?.dispose();
     const asked = abort;
     abort = null;
-    output.finished({
+    const result: ExchangeResult = {
       outcome,
       reason,
       ending,
@@ -424,8 +424,14 @@ export function createExchange(
       decisionMs: decidedAtMs === null ? null : decidedAtMs - readyAtMs,
       heldMs: decidedAtMs === null ? null : endedAtMs - decidedAtMs,
       requestId,
-    });
-    asked?.abort();
+    };
+    try {
+      release(cut ? (ending === 'failed' ? 'failed' : 'cancelled') : 'completed');
+      asked?.abort();
+    } finally {
+      // Whatever a reservation or a listener throws, the stream is accounted for.
+      output.finished(result);
+    }
   }
 
   return {

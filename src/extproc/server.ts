@@ -98,6 +98,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   let servers: Server[] = [];
   let tls: ReloadingTls | null = null;
   let stopping: Promise<void> | null = null;
+  let draining = false;
   let onEmpty: (() => void) | null = null;
 
   async function start(): Promise<{ grpcAddress: string; healthAddress: string | null }> {
@@ -158,7 +159,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
       exchangeOptions,
     );
     streams.add(stream);
-    if (stopping !== null) stream.drain();
+    if (draining) stream.drain();
   }
 
   /** Before any work is done: not even the first message is decoded into an exchange. */
@@ -176,6 +177,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
       await wait(options.drainDelayMs);
       // The health port answers to the end: a closed one would look like a dead process.
       const closed = new Promise<void>((done) => servers[0]?.tryShutdown(() => done()));
+      draining = true;
       for (const stream of [...streams]) stream.drain();
       await emptyOr(options.drainTimeoutMs);
       const nExpired = streams.size;

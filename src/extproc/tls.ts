@@ -14,6 +14,8 @@ export type TlsFiles = {
   readonly keyFile: string;
   /** CA clients must come from: mutual TLS. */
   readonly clientCaFile: string | null;
+  /** How often the files are compared, default 10 s. By content: Kubernetes swaps a link, which no file watch survives. */
+  readonly reloadEveryMs?: number;
 };
 
 export type ReloadingTls = {
@@ -25,15 +27,10 @@ type Material = { readonly cert: Buffer; readonly key: Buffer; readonly clientCa
 type Provider = Parameters<typeof experimental.createCertificateProviderServerCredentials>[0];
 type Listener<T> = (update: T | null) => void;
 
-/** Files are compared by content: Kubernetes swaps a symbolic link, which no file watch survives reliably. */
 const RELOAD_EVERY_MS = 10_000;
 
 /** Rejects when the first reading fails: a server without its certificate must not start. */
-export async function createReloadingTls(
-  files: TlsFiles,
-  deps: { log: Log; clock: Clock },
-  reloadEveryMs: number = RELOAD_EVERY_MS,
-): Promise<ReloadingTls> {
+export async function createReloadingTls(files: TlsFiles, deps: { log: Log; clock: Clock }): Promise<ReloadingTls> {
   let current = await readMaterial(files);
   let timer: Timer | null = null;
   let stopped = false;
@@ -72,7 +69,7 @@ export async function createReloadingTls(
   }
 
   function schedule(): void {
-    timer = deps.clock.after(reloadEveryMs, () => {
+    timer = deps.clock.after(files.reloadEveryMs ?? RELOAD_EVERY_MS, () => {
       void reload().then(() => {
         if (!stopped) schedule();
       });
@@ -81,10 +78,10 @@ export async function createReloadingTls(
 
   schedule();
   return {
+    // First the identity, then the CA: grpc-js 1.14 names them the other way round in its types.
     credentials: experimental.createCertificateProviderServerCredentials(
-      // Null asks for no client certificate; the type leaves that out.
-      files.clientCaFile === null ? (null as unknown as Provider) : provider,
       provider,
+      files.clientCaFile === null ? null : provider,
       files.clientCaFile !== null,
     ),
     stop() {

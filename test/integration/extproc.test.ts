@@ -1,0 +1,531 @@
+/** The server over real gRPC on loopback: what the exchange's own tests cannot show. */
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import http2 from 'node:http2';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, describe, expect, test } from '@jest/globals';
+import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
+import { systemClock } from '../../src/clock.ts';
+import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import {
+  createExtProcServer,
+  type ExchangeResult,
+  type ExtProcServer,
+  type ExtProcServerOptions,
+} from '../../src/extproc/server.ts';
+import { loadServices } from '../../src/extproc/services.ts';
+import { createLog } from '../../src/log.ts';
+import { createHeld, type Held } from '../support/exchange-harness.ts';
+import { createExtProcClient, createHealthClient } from '../support/extproc-client.ts';
+import {
+  announced,
+  encodeRequest,
+  requestBody,
+  requestHeaders,
+  responseBody,
+  responseHeaders,
+} from '../support/extproc-messages.ts';
+
+const POD = '10.0.0.1:8000';
+const TLS = fileURLToPath(new URL('../fixtures/tls/', import.meta.url));
+
+const OPTIONS: ExtProcServerOptions = {
+  grpcListen: '127.0.0.1:0',
+  healthListen: null,
+  bodyMaxBytes: 1024 * 1024,
+  failureMode: 'closed',
+  defaultBodyMode: 'BUFFERED',
+  deadlineMs: 2_000,
+  destinationHeader: 'x-gateway-destination-endpoint',
+  compatTargetPodHeader: false,
+  drainDelayMs: 0,
+  drainTimeoutMs: 2_000,
+};
+
+type Setup = {
+  server: ExtProcServer;
+  address: string;
+  healthAddress: string | null;
+  results: ExchangeResult[];
+  held: Held[];
+  requests: PickRequest[];
+  lines: { level: string; msg: string; error?: string }[];
+};
+
+const cleanups: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+/** @param pick null: routes everything to POD */
+async function serve(
+  options: Partial<ExtProcServerOptions> = {},
+  pick: EndpointPicker['pick'] | null = null,
+): Promise<Setup> {
+  const setup = { results: [], held: [], requests: [], lines: [] } as unknown as Setup;
+  const route = (): Promise<Decision> => {
+    const { fate, reservation } = createHeld();
+    setup.held.push(fate);
+    return Promise.resolve({ kind: 'routed', endpoints: [POD], reservation });
+  };
+  const picker: EndpointPicker = {
+    pick(request, signal) {
+      setup.requests.push(request);
+      return pick === null ? route() : pick(request, signal);
+    },
+  };
+  setup.server = createExtProcServer(
+    {
+      picker,
+      log: createLog('debug', (line) => setup.lines.push(JSON.parse(line))),
+      clock: systemClock,
+      onStream: (result) => setup.results.push(result),
+    },
+    { ...OPTIONS, ...options },
+  );
+  cleanups.push(() => setup.server.stop());
+  const { grpcAddress, healthAddress } = await setup.server.start();
+  setup.address = grpcAddress;
+  setup.healthAddress = healthAddress;
+  return setup;
+}
+
+function connect(
+  address: string,
+  ...creds: Parameters<typeof createExtProcClient>[1][]
+): ReturnType<typeof createExtProcClient> {
+  const client = createExtProcClient(address, creds[0]);
+  cleanups.push(() => client.close());
+  return client;
+}
+
+function probe(address: string): ReturnType<typeof createHealthClient> {
+  const client = createHealthClient(address);
+  cleanups.push(() => client.close());
+  return client;
+}
+
+async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  const deadline = Date.now() + 5_000;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`gave up waiting until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+const never = (): Promise<Decision> => new Promise(() => undefined);
+
+describe('requests', () => {
+  test.each(['BUFFERED', 'BUFFERED_PARTIAL', 'FULL_DUPLEX_STREAMED', 'NONE'] as const)(
+    'a request in %s is routed and its reservation ends with the stream',
+    async (mode) => {
+      const { address, held, results } = await serve();
+      const answers = await connect(address).request({ mode, body: '{"model":"m"}' });
+      expect(answers.map(({ metadata }) => metadata)).toContain(POD);
+      await until(() => results.length === 1, 'the stream ended');
+      expect(results[0]).toMatchObject({ outcome: 'routed', mode, endpoint: POD });
+      expect(held.map(({ released }) => released)).toEqual([['completed']]);
+    },
+  );
+
+  test.each(['BUFFERED', 'FULL_DUPLEX_STREAMED'] as const)('a body of 8 MiB crosses unchanged in %s', async (mode) => {
+    const body = Buffer.alloc(8 * 1024 * 1024);
+    for (let i = 0; i < body.length; i += 4) body.writeUInt32LE(i, i);
+    let same = false;
+    const { address } = await serve({ bodyMaxBytes: 10 * 1024 * 1024 }, (request) => {
+      same = body.equals(Buffer.from(request.body!));
+      return Promise.resolve({ kind: 'routed', endpoints: [POD], reservation: createHeld().reservation });
+    });
+    const answers = await connect(address).request({ mode, body });
+    expect(same).toBe(true);
+    if (mode === 'BUFFERED') return;
+    const echoed = Buffer.concat(answers.flatMap(({ echo }) => (echo ? [echo.body] : [])));
+    expect(echoed.equals(body)).toBe(true);
+  });
+
+  test('responses are answered, whatever they carry', async () => {
+    const { address, results } = await serve();
+    const stream = connect(address).open();
+    stream.send(requestHeaders({ endOfStream: true }), announced('BUFFERED', { responseBody: 'STREAMED' }));
+    await stream.next();
+    stream.send(responseHeaders());
+    stream.send(responseBody('x', 'more'));
+    stream.send(responseBody(''));
+    const kinds = [await stream.next(), await stream.next(), await stream.next()].map(({ kind }) => kind);
+    expect(kinds).toEqual(['response_headers', 'response_body', 'response_body']);
+    stream.reset();
+    await until(() => results.length === 1, 'the stream ended');
+    expect(results[0]).toMatchObject({ outcome: 'routed', completion: 'response' });
+  });
+
+  test('a slow consumer of its own 8 MiB gets all of it, and other streams go on meanwhile', async () => {
+    const { address } = await serve({ bodyMaxBytes: 10 * 1024 * 1024 });
+    const client = connect(address);
+    const slow = client.open();
+    const body = Buffer.alloc(8 * 1024 * 1024, 'b');
+    slow.pause();
+    slow.send(requestHeaders(), announced('FULL_DUPLEX_STREAMED'));
+    slow.send(requestBody(body));
+    const other = connect(address);
+    expect(await other.request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
+    expect(slow.answers.length).toBeLessThan(100);
+    slow.resume();
+    slow.halfClose();
+    expect((await slow.status).code).toBe(0);
+    expect(slow.answers.reduce((total, { echo }) => total + (echo?.body.length ?? 0), 0)).toBe(body.length);
+  });
+});
+
+describe('faults stay where they happen', () => {
+  test.each([
+    [
+      'throws',
+      () => {
+        throw new Error('boom');
+      },
+    ],
+    ['rejects', () => Promise.reject(new Error('boom'))],
+    ['never settles', never],
+  ] as const)('a picker that %s costs its own request a 503', async (_name, pick) => {
+    const { address, results, lines } = await serve({ deadlineMs: 30 }, pick);
+    const answers = await connect(address).request({ mode: 'BUFFERED', body: '{}' });
+    expect(answers[1]!.immediate!.status).toBe('ServiceUnavailable');
+    await until(() => results.length === 1, 'the stream ended');
+    expect(results[0]!.outcome).toBe('error');
+    expect(lines.filter(({ level }) => level === 'error').map(({ msg }) => msg)).toEqual(
+      pick === never ? [] : ['picker failed'],
+    );
+  });
+
+  test('a hook and a reservation that throw are logged, and the next request works', async () => {
+    let nPicks = 0;
+    const { address, lines, results } = await serve({}, () => {
+      nPicks += 1;
+      const { reservation } = createHeld();
+      const broken = {
+        ...reservation,
+        release: () => {
+          throw new Error('release failed');
+        },
+      };
+      return Promise.resolve({ kind: 'routed', endpoints: [POD], reservation: nPicks === 1 ? broken : reservation });
+    });
+    const client = connect(address);
+    expect(await client.request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
+    expect(await client.request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
+    await until(() => results.length === 2, 'both streams ended');
+    expect(lines.filter(({ msg }) => msg === 'stream handler failed')).toMatchObject([{ error: 'release failed' }]);
+  });
+
+  test('a message protobuf cannot read ends its own stream with status 13, a neighbour goes on', async () => {
+    const { address } = await serve();
+    const neighbour = connect(address).open();
+    neighbour.send(requestHeaders(), announced('BUFFERED'));
+    await neighbour.next();
+    expect(await rawStream(address, frame(Buffer.from('ffffffffff', 'hex')))).toBe('13');
+    neighbour.send(requestBody('{}'));
+    expect((await neighbour.next()).metadata).toBe(POD);
+  });
+
+  test('a message over the gRPC limit ends its own stream with status 8, a neighbour goes on', async () => {
+    const { address } = await serve({ bodyMaxBytes: 1024 });
+    const client = connect(address);
+    const neighbour = client.open();
+    neighbour.send(requestHeaders(), announced('BUFFERED'));
+    await neighbour.next();
+    const big = client.open();
+    big.send(requestBody(Buffer.alloc(2 * 1024 * 1024)), announced('BUFFERED'));
+    expect((await big.status).code).toBe(8);
+    neighbour.send(requestBody('{}'));
+    expect((await neighbour.next()).metadata).toBe(POD);
+  });
+
+  test('a body over the cap gets its 413 in a message below the gRPC limit', async () => {
+    const { address } = await serve({ bodyMaxBytes: 1024 });
+    const answers = await connect(address).request({ mode: 'BUFFERED', body: Buffer.alloc(100_000) });
+    expect(answers[1]!.immediate!.status).toBe('PayloadTooLarge');
+  });
+
+  test('more streams than the limit are turned away with a reason before any work', async () => {
+    const { address, requests, server } = await serve({ limits: { maxStreams: 1 } }, never);
+    const client = connect(address);
+    const first = client.open();
+    first.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+    await until(() => requests.length === 1, 'the first stream is being decided');
+    expect(server.openStreams()).toBe(1);
+    const answers = await client.request({ mode: 'NONE', body: null });
+    expect(answers[0]).toMatchObject({ set: { 'x-warmpath-reason': 'too_many_streams' } });
+    expect(requests).toHaveLength(1);
+    first.reset();
+    await until(() => server.openStreams() === 0, 'the first stream is gone');
+  });
+});
+
+describe('resets', () => {
+  /** Opens, asks, and resets n streams on one connection, while one stream of that connection stays open. */
+  async function storm(client: ReturnType<typeof createExtProcClient>, n: number): Promise<void> {
+    const parallel = 50;
+    for (let i = 0; i < n; i += parallel) {
+      const batch = Array.from({ length: parallel }, () => client.open());
+      for (const stream of batch) stream.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+      await Promise.all(batch.map((stream) => stream.next()));
+      for (const stream of batch) stream.reset();
+    }
+  }
+
+  test('5,000 reset streams on one connection harm neither it nor a stream held open on it', async () => {
+    const { address, results, held, server } = await serve();
+    const client = connect(address);
+    const survivor = client.open();
+    survivor.send(requestHeaders(), announced('BUFFERED'));
+    await survivor.next();
+    await storm(client, 5_000);
+    survivor.send(requestBody('{}'));
+    expect((await survivor.next()).metadata).toBe(POD);
+    survivor.halfClose();
+    expect((await survivor.status).code).toBe(0);
+    await until(() => server.openStreams() === 0, 'all streams are gone');
+    expect(results).toHaveLength(5_001);
+    expect(held.every(({ released }) => released.length === 1)).toBe(true);
+    expect(new Set(results.map(({ outcome }) => outcome))).toEqual(new Set(['routed']));
+  });
+
+  test('the same storm kills a connection of a grpc-js server without the remedy', async () => {
+    const { externalProcessor } = loadServices();
+    const server = new Server();
+    server.addService(externalProcessor, {
+      Process: (call: { on(event: 'data', listener: () => void): void; write(message: object): void }) =>
+        call.on('data', () => call.write({ request_headers: {} })),
+    });
+    const port = await new Promise<number>((resolve, reject) => {
+      server.bindAsync('127.0.0.1:0', ServerCredentials.createInsecure(), (error, bound) =>
+        error ? reject(error) : resolve(bound),
+      );
+    });
+    cleanups.push(() => server.forceShutdown());
+    const client = connect(`127.0.0.1:${port}`);
+    const victim = client.open();
+    victim.send(requestHeaders(), announced('BUFFERED'));
+    await victim.next();
+    await storm(client, 3_000).catch(() => undefined);
+    expect((await victim.status).code).not.toBe(0);
+  });
+
+  test('connections offer receive windows that take a 1 MB body without waiting', async () => {
+    const { address } = await serve();
+    const session = http2.connect(`http://${address}`);
+    cleanups.push(() => session.destroy());
+    await until(() => (session.state.remoteWindowSize ?? 0) >= 16 * 1024 * 1024, 'the connection window is raised');
+    expect(session.remoteSettings.initialWindowSize).toBe(1024 * 1024);
+  });
+});
+
+describe('health', () => {
+  test('follows readiness on both ports, liveness does not', async () => {
+    const { address, healthAddress, server } = await serve({ healthListen: '127.0.0.1:0' });
+    for (const client of [probe(address), probe(healthAddress!)]) {
+      expect(await client.check('')).toBe('NOT_SERVING');
+      expect(await client.check('liveness')).toBe('SERVING');
+    }
+    server.setServing('SERVING');
+    const client = probe(healthAddress!);
+    expect(await client.list()).toEqual({
+      '': { status: 'SERVING' },
+      liveness: { status: 'SERVING' },
+      readiness: { status: 'SERVING' },
+      'envoy.service.ext_proc.v3.ExternalProcessor': { status: 'SERVING' },
+    });
+    expect(await client.check('readiness')).toBe('SERVING');
+    expect(await client.check('other')).toBe('5');
+  });
+
+  test('a watch hears every change once, an unknown name stays open as SERVICE_UNKNOWN', async () => {
+    const { address, server } = await serve();
+    const client = probe(address);
+    const known = client.watch('readiness');
+    const unknown = client.watch('other');
+    await until(() => known.statuses.length === 1 && unknown.statuses.length === 1, 'first statuses');
+    server.setServing('SERVING');
+    server.setServing('SERVING');
+    server.setServing('NOT_SERVING');
+    await until(() => known.statuses.length === 3, 'changes');
+    expect(known.statuses).toEqual(['NOT_SERVING', 'SERVING', 'NOT_SERVING']);
+    expect(unknown.statuses).toEqual(['SERVICE_UNKNOWN']);
+  });
+});
+
+describe('start and stop', () => {
+  test('a port in use is one clear error, and nothing is left listening', async () => {
+    const first = await serve();
+    const second = createExtProcServer(
+      {
+        picker: { pick: never },
+        log: createLog('error', () => undefined),
+        clock: systemClock,
+        onStream: () => undefined,
+      },
+      { ...OPTIONS, healthListen: first.address },
+    );
+    await expect(second.start()).rejects.toMatchObject({
+      code: 'address_in_use',
+      message: `server.healthListen: ${first.address} is already in use`,
+    });
+    await second.stop();
+  });
+
+  test('a server that was never started stops', async () => {
+    const server = createExtProcServer(
+      {
+        picker: { pick: never },
+        log: createLog('error', () => undefined),
+        clock: systemClock,
+        onStream: () => undefined,
+      },
+      OPTIONS,
+    );
+    await server.stop();
+    await server.stop();
+  });
+
+  test('drains: not serving first, then answered streams end with status 0, undecided ones are decided, the rest is retried', async () => {
+    let decide: (decision: Decision) => void = () => undefined;
+    const { fate, reservation } = createHeld();
+    const { address, healthAddress, server, requests, results } = await serve(
+      { healthListen: '127.0.0.1:0', drainDelayMs: 150, drainTimeoutMs: 400 },
+      (request) =>
+        request.path === '/slow'
+          ? new Promise((resolve) => (decide = resolve))
+          : Promise.resolve({ kind: 'routed', endpoints: [POD], reservation }),
+    );
+    server.setServing('SERVING');
+    const watcher = probe(healthAddress!).watch('readiness');
+    const client = connect(address);
+    const answered = client.open();
+    answered.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+    await answered.next();
+    const slow = client.open();
+    slow.send(requestHeaders({ headers: { ':path': '/slow' }, endOfStream: true }), announced('NONE'));
+    const stuck = client.open();
+    stuck.send(requestHeaders(), announced('BUFFERED'));
+    await stuck.next();
+    await until(() => requests.length === 2, 'two requests were asked about');
+
+    const stopped = server.stop();
+    expect(server.stop()).toBe(stopped);
+    server.setServing('SERVING');
+    await until(() => watcher.statuses.at(-1) === 'NOT_SERVING', 'health says so');
+    const late = await client.request({ mode: 'NONE', body: null });
+    expect(late[0]!.metadata).toBe(POD);
+
+    expect(await answered.status).toMatchObject({ code: 0 });
+    expect(fate.released.length).toBeGreaterThan(0);
+    decide({ kind: 'routed', endpoints: [POD], reservation: createHeld().reservation });
+    expect((await slow.next()).metadata).toBe(POD);
+    expect(await slow.status).toMatchObject({ code: 0 });
+    expect(await stuck.status).toMatchObject({ code: 14 });
+    expect(await watcher.ended).toBeDefined();
+    await stopped;
+    expect(results.map(({ ending }) => ending).sort()).toEqual(['failed', 'half_close', 'shutdown', 'shutdown']);
+    const refused = connect(address).open();
+    expect((await refused.status).code).toBe(14);
+  });
+
+  test('a watching client and an idle connection hold nothing up', async () => {
+    const { address, server } = await serve({ drainTimeoutMs: 10_000 });
+    const watcher = probe(address).watch('');
+    await connect(address).request({ mode: 'NONE', body: null });
+    await until(() => watcher.statuses.length === 1, 'the watch is open');
+    const startedAt = Date.now();
+    const idle = http2.connect(`http://${address}`);
+    idle.on('error', () => undefined);
+    cleanups.push(() => idle.destroy());
+    await server.stop();
+    expect(Date.now() - startedAt).toBeLessThan(3_000);
+  });
+});
+
+describe('tls', () => {
+  const ca = readFileSync(`${TLS}server-a.crt`);
+
+  test('mutual TLS: a client of the right CA is served, one without a certificate is not', async () => {
+    const { address } = await serve({
+      tls: { certFile: `${TLS}server-a.crt`, keyFile: `${TLS}server-a.key`, clientCaFile: `${TLS}ca.crt` },
+    });
+    const trusted = credentials.createSsl(ca, readFileSync(`${TLS}client.key`), readFileSync(`${TLS}client.crt`));
+    expect(await connect(address, trusted).request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
+    const stranger = connect(address, credentials.createSsl(ca)).open();
+    expect((await stranger.status).code).toBe(14);
+  });
+
+  test('a missing certificate is one clear error at start', async () => {
+    await expect(
+      serve({ tls: { certFile: '/nowhere/tls.crt', keyFile: `${TLS}server-a.key`, clientCaFile: null } }),
+    ).rejects.toMatchObject({
+      code: 'io_failed',
+      message: expect.stringMatching(/^server\.tls\.certFile: cannot read \/nowhere/),
+    });
+  });
+
+  test('a changed certificate is taken up, an unusable one keeps the old and says so once', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'warmpath-tls-'));
+    cleanups.push(() => rmSync(dir, { recursive: true }));
+    const put = (name: string): void => {
+      copyFileSync(`${TLS}${name}.crt`, join(dir, 'tls.crt'));
+      copyFileSync(`${TLS}${name}.key`, join(dir, 'tls.key'));
+    };
+    put('server-a');
+    const { address, lines } = await serve({
+      tls: { certFile: join(dir, 'tls.crt'), keyFile: join(dir, 'tls.key'), clientCaFile: null, reloadEveryMs: 10 },
+    });
+    const works = async (name: string): Promise<boolean> => {
+      const client = createExtProcClient(address, credentials.createSsl(readFileSync(`${TLS}${name}.crt`)));
+      const answers = await client.request({ mode: 'NONE', body: null });
+      client.close();
+      return answers.length === 1;
+    };
+    expect(await works('server-a')).toBe(true);
+    writeFileSync(join(dir, 'tls.crt'), 'no certificate');
+    await until(
+      () => lines.some(({ msg }) => msg === 'tls certificate not reloaded, the old one stays'),
+      'the complaint',
+    );
+    expect(await works('server-a')).toBe(true);
+    put('server-b');
+    await until(() => lines.some(({ msg }) => msg === 'tls certificate reloaded'), 'the reload');
+    expect(await works('server-b')).toBe(true);
+  });
+});
+
+function frame(message: Buffer): Buffer {
+  const prefix = Buffer.alloc(5);
+  prefix.writeUInt32BE(message.length, 1);
+  return Buffer.concat([prefix, message]);
+}
+
+/** Sends raw bytes as one stream; resolves with its grpc-status. */
+function rawStream(address: string, bytes: Buffer): Promise<string> {
+  const session = http2.connect(`http://${address}`);
+  cleanups.push(() => session.destroy());
+  return new Promise((resolve, reject) => {
+    const stream = session.request({
+      ':method': 'POST',
+      ':path': '/envoy.service.ext_proc.v3.ExternalProcessor/Process',
+      'content-type': 'application/grpc',
+      te: 'trailers',
+    });
+    const report = (headers: http2.IncomingHttpHeaders): void => {
+      if (headers['grpc-status'] !== undefined) resolve(String(headers['grpc-status']));
+    };
+    stream.on('response', report);
+    stream.on('trailers', report);
+    stream.on('error', reject);
+    stream.resume();
+    stream.write(bytes);
+  });
+}
+
+test('a real request still decodes beside the raw ones', async () => {
+  const { address } = await serve();
+  expect(await rawStream(address, frame(encodeRequest({ ...requestHeaders(), ...announced('GRPC') })))).toBe('3');
+});
