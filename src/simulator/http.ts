@@ -66,7 +66,7 @@ export function createPodHttp(deps: PodHttpDeps, options: PodHttpOptions): PodHt
   const generate =
     (prefix: string, read: (body: unknown) => GenerationRequest | ApiError): Route =>
     ({ request, response, body }) => {
-      const parsed = parsedBody(body, read);
+      const parsed = parsedBody(request, body, read);
       if (isApiError(parsed)) return sendError(response, parsed);
       // The counter keeps engine ids apart when clients reuse a request id.
       nAnswers++;
@@ -95,7 +95,7 @@ export function createPodHttp(deps: PodHttpDeps, options: PodHttpOptions): PodHt
       return ({ response }) => sendJson(response, 403, errorShape(message, 'PermissionDeniedError', null, 403));
     }
     return delayed(({ request, response, body }) => {
-      const parsed = parsedBody(body, read);
+      const parsed = parsedBody(request, body, read);
       if (isApiError(parsed)) return sendError(response, parsed);
       nAnswers++;
       const id = answerId(request, prefix);
@@ -103,8 +103,8 @@ export function createPodHttp(deps: PodHttpDeps, options: PodHttpOptions): PodHt
     });
   };
 
-  const tokenize: Route = ({ response, body }) => {
-    const parsed = parsedBody(body, reader.tokenize);
+  const tokenize: Route = ({ request, response, body }) => {
+    const parsed = parsedBody(request, body, reader.tokenize);
     if (isApiError(parsed)) return sendError(response, parsed);
     const wantsStrings = jsonField(body, 'return_token_strs') === true;
     const strings = wantsStrings ? parsed.tokenIds.map((id) => decodeTokens([id], 'named')) : undefined;
@@ -116,8 +116,8 @@ export function createPodHttp(deps: PodHttpDeps, options: PodHttpOptions): PodHt
     });
   };
 
-  const detokenize: Route = ({ response, body }) => {
-    const parsed = parsedBody(body, reader.detokenize);
+  const detokenize: Route = ({ request, response, body }) => {
+    const parsed = parsedBody(request, body, reader.detokenize);
     if (isApiError(parsed)) return sendError(response, parsed);
     sendJson(response, 200, { prompt: decodeTokens(parsed, 'named') });
   };
@@ -299,20 +299,30 @@ function collectBody(request: IncomingMessage, response: ServerResponse, done: (
   request.on('error', () => response.destroy());
 }
 
-function parsedBody<T>(body: Buffer, read: (body: unknown) => T | ApiError): T | ApiError {
+function parsedBody<T>(request: IncomingMessage, body: Buffer, read: (body: unknown) => T | ApiError): T | ApiError {
+  const mediaType = (request.headers['content-type'] ?? '').split(';', 1)[0]!.trim().toLowerCase();
+  if (mediaType !== 'application/json') return badRequest("Unsupported Media Type: Only 'application/json' is allowed");
   let value: unknown;
   try {
     value = JSON.parse(body.toString('utf8'));
   } catch (error) {
-    const message = `The body is not JSON: ${errorText(error)}`;
-    return { kind: 'error', status: 400, type: 'BadRequestError', message, param: null };
+    return badRequest(`The body is not JSON: ${errorText(error)}`);
   }
   return read(value);
 }
 
+function badRequest(message: string): ApiError {
+  return { kind: 'error', status: 400, type: 'BadRequestError', message, param: null };
+}
+
+/** A field of a body that is read leniently, undefined when there is none. */
 function jsonField(body: Buffer, name: string): unknown {
-  const value = parsedBody<unknown>(body, (parsed) => parsed);
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[name] : undefined;
+  try {
+    const value: unknown = JSON.parse(body.toString('utf8'));
+    return typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[name] : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function errorShape(message: string, type: string, param: string | null, code: number): object {
