@@ -71,8 +71,7 @@ function readGeneral(scanner: JsonScanner): number | { readonly got: string } | 
     scanner.fail('"," or "]"');
     return null;
   }
-  if (kind !== 'number')
-    return { got: kind === null ? 'nothing' : `${kind === 'object' || kind === 'array' ? 'an' : 'a'} ${kind}` };
+  if (kind !== 'number') return { got: kindText(kind) };
   const text = Buffer.from(scanner.bytes.buffer, scanner.bytes.byteOffset + start, scanner.pos - start).toString(
     'latin1',
   );

@@ -1,0 +1,100 @@
+/**
+ * Bodies for vLLM's `/tokenize`, spliced from the byte ranges of the client's request: nothing is parsed and printed again.
+ * Fields and defaults: vllm `entrypoints/serve/tokenize`; SGLang takes the same.
+ */
+import type { ByteRange } from '../openai/json-scan.ts';
+import type { FieldName, InferenceRequest } from '../openai/request.ts';
+
+/** Fields the chat form knows under the same name. */
+const CHAT_FIELDS = [
+  'model',
+  'messages',
+  'tools',
+  'chat_template',
+  'mm_processor_kwargs',
+  'media_io_kwargs',
+  'add_generation_prompt',
+  'continue_final_message',
+] as const satisfies readonly FieldName[];
+
+/** Fields of the chat API that reach the template as arguments, which is the only way the chat form takes them. */
+const TEMPLATE_ARGUMENTS = ['documents', 'reasoning_effort'] as const satisfies readonly FieldName[];
+
+/** What a part of a multimodal message is called, as key or type: without identifiers its tokens say nothing. */
+const MEDIA_WORDS = ['"image', '"video', '"audio', '"input_audio', '"input_image'];
+
+const BACKSLASH = 0x5c;
+const OPEN_BRACE = 0x7b;
+
+/** One body per prompt, or null where this form can not give the engine's tokens. */
+export function tokenizeBodies(request: InferenceRequest): readonly Uint8Array[] | null {
+  // Truncation happens in the engine, after tokenizing.
+  if (request.fields.has('truncate_prompt_tokens')) return null;
+  const { prompt } = request;
+  if (prompt.kind === 'messages') return holdsMedia(request) ? null : [chatBody(request)];
+  return prompt.kind === 'texts' ? prompt.ranges.map((range) => textBody(request, range)) : null;
+}
+
+function chatBody(request: InferenceRequest): Uint8Array {
+  const parts = CHAT_FIELDS.flatMap((name) => member(request, name));
+  parts.push(...templateArguments(request), ...specialTokens(request, 'false'));
+  return object(parts);
+}
+
+function textBody(request: InferenceRequest, text: ByteRange): Uint8Array {
+  return object([...member(request, 'model'), ['prompt', slice(request, text)], ...specialTokens(request, 'true')]);
+}
+
+type Member = readonly [name: string, ...value: readonly Uint8Array[]];
+
+function member(request: InferenceRequest, name: FieldName): readonly Member[] {
+  const range = request.fields.get(name);
+  return range === undefined ? [] : [[name, slice(request, range)]];
+}
+
+/** Said in both forms: servers differ in what they assume. */
+function specialTokens(request: InferenceRequest, assumed: 'true' | 'false'): readonly Member[] {
+  const given = member(request, 'add_special_tokens');
+  return given.length > 0 ? given : [['add_special_tokens', Buffer.from(assumed)]];
+}
+
+/** `chat_template_kwargs` with the arguments of the request before its own members, so that the client's own win. */
+function templateArguments(request: InferenceRequest): readonly Member[] {
+  const given = request.fields.get('chat_template_kwargs');
+  const added = TEMPLATE_ARGUMENTS.flatMap((name) => member(request, name));
+  if (added.length === 0) return member(request, 'chat_template_kwargs');
+  const open = Buffer.from(object(added)).subarray(0, -1);
+  if (given === undefined || request.body[given.start] !== OPEN_BRACE) {
+    return [['chat_template_kwargs', open, Buffer.from('}')]];
+  }
+  const inside = slice(request, { start: given.start + 1, end: given.end });
+  const isEmpty = Buffer.from(inside).toString('latin1').trim() === '}';
+  return [['chat_template_kwargs', open, Buffer.from(isEmpty ? '' : ','), inside]];
+}
+
+function object(members: readonly Member[]): Uint8Array {
+  const parts: Uint8Array[] = [];
+  for (const [name, ...value] of members) {
+    parts.push(Buffer.from(`${parts.length === 0 ? '{' : ','}"${name}":`), ...value);
+  }
+  parts.push(Buffer.from('}'));
+  return Buffer.concat(parts);
+}
+
+function slice({ body }: InferenceRequest, { start, end }: ByteRange): Uint8Array {
+  return body.subarray(start, end);
+}
+
+/** A word right after an unescaped quote begins a JSON string; inside of texts quotes are escaped. */
+function holdsMedia(request: InferenceRequest): boolean {
+  const range = request.fields.get('messages');
+  if (range === undefined) return false;
+  const { body } = request;
+  const messages = Buffer.from(body.buffer, body.byteOffset + range.start, range.end - range.start);
+  return MEDIA_WORDS.some((word) => {
+    for (let at = messages.indexOf(word); at >= 0; at = messages.indexOf(word, at + 1)) {
+      if (messages[at - 1] !== BACKSLASH) return true;
+    }
+    return false;
+  });
+}
