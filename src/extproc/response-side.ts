@@ -2,7 +2,7 @@
  * Response direction of one HTTP request: everything shown is answered at once, so that no answer of an engine ever waits
  * here. Reads usage on the way; alters nothing. Deliberately not here: what a response means for reservations.
  */
-import type { Usage } from '../openai/usage.ts';
+import type { Usage, UsageReader } from '../openai/usage.ts';
 import {
   continueResponse,
   echoResponse,
@@ -12,9 +12,7 @@ import {
 } from './messages.ts';
 import { ECHO_CHUNK_BYTES } from './protocol.ts';
 
-/** Reads usage out of response bytes cut anywhere. */
-export type UsageReader = { push(chunk: Uint8Array): void; result(): Usage | null };
-export type CreateUsageReader = (contentType: string) => UsageReader;
+export type CreateUsageReader = (contentType: string | undefined) => UsageReader;
 
 export type ResponseSideOptions = {
   /** `echo` in FULL_DUPLEX_STREAMED, `acknowledge` in every mode with one answer per message, `observe`: no answers at all. */
@@ -59,7 +57,7 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
     const encoding = message.headers.get('content-encoding');
     // A refusal or a compressed answer tells nothing that could be read here.
     if (message.headers.get(':status') === '200' && (encoding === undefined || encoding === 'identity')) {
-      reader = options.createUsageReader(message.headers.get('content-type') ?? '');
+      reader = options.createUsageReader(message.headers.get('content-type'));
     }
   }
 

@@ -63,7 +63,7 @@ export type ExtProcServerDeps = {
   readonly picker: EndpointPicker;
   readonly log: Log;
   readonly clock: Clock;
-  readonly createUsageReader?: CreateUsageReader;
+  readonly createUsageReader: CreateUsageReader;
   /** One call per ended stream. */
   onStream(result: ExchangeResult): void;
 };
@@ -148,7 +148,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
       {
         picker: deps.picker,
         clock,
-        createUsageReader: deps.createUsageReader ?? noUsage,
+        createUsageReader: deps.createUsageReader,
         onFault,
         onEnd(result) {
           streams.delete(stream);
@@ -250,8 +250,6 @@ function limitedFaultLog(log: Log, clock: Clock): (what: string, error: string) 
     nSuppressed = 0;
   };
 }
-
-const noUsage: CreateUsageReader = () => ({ push: () => undefined, result: () => null });
 
 const TOO_MANY_STREAMS = {
   kind: 'error',

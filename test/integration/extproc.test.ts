@@ -16,6 +16,7 @@ import {
 } from '../../src/extproc/server.ts';
 import { loadServices } from '../../src/extproc/services.ts';
 import { createLog } from '../../src/log.ts';
+import { createUsageReader } from '../../src/openai/usage.ts';
 import { createHeld, type Held } from '../support/exchange-harness.ts';
 import { createExtProcClient, createHealthClient } from '../support/extproc-client.ts';
 import {
@@ -49,6 +50,8 @@ type Setup = {
   healthAddress: string | null;
   results: ExchangeResult[];
   held: Held[];
+  /** Response bytes the server has read. */
+  nResponseBytes: number;
   requests: PickRequest[];
   lines: { level: string; msg: string; error?: string }[];
 };
@@ -63,7 +66,7 @@ async function serve(
   options: Partial<ExtProcServerOptions> = {},
   pick: EndpointPicker['pick'] | null = null,
 ): Promise<Setup> {
-  const setup = { results: [], held: [], requests: [], lines: [] } as unknown as Setup;
+  const setup = { results: [], held: [], nResponseBytes: 0, requests: [], lines: [] } as unknown as Setup;
   const route = (): Promise<Decision> => {
     const { fate, reservation } = createHeld();
     setup.held.push(fate);
@@ -80,6 +83,16 @@ async function serve(
       picker,
       log: createLog('debug', (line) => setup.lines.push(JSON.parse(line))),
       clock: systemClock,
+      createUsageReader: (contentType) => {
+        const reader = createUsageReader(contentType);
+        return {
+          push(chunk) {
+            setup.nResponseBytes += chunk.length;
+            reader.push(chunk);
+          },
+          result: reader.result,
+        };
+      },
       onStream: (result) => setup.results.push(result),
     },
     { ...OPTIONS, ...options },
@@ -175,6 +188,31 @@ describe('requests', () => {
     expect((await slow.status).code).toBe(0);
     expect(slow.answers.reduce((total, { echo }) => total + (echo?.body.length ?? 0), 0)).toBe(body.length);
   });
+});
+
+test('an Envoy that does not take its answers back is read no further than a bounded amount ahead', async () => {
+  const setup = await serve();
+  const stream = connect(setup.address).open();
+  stream.send(requestHeaders({ endOfStream: true }), announced('NONE', { responseBody: 'FULL_DUPLEX_STREAMED' }));
+  await stream.next();
+  stream.pause();
+  const chunk = Buffer.alloc(256 * 1024);
+  const nChunks = 128;
+  stream.send(responseHeaders());
+  for (let i = 0; i < nChunks; i += 1) stream.send(responseBody(chunk, i === nChunks - 1 ? 'eos' : 'more'));
+  let before = -1;
+  await until(async () => {
+    if (setup.nResponseBytes > 0 && setup.nResponseBytes === before) return true;
+    before = setup.nResponseBytes;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    return false;
+  }, 'the server reads no further');
+  expect(setup.nResponseBytes).toBeLessThan((nChunks * chunk.length) / 4);
+  stream.resume();
+  stream.halfClose();
+  expect((await stream.status).code).toBe(0);
+  const nBack = stream.answers.reduce((total, { echo }) => total + (echo?.body.length ?? 0), 0);
+  expect(nBack).toBe(nChunks * chunk.length);
 });
 
 describe('faults stay where they happen', () => {
@@ -363,6 +401,7 @@ describe('start and stop', () => {
         picker: { pick: never },
         log: createLog('error', () => undefined),
         clock: systemClock,
+        createUsageReader,
         onStream: () => undefined,
       },
       { ...OPTIONS, healthListen: first.address },
@@ -380,6 +419,7 @@ describe('start and stop', () => {
         picker: { pick: never },
         log: createLog('error', () => undefined),
         clock: systemClock,
+        createUsageReader,
         onStream: () => undefined,
       },
       OPTIONS,

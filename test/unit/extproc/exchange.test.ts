@@ -668,7 +668,7 @@ describe('response phases', () => {
     const seen: string[] = [];
     const usage = { promptTokens: 10, completionTokens: 3, cachedTokens: 8 };
     const { h, held } = routedStream('STREAMED', (contentType) => {
-      seen.push(contentType);
+      seen.push(String(contentType));
       return { push: (chunk) => void seen.push(Buffer.from(chunk).toString()), result: () => usage };
     });
     h.envoy(responseHeaders({ headers: { 'content-type': 'text/event-stream' } }));
