@@ -4,7 +4,7 @@
  */
 import { isAlias, isMap, isNode, isScalar, LineCounter, parseDocument, type Document, type Node } from 'yaml';
 import { errorText } from './errors.ts';
-import { showGot } from './config-values.ts';
+import { nearestName, showGot } from './wording.ts';
 
 export type SourceInput = {
   readonly file: string | null;
@@ -51,24 +51,6 @@ export function readSources(
     lineBelow: (where, key, path) =>
       input.file !== null && where.startsWith(`${input.file}:`) ? file.line(key, path) : null,
   };
-}
-
-/** The name among `known` that a typist most likely meant. */
-export function nearestName(name: string, known: readonly string[]): string {
-  const lastPart = (text: string): string => text.slice(text.lastIndexOf('.') + 1);
-  const distance = (one: string): number =>
-    Math.min(
-      editDistance(name.toLowerCase(), one.toLowerCase()),
-      // A right name in the wrong section is a likely mistake too.
-      editDistance(lastPart(name).toLowerCase(), lastPart(one).toLowerCase()) + 2,
-    );
-  let best = known[0] ?? '';
-  let bestDistance = Number.POSITIVE_INFINITY;
-  for (const one of known) {
-    const d = distance(one);
-    if (d < bestDistance) [best, bestDistance] = [one, d];
-  }
-  return best;
 }
 
 type FileValues = {
@@ -217,20 +199,4 @@ function isEmpty(node: unknown): boolean {
 
 function toValue(node: unknown, document: Document): unknown {
   return isNode(node) ? node.toJS(document) : (node ?? null);
-}
-
-/** Levenshtein distance in one row of memory. */
-function editDistance(a: string, b: string): number {
-  const row = Array.from({ length: b.length + 1 }, (_, index) => index);
-  for (let i = 1; i <= a.length; i++) {
-    let diagonal = row[0]!;
-    row[0] = i;
-    for (let j = 1; j <= b.length; j++) {
-      const above = row[j]!;
-      const substituted = diagonal + (a[i - 1] === b[j - 1] ? 0 : 1);
-      row[j] = Math.min(above + 1, row[j - 1]! + 1, substituted);
-      diagonal = above;
-    }
-  }
-  return row[b.length]!;
 }

@@ -199,17 +199,6 @@ export function showSize(bytes: number): string {
   return `${bytes} bytes`;
 }
 
-/** A wrong value as a message shows it: short, and without the credentials of a URL. */
-export function showGot(raw: unknown): string {
-  const shown = raw === undefined ? 'nothing' : withoutCredentials(JSON.stringify(raw) ?? typeof raw);
-  return shown.length > 80 ? `${shown.slice(0, 77)}...` : shown;
-}
-
-/** The text with `user:password@` of every URL replaced by `***@`. */
-export function withoutCredentials(value: string): string {
-  return value.replaceAll(/(\/\/)[^/?#@\s"]*(?:@[^/?#@\s"]*)*@/g, '$1***@');
-}
-
 function splitList(raw: unknown): readonly unknown[] {
   if (raw === null || raw === '') return [];
   const inner = typeof raw === 'string' && /^\s*\[.*\]\s*$/.test(raw) ? raw.trim().slice(1, -1) : raw;

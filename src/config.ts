@@ -25,11 +25,10 @@ import {
   milliseconds,
   optional,
   port,
-  showGot,
   size,
   structure,
-  withoutCredentials,
 } from './config-values.ts';
+import { showGot, withoutCredentials } from './wording.ts';
 
 export type Setting<T> = {
   readonly kind: Kind<T>;
@@ -145,10 +144,18 @@ export type LoadedConfig =
       readonly config: Config;
       /** Things to know that are not wrong: an alias used, a variable that has no effect. */
       readonly notices: readonly string[];
-      /** Where a value below a key was given: `where('discovery.endpoints', [0, 'address'])` → `warmpath.yaml:14`. */
-      where(key: ConfigKey, path?: readonly (string | number)[]): string;
+      readonly where: Where;
     }
-  | { readonly kind: 'mistakes'; readonly mistakes: readonly string[] };
+  | {
+      readonly kind: 'mistakes';
+      readonly mistakes: readonly string[];
+      /** What was right, defaults elsewhere: for finding further mistakes in the same run, never to be served. */
+      readonly rest: Config;
+      readonly where: Where;
+    };
+
+/** Where a value, or something inside it, was given: `where('discovery.endpoints', [0, 'address'])` → `warmpath.yaml:14`. */
+export type Where = (key: ConfigKey, path?: readonly (string | number)[]) => string;
 
 /** Names of the seed feature, and the key each stands for. */
 const ALIASES: Readonly<
@@ -184,13 +191,9 @@ export function loadConfig(input: ConfigInput): LoadedConfig {
   const config = nest(values);
   const place = (key: ConfigKey): string => given.get(key)?.where ?? 'default';
   mistakes.push(...contradictions(config, place));
-  if (mistakes.length > 0) return { kind: 'mistakes', mistakes };
-  return {
-    kind: 'config',
-    config,
-    notices: sources.notices,
-    where: (key, path = []) => sources.lineBelow(place(key), key, path) ?? place(key),
-  };
+  const where: Where = (key, path = []) => sources.lineBelow(place(key), key, path) ?? place(key);
+  if (mistakes.length > 0) return { kind: 'mistakes', mistakes, rest: config, where };
+  return { kind: 'config', config, notices: sources.notices, where };
 }
 
 /** The effective configuration, readable by `loadConfig`. */

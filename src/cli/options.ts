@@ -1,0 +1,99 @@
+/** `--config FILE --set key=value --help`, the same for every command that needs the whole configuration. */
+import { parseArgs } from 'node:util';
+import { loadConfig, type Config, type ConfigKey, type Where } from '../config.ts';
+import { parseFile, parseInline, type FileText } from '../endpoints/static-endpoints.ts';
+import { errorText } from '../errors.ts';
+import { showGot } from '../wording.ts';
+
+export type OptionsIo = {
+  stdout(line: string): void;
+  stderr(line: string): void;
+  readonly env: Readonly<Record<string, string | undefined>>;
+};
+
+export type LoadedOptions =
+  | { readonly kind: 'options'; readonly config: Config; readonly notices: readonly string[] }
+  /** Everything there is to say has been said. */
+  | { readonly kind: 'exit'; readonly code: 0 | 2 };
+
+/**
+ * Parses the arguments, loads the configuration and looks into the files it names; tells every mistake at once.
+ * @param readFile whole text of a file; throws when it cannot be read
+ */
+export function loadOptions(
+  command: string,
+  help: string,
+  args: readonly string[],
+  io: OptionsIo,
+  readFile: (path: string) => string,
+): LoadedOptions {
+  let values: { config?: string; set?: string[]; help?: boolean };
+  try {
+    ({ values } = parseArgs({
+      args: [...args],
+      options: {
+        config: { type: 'string' },
+        set: { type: 'string', multiple: true },
+        help: { type: 'boolean', short: 'h' },
+      },
+    }));
+  } catch (error) {
+    io.stderr(`warmpath ${command}: ${errorText(error)}`);
+    io.stderr(`warmpath ${command} --help says what it takes`);
+    return { kind: 'exit', code: 2 };
+  }
+  if (values.help === true) {
+    io.stdout(help);
+    return { kind: 'exit', code: 0 };
+  }
+  const loaded = loadConfig({ file: values.config ?? null, readFile, env: io.env, sets: values.set ?? [] });
+  const known = loaded.kind === 'config' ? loaded.config : loaded.rest;
+  const mistakes = [
+    ...(loaded.kind === 'mistakes' ? loaded.mistakes : []),
+    ...endpointMistakes(known, loaded.where, readFile),
+    ...tlsMistakes(known, loaded.where, readFile),
+  ];
+  if (loaded.kind === 'config' && mistakes.length === 0) {
+    return { kind: 'options', config: loaded.config, notices: loaded.notices };
+  }
+  io.stderr(
+    `warmpath ${command}: ${mistakes.length} ${mistakes.length === 1 ? 'mistake' : 'mistakes'} in the configuration`,
+  );
+  for (const mistake of mistakes) io.stderr(`  ${mistake}`);
+  return { kind: 'exit', code: 2 };
+}
+
+function endpointMistakes(config: Config, where: Where, readFile: (path: string) => string): readonly string[] {
+  const { file, endpoints } = config.discovery;
+  const parsed =
+    file === null
+      ? parseInline(endpoints, endpointDefaults(config), (path) => where('discovery.endpoints', path))
+      : parseFile(readOrWhy(file, readFile), file, endpointDefaults(config));
+  return parsed.kind === 'mistakes' ? parsed.mistakes : [];
+}
+
+function endpointDefaults({ kvEvents }: Config): { kvPort: number; replayPort: number } {
+  return { kvPort: kvEvents.port, replayPort: kvEvents.replayPort };
+}
+
+function tlsMistakes(config: Config, where: Where, readFile: (path: string) => string): readonly string[] {
+  const files: readonly [ConfigKey, string | null][] = [
+    ['server.tls.certFile', config.server.tls.certFile],
+    ['server.tls.keyFile', config.server.tls.keyFile],
+    ['server.tls.clientCaFile', config.server.tls.clientCaFile],
+  ];
+  return files.flatMap(([key, path]) => {
+    if (path === null) return [];
+    const read = readOrWhy(path, readFile);
+    if (read.kind === 'text') return [];
+    return [`${key} must be a readable file, got ${showGot(path)}: ${read.why} (${where(key)})`];
+  });
+}
+
+function readOrWhy(path: string, readFile: (path: string) => string): FileText {
+  try {
+    return { kind: 'text', text: readFile(path) };
+  } catch (error) {
+    return { kind: 'unreadable', why: errorText(error) };
+  }
+}
