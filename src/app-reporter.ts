@@ -14,7 +14,7 @@ import type { InFlight } from './load/in-flight.ts';
 import type { Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
-import type { TokenizerCall } from './tokenizer/vllm-tokenizer.ts';
+import type { VllmTokenizerDeps } from './tokenizer/vllm-tokenizer.ts';
 
 export type ReporterDeps = {
   readonly metrics: Metrics;
@@ -32,7 +32,7 @@ export type Reporter = {
   end(record: EndRecord): void;
   stream(result: ExchangeResult): void;
   kvEvents(delta: KvEventCounters): void;
-  tokenizerCall: TokenizerCall;
+  readonly tokenizerCall: VllmTokenizerDeps['onCall'];
   /** `GET /api/v1/endpoints`. */
   endpointViews(): readonly object[];
   writeGauges(): void;
