@@ -44,6 +44,8 @@ const IN_OBJECT = 1;
 export class JsonScanner {
   readonly bytes: Uint8Array;
   readonly end: number;
+  /** The same bytes, for their text. */
+  readonly #buffer: Buffer;
   /** Offset of the next byte to look at. */
   pos = 0;
   problem: JsonProblem | null = null;
@@ -56,6 +58,7 @@ export class JsonScanner {
   constructor(bytes: Uint8Array) {
     this.bytes = bytes;
     this.end = bytes.length;
+    this.#buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
     this.#wordsAt = Math.min(bytes.length, -bytes.byteOffset & 3);
     const nWords = (bytes.length - this.#wordsAt) >> 2;
     const wordsOffset = nWords === 0 ? 0 : bytes.byteOffset + this.#wordsAt;
@@ -147,6 +150,11 @@ export class JsonScanner {
     }
   }
 
+  /** The number or word in bytes start … end−1. */
+  scalarText(start: number, end: number): string {
+    return this.#buffer.toString('latin1', start, end);
+  }
+
   /** Nothing but white space up to the end of the text. */
   atEnd(): boolean {
     return this.#skipSpace() === END || this.fail('the end of the text');
@@ -233,7 +241,8 @@ export class JsonScanner {
   #keyText(start: number): string {
     let end = this.pos - 1;
     while (this.bytes[end - 1] !== QUOTE) end--;
-    return textOfString(this.bytes, { start, end });
+    const text = this.#buffer.toString('utf8', start, end);
+    return text.includes('\\') ? (JSON.parse(text) as string) : text.slice(1, -1);
   }
 
   #skipSpace(): number {

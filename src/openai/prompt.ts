@@ -7,8 +7,13 @@ export type PromptReading =
   | { readonly kind: 'tokens'; readonly tokenIds: readonly Uint32Array[] }
   /** Null, or cut before anything of it was complete. */
   | { readonly kind: 'absent' }
+  /** More prompts than routing looks at. */
+  | { readonly kind: 'many' }
   /** JSON, but no prompt. */
   | { readonly kind: 'wrong'; readonly message: string };
+
+/** Each prompt is a chain of hashes and one more try to match; a request of more is routed by load. */
+export const MAX_PROMPTS = 1024;
 
 const FORMS = 'a string, a list of strings, a list of token ids or a list of lists of token ids';
 
@@ -42,7 +47,7 @@ function readTexts(scanner: JsonScanner, form: 'one' | 'list'): PromptReading {
   const readOne = (): boolean => {
     const start = scanner.pos;
     if (!scanner.skipString()) return false;
-    ranges.push({ start, end: scanner.pos });
+    if (ranges.length <= MAX_PROMPTS) ranges.push({ start, end: scanner.pos });
     return true;
   };
   let message: string | null = null;
@@ -54,7 +59,8 @@ function readTexts(scanner: JsonScanner, form: 'one' | 'list'): PromptReading {
   };
   const complete = form === 'one' ? readOne() : scanner.array(readElement);
   if (message !== null) return wrong(scanner, from, message);
-  return complete ? texts(bytes, ranges) : { kind: 'absent' };
+  if (!complete) return { kind: 'absent' };
+  return ranges.length > MAX_PROMPTS ? { kind: 'many' } : texts(bytes, ranges);
 }
 
 /** Decoded when somebody asks: routing needs the bytes, and 200 KB of text cost more to decode than to scan. */
@@ -79,14 +85,17 @@ function readOneList(scanner: JsonScanner): PromptReading {
 function readLists(scanner: JsonScanner): PromptReading {
   const from = scanner.pos;
   const tokenIds: Uint32Array[] = [];
+  let nPrompts = 0;
   let message: string | null = null;
   scanner.array((index) => {
+    nPrompts = index + 1;
     const kind = scanner.peekKind();
     if (kind !== 'array') {
       if (kind === null) return scanner.skipValue();
       message = `\`prompt[${index}]\` must be a list of token ids as \`prompt[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
       return false;
     }
+    if (index >= MAX_PROMPTS) return scanner.skipValue();
     const result = readTokenIds(scanner);
     if (result.kind === 'not_ids') {
       message = notAnId(`prompt[${index}][${result.index}]`, result);
@@ -95,7 +104,8 @@ function readLists(scanner: JsonScanner): PromptReading {
     tokenIds.push(result.tokenIds);
     return result.kind === 'ids';
   });
-  return message === null ? { kind: 'tokens', tokenIds } : wrong(scanner, from, message);
+  if (message !== null) return wrong(scanner, from, message);
+  return nPrompts > MAX_PROMPTS ? { kind: 'many' } : { kind: 'tokens', tokenIds };
 }
 
 function notAnId(place: string, { got, position }: { readonly got: string; readonly position: number }): string {

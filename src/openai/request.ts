@@ -127,12 +127,20 @@ function scanBody(api: Api, body: Uint8Array): Scan {
   const scanner = new JsonScanner(body);
   const fields = new Map<FieldName, ByteRange & { readonly kind: JsonKind }>();
   let prompt: PromptReading | null = null;
+  let nPrompts = 0;
+  let lastPrompt = 0;
   const visit = (key: string): boolean => {
     if (!KNOWN_FIELDS.has(key)) return scanner.skipValue();
     const start = scanner.pos;
     const kind = scanner.peekKind();
-    if (key === 'prompt' && api === 'completions') prompt = readPrompt(scanner);
-    else scanner.skipValue();
+    if (key === 'prompt' && api === 'completions') {
+      // Read on the way the first time; of several only the last, and that afterwards.
+      prompt = nPrompts++ === 0 ? readPrompt(scanner) : { kind: 'absent' };
+      lastPrompt = start;
+      if (nPrompts > 1) scanner.skipValue();
+    } else {
+      scanner.skipValue();
+    }
     if (scanner.problem !== null || kind === null) return false;
     // A number that touches the end of the text may have been cut.
     if (kind === 'number' && scanner.pos === scanner.end) return scanner.fail('"," or "}"');
@@ -142,6 +150,11 @@ function scanBody(api: Api, body: Uint8Array): Scan {
     return true;
   };
   const complete = scanner.object(visit) && scanner.atEnd();
+  if (complete && nPrompts > 1) {
+    const again = new JsonScanner(body);
+    again.pos = lastPrompt;
+    prompt = readPrompt(again);
+  }
   return { fields, prompt, problem: complete ? null : scanner.problem };
 }
 
@@ -204,6 +217,7 @@ function completionsPrompt({ prompt, fields }: Scan, cut: 'yes' | 'no'): Prompt 
     if (cut === 'yes' || fields.has('prompt_embeds')) return { kind: 'none' };
     return bad('`prompt` must be a string, a list of strings or token ids, got nothing', 'prompt');
   }
+  if (prompt.kind === 'many') return { kind: 'none' };
   if (cut === 'no') return prompt;
   // Ids need no tokenizer, and the first of them are a prefix like any other.
   return prompt.kind === 'tokens' ? prompt : { kind: 'none' };
