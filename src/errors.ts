@@ -25,5 +25,6 @@ export class WarmpathError extends Error {
 
 /** The text of anything thrown, for a log field. */
 export function errorText(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  // By shape: errors of native modules and of other realms are no instances of this realm's Error.
+  return typeof error === 'object' && error !== null && 'message' in error ? String(error.message) : String(error);
 }

@@ -180,8 +180,10 @@ async function bind(socket: Publisher | Router, host: string, port: number): Pro
   try {
     await socket.bind(address);
   } catch (error) {
-    const inUse = error instanceof Error && 'code' in error && error.code === 'EADDRINUSE';
-    if (inUse) throw new WarmpathError('address_in_use', `Address in use: ${address}`, { cause: error });
+    // By shape, as native modules may throw errors of another realm.
+    const code = typeof error === 'object' && error !== null && 'code' in error ? error.code : undefined;
+    if (code === 'EADDRINUSE')
+      throw new WarmpathError('address_in_use', `Address in use: ${address}`, { cause: error });
     throw new WarmpathError('io_failed', `Cannot bind ${address}: ${errorText(error)}`, { cause: error });
   }
 }
