@@ -9,13 +9,12 @@ import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
-import { createBlockHasher, createHashSeed, requestExtraKeys } from '../../src/prefix/block-hash.ts';
+import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
+import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
-  NO_POSITION,
   openPrefixIndexReader,
   openPrefixIndexWriter,
-  type IndexOwner,
 } from '../../src/prefix/prefix-index.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
@@ -72,13 +71,14 @@ function aPicker(
   const endpoints = createEndpointStore();
   endpoints.replace(specs);
   const memory = createPrefixIndexMemory({ maxBytes: 8 * 1024 * 1024 });
-  const writer = openPrefixIndexWriter(memory);
   const hasher = createBlockHasher(createHashSeed());
+  const engineBlocks = createEngineBlocks({ index: openPrefixIndexWriter(memory), hasher });
   const inFlight = createInFlight(clock);
   const routed = createRoutedPrefixes(clock);
   const records: DecisionRecord[] = [];
   const ends: EndRecord[] = [];
-  const owners = new Map<number, IndexOwner>();
+  const sources = new Map<number, EngineBlocksSource>();
+  let nextHash = 1;
   const picker = createEndpointPicker(
     {
       clock,
@@ -102,20 +102,33 @@ function aPicker(
     records,
     ends,
     endpoints,
-    /** Makes endpoint n hold the blocks of a text. */
-    warm(
-      n: number,
-      text: string,
-      { salt = null, adapter = null }: { salt?: string | null; adapter?: string | null } = {},
-    ) {
+    /** Endpoint n announces the blocks of a text. */
+    warm(n: number, text: string, { salt, adapter = null }: { salt?: string; adapter?: string | null } = {}) {
       const { slot } = endpoints.all().find(({ name }) => name === `pod-${n}`)!;
-      const tokenIds = tokensOf(text);
-      const nBlocks = Math.floor(tokenIds.length / BLOCK);
-      const extraKeys = requestExtraKeys(salt, [], BLOCK, nBlocks);
-      const hashes = hasher.blocks(tokenIds, hasher.root('demo', adapter, BLOCK), BLOCK, extraKeys);
-      const owner = owners.get(slot) ?? writer.openOwner(slot);
-      owners.set(slot, owner);
-      writer.store(owner, 'gpu', NO_POSITION, hashes, nBlocks, new Uint32Array(nBlocks));
+      const nBlocks = Math.floor(text.length / BLOCK);
+      const source = sources.get(slot) ?? engineBlocks.openSource({ slot, rank: 0, model: 'demo' });
+      sources.set(slot, source);
+      const result = source.apply({
+        ts: 0,
+        dataParallelRank: 0,
+        skipped: [],
+        events: [
+          {
+            type: 'BlockStored',
+            blockHashes: Uint32Array.from({ length: 2 * nBlocks }, () => nextHash++),
+            parentBlockHash: null,
+            tokenIds: tokensOf(text).slice(0, nBlocks * BLOCK),
+            blockSizeTokens: BLOCK,
+            loraId: null,
+            loraName: adapter,
+            medium: 'GPU',
+            extraKeys: Array.from({ length: nBlocks }, (_, i) => (i === 0 && salt !== undefined ? [salt] : null)),
+            groupIdx: 0,
+            kvCacheSpecKind: 'full_attention',
+          },
+        ],
+      });
+      expect(result.blocksStored).toBe(nBlocks);
     },
   };
 }
