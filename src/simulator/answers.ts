@@ -63,6 +63,7 @@ export function answer(
         cacheSalt: request.cacheSalt,
         cacheReads: request.cacheReads,
         maxTokens: request.maxTokens,
+        finishReason: request.finishReason,
         generate: (index) => answerToken(answerKey, index),
         onToken: ({ tokenId, cachedTokens, last }) => {
           sample.tokenIds.push(tokenId);

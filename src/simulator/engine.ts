@@ -7,6 +7,7 @@ import type { Clock, Timer } from '../clock.ts';
 import type { MultimodalFeature } from '../tokenizer/tokenizer.ts';
 import { noneHashOf, prefixTokenIds, type ChainBlock, type LoraAdapter } from './block-chain.ts';
 import { BlockPool, type PoolEvent, type UncachedBlocks } from './block-pool.ts';
+import { createHistogram, type HistogramSnapshot } from './histogram.ts';
 import { createScheduler, type ScheduledRequest, type StepPlan } from './scheduler.ts';
 import { createSequence, createSequenceCache } from './sequence-cache.ts';
 
@@ -34,6 +35,8 @@ export type EngineRequest = {
   readonly cacheReads: 'allowed' | 'skipped';
   /** Tokens to generate, at least 1. */
   readonly maxTokens: number;
+  /** Why the answer ends after them; counted only. */
+  readonly finishReason: 'length' | 'stop';
   /** The token at `index` of the answer. */
   generate(index: number): number;
   /** Called once per generated token, in order, until `last` is true or the request is aborted. */
@@ -50,10 +53,16 @@ export type EngineStats = {
   readonly cachedTokens: number;
   readonly generationTokens: number;
   readonly finishedRequests: number;
+  readonly finishedByReason: Readonly<Record<'length' | 'stop', number>>;
   readonly abortedRequests: number;
   readonly preemptions: number;
   readonly prefixCacheQueryTokens: number;
   readonly prefixCacheHitTokens: number;
+  /** Names of adapters with a request running or waiting. */
+  readonly runningAdapters: readonly string[];
+  readonly waitingAdapters: readonly string[];
+  readonly timeToFirstTokenSeconds: HistogramSnapshot;
+  readonly requestLatencySeconds: HistogramSnapshot;
 };
 
 /** A findable block as tests compare it with an index. */
@@ -86,7 +95,14 @@ export type Engine = {
 /** Being late by up to this much is made up by the following steps; a longer pause of the process is not. */
 const MAX_CATCH_UP_MS = 20;
 
-type LiveRequest = ScheduledRequest & { readonly request: EngineRequest; nGenerated: number };
+/** Bucket bounds of vLLM's latency histograms, thinned out. */
+const LATENCY_BOUNDS_SECONDS = [0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 160];
+
+type LiveRequest = ScheduledRequest & {
+  readonly request: EngineRequest;
+  readonly submittedMs: number;
+  nGenerated: number;
+};
 
 /** @param publish takes the events of one step and its time in Unix seconds */
 export function createEngine(
@@ -98,7 +114,10 @@ export function createEngine(
   const pool = new BlockPool(options.nBlocks, options.uncachedBlocks);
   const scheduler = createScheduler<LiveRequest>(pool, createSequenceCache(pool, options.blockSizeTokens), options);
   const live = new Map<string, LiveRequest>();
-  const counters = { steps: 0, promptTokens: 0, cachedTokens: 0, generationTokens: 0, finished: 0, aborted: 0 };
+  const counters = { steps: 0, promptTokens: 0, cachedTokens: 0, generationTokens: 0, aborted: 0 };
+  const finished = { length: 0, stop: 0 };
+  const timeToFirstToken = createHistogram(LATENCY_BOUNDS_SECONDS);
+  const requestLatency = createHistogram(LATENCY_BOUNDS_SECONDS);
   const aborted = new Set<LiveRequest>();
   let step: Timer | null = null;
   let state: 'serving' | 'stalled' | 'stopped' = 'serving';
@@ -139,16 +158,20 @@ export function createEngine(
     if (entry.nGenerated === 1) {
       counters.promptTokens += sequence.nPromptTokens;
       counters.cachedTokens += cachedTokens;
+      timeToFirstToken.observe(secondsSince(entry.submittedMs));
     }
     sequence.tokenIds.push(tokenId);
     const last = entry.nGenerated === request.maxTokens;
     if (last) {
-      counters.finished++;
+      finished[request.finishReason]++;
+      requestLatency.observe(secondsSince(entry.submittedMs));
       live.delete(entry.id);
       scheduler.remove(entry);
     }
     return () => request.onToken({ tokenId, cachedTokens, last });
   };
+
+  const secondsSince = (ms: number): number => (clock.nowMs() - ms) / 1000;
 
   const dropAborted = (): void => {
     for (const entry of aborted) scheduler.remove(entry);
@@ -167,6 +190,7 @@ export function createEngine(
           cacheReads: request.cacheReads,
           nComputed: 0,
           cachedTokens: null,
+          submittedMs: clock.nowMs(),
           nGenerated: 0,
         };
         live.set(entry.id, entry);
@@ -211,9 +235,14 @@ export function createEngine(
       promptTokens: counters.promptTokens,
       cachedTokens: counters.cachedTokens,
       generationTokens: counters.generationTokens,
-      finishedRequests: counters.finished,
+      finishedRequests: finished.length + finished.stop,
+      finishedByReason: { ...finished },
       abortedRequests: counters.aborted,
       ...scheduler.counters,
+      runningAdapters: adapterNames(scheduler.running),
+      waitingAdapters: adapterNames(scheduler.waiting),
+      timeToFirstTokenSeconds: timeToFirstToken.snapshot(),
+      requestLatencySeconds: requestLatency.snapshot(),
     }),
 
     residentBlocks: () =>
@@ -230,4 +259,8 @@ export function createEngine(
 function durationMs(plan: StepPlan<LiveRequest>, options: EngineOptions): number {
   const prefillMs = (plan.nPrefillTokens / options.prefillTokensPerSecond) * 1000;
   return prefillMs + (plan.nDecodes > 0 ? options.decodeStepMs : 0);
+}
+
+function adapterNames(requests: readonly LiveRequest[]): string[] {
+  return [...new Set(requests.flatMap(({ request }) => (request.lora === null ? [] : [request.lora.name])))];
 }

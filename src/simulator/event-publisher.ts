@@ -32,6 +32,8 @@ export type EventPublisher = {
   dropLiveBatches(n: number): void;
   /** Sends frames that are no batch; takes no sequence number and is not kept. */
   sendRaw(frames: readonly Buffer[]): void;
+  /** Replies to later replays that are lost on the way, by sequence number; −1 is the end marker. */
+  loseInReplays(isLost: (seq: number) => boolean): void;
   /** Replay requests are read and not answered, until `answerReplays`. */
   ignoreReplays(): void;
   answerReplays(): void;
@@ -44,6 +46,8 @@ export type EventPublisher = {
 type Outgoing = { readonly frames: readonly Buffer[] };
 
 const EMPTY = Buffer.alloc(0);
+/** Waiting at once; further ones are dropped, as a full ZMQ queue would. */
+const MAX_REPLAY_REQUESTS = 1000;
 /** The port may then still be taken for a moment; nothing else depends on it. */
 const UNBIND_TIMEOUT_MS = 500;
 const END_SEQ = Buffer.alloc(8, 0xff);
@@ -56,6 +60,7 @@ export function createEventPublisher(options: EventPublisherOptions): EventPubli
   const replayRequests: { readonly client: Buffer; readonly fromSeq: bigint }[] = [];
   let nextSeq = 0;
   let nToDrop = 0;
+  let isLostInReplay = (_seq: number): boolean => false;
   let replays: 'answered' | 'ignored' = 'answered';
   let sockets: { readonly publisher: Publisher; readonly router: Router } | null = null;
   let wake: (() => void) | null = null;
@@ -87,12 +92,14 @@ export function createEventPublisher(options: EventPublisherOptions): EventPubli
     // What is published during the replay is not part of it: the end is fixed here.
     const to = nextSeq;
     for (let seq = from; seq < to && sockets !== null; seq++) {
+      if (isLostInReplay(seq)) continue;
       const payload = kept[seq % options.bufferSteps]!;
       const frames = options.replayFrames === 3 ? [] : [topic];
       await router.send([client, EMPTY, ...frames, seqFrame(seq), payload]);
     }
     const frames = options.replayFrames === 3 ? [] : [EMPTY];
-    if (sockets !== null) await router.send([client, EMPTY, ...frames, END_SEQ, EMPTY]);
+    if (sockets === null || isLostInReplay(-1)) return;
+    await router.send([client, EMPTY, ...frames, END_SEQ, EMPTY]);
   };
 
   const receiveLoop = async (router: Router): Promise<void> => {
@@ -100,6 +107,7 @@ export function createEventPublisher(options: EventPublisherOptions): EventPubli
       const [client, delimiter, seq] = frames;
       // Anything but [identity, "", seq] is dropped without a word.
       if (frames.length !== 3 || client === undefined || delimiter === undefined || seq === undefined) continue;
+      if (replayRequests.length >= MAX_REPLAY_REQUESTS) continue;
       // A sequence frame of another length is read as the big-endian number it is.
       replayRequests.push({ client, fromSeq: BigInt(`0x0${seq.toString('hex')}`) });
       notify();
@@ -143,6 +151,10 @@ export function createEventPublisher(options: EventPublisherOptions): EventPubli
     sendRaw(frames) {
       outgoing.push({ frames });
       notify();
+    },
+
+    loseInReplays(isLost) {
+      isLostInReplay = isLost;
     },
 
     ignoreReplays() {

@@ -64,6 +64,8 @@ export type PodFaults = {
   dropLiveBatches(n: number): void;
   /** Sends one message with these frames on the live stream. */
   sendRaw(frames: readonly Buffer[]): void;
+  /** Replies to later replays that are lost on the way, by sequence number; −1 is the end marker. */
+  loseInReplays(isLost: (seq: number) => boolean): void;
   ignoreReplays(): void;
   answerReplays(): void;
   /** The engine stops stepping: requests wait, events stay away. */
@@ -157,7 +159,12 @@ export function createSimulatedPod(
       engine,
       models,
       reader: createRequestReader(models, { maxModelLen, defaultAnswerTokens: options.defaultAnswerTokens }),
-      metrics: () => metricsPage(engine.stats(), options, options.model),
+      metrics: () =>
+        metricsPage(engine.stats(), options, {
+          model: options.model,
+          nAdapters: models.list().length - 1,
+          unixSeconds: clock.unixMs() / 1000,
+        }),
       kvEventSources: () => ({
         [String(options.dataParallelRank)]: {
           enable_kv_cache_events: true,
@@ -196,6 +203,7 @@ export function createSimulatedPod(
       },
       dropLiveBatches: publisher.dropLiveBatches,
       sendRaw: publisher.sendRaw,
+      loseInReplays: publisher.loseInReplays,
       ignoreReplays: publisher.ignoreReplays,
       answerReplays: publisher.answerReplays,
       stall: engine.stall,

@@ -453,6 +453,12 @@ describe('the KV events of a simulated pod', () => {
     expect(live.messages.map((frames) => frames.length)).toEqual([3, 1]);
     expect(live.messages[0]![1]!.readBigUInt64BE()).toBe(2n);
     expect(await askReplay(pod.replayEndpoint, replayRequest(0n))).toHaveLength(4);
+    pod.faults.loseInReplays((seq) => seq === 1 || seq === -1);
+    const seqs = (await askReplay(pod.replayEndpoint, replayRequest(0n), 100)).map((frames) =>
+      frames[1]!.readBigInt64BE(),
+    );
+    expect(seqs).toEqual([0n, 2n]);
+    pod.faults.loseInReplays(() => false);
     pod.faults.ignoreReplays();
     expect(await askReplay(pod.replayEndpoint, replayRequest(0n), 100)).toEqual([]);
     pod.faults.answerReplays();
@@ -516,6 +522,23 @@ describe('the life of a simulated pod', () => {
     },
   );
 
+  test('adapters in use are named in the metrics', async () => {
+    const pod = await aPod({ adapters: ['sql', 'law'], maxSequences: 1, prefillTokensPerSecond: 100 });
+    const controller = new AbortController();
+    const ended = ['sql', 'law'].map(async (model) => {
+      await post(pod, '/v1/completions', { model, prompt: tokens(1000, 100) }, controller.signal).catch(
+        () => undefined,
+      );
+    });
+    await until(() => pod.stats().waiting === 1, 'one request to wait');
+    const page = await (await fetch(`http://${pod.httpAddress}/metrics`)).text();
+    expect(page).toMatch(
+      /vllm:lora_requests_info\{max_lora="2",running_lora_adapters="(sql|law)",waiting_lora_adapters="(?!\1)(sql|law)"\} \d+/,
+    );
+    controller.abort();
+    await Promise.all(ended);
+  });
+
   test('a kill fails what is in flight at once', async () => {
     const pod = await aPod({ prefillTokensPerSecond: 10 });
     const answer = complete(pod, tokens(1000, 100));
@@ -554,6 +577,8 @@ describe('the life of a simulated pod', () => {
     expect(value(`vllm:prefix_cache_queries_total${labels}`)).toBe('80');
     expect(value(`vllm:prefix_cache_hits_total${labels}`)).toBe('32');
     expect(value(`vllm:prompt_tokens_cached_total${labels}`)).toBe('32');
+    expect(value(`vllm:time_to_first_token_seconds_count${labels}`)).toBe('2');
+    expect(page).not.toContain('lora_requests_info');
     expect(page).toMatch(/vllm:cache_config_info\{block_size="16",.*num_gpu_blocks="100".*\} 1\n/);
     expect((await fetch(`http://${pod.httpAddress}/health`)).status).toBe(200);
   });

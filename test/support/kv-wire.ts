@@ -33,20 +33,20 @@ export async function openLiveStream(endpoint: string): Promise<LiveStream> {
   };
 }
 
-/** Sends one request and gives all replies up to and including the end marker; [] when nothing comes in `waitMs`. */
+/** Sends one request and gives all replies up to and including the end marker, or until none came for `waitMs`. */
 export async function askReplay(endpoint: string, request: readonly Buffer[], waitMs = 2000): Promise<Buffer[][]> {
   const socket = new Dealer({ receiveHighWaterMark: 0, receiveTimeout: waitMs, linger: 0 });
   socket.connect(endpoint);
+  const replies: Buffer[][] = [];
   try {
     await socket.send([...request]);
-    const replies: Buffer[][] = [];
     for (;;) {
       const reply = await socket.receive();
       replies.push(reply);
       if (reply.at(-1)!.length === 0) return replies;
     }
   } catch (error) {
-    if ((error as { code?: string }).code === 'EAGAIN') return [];
+    if ((error as { code?: string }).code === 'EAGAIN') return replies;
     throw error;
   } finally {
     socket.close();

@@ -37,6 +37,7 @@ function anEngine(parts: Partial<EngineOptions> = {}, { timersLateByMs = 0 } = {
     cacheSalt: null,
     cacheReads: 'allowed',
     maxTokens: 1,
+    finishReason: 'length',
     generate: (index) => 1000 + index,
     onToken: (output) => void tokens.push({ id, atMs: clock.nowMs(), ...output }),
     ...more,
@@ -120,6 +121,20 @@ describe('the engine in time', () => {
     it.clock.advance(1000);
     expect(it.engine.stats().steps).toBeGreaterThan(it.batches.length);
     expect(it.batches).toHaveLength(1);
+  });
+
+  test('latencies are counted from the submit to the first and to the last token', () => {
+    const it = anEngine();
+    it.submit('a', tokens(1, 30), { maxTokens: 3 });
+    it.submit('b', tokens(101, 10), { finishReason: 'stop' });
+    it.clock.advance(1000);
+    const { timeToFirstTokenSeconds, requestLatencySeconds, finishedByReason } = it.engine.stats();
+    // b waits for the step of a, and takes 20 ms beside it: its own 10 and a's decode.
+    expect(timeToFirstTokenSeconds).toMatchObject({ count: 2, sum: expect.closeTo(0.03 + 0.05, 9) });
+    expect(requestLatencySeconds).toMatchObject({ count: 2, sum: expect.closeTo(0.06 + 0.05, 9) });
+    expect(timeToFirstTokenSeconds.bounds.slice(1, 4)).toEqual([0.02, 0.04, 0.08]);
+    expect(timeToFirstTokenSeconds.cumulative.slice(1, 4)).toEqual([0, 1, 2]);
+    expect(finishedByReason).toEqual({ length: 1, stop: 1 });
   });
 
   test('timers that fire late do not add up, and an idle engine makes up for nothing', () => {

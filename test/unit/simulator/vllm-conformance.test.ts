@@ -114,6 +114,7 @@ function submit(
       cacheSalt: (body['cache_salt'] as string | undefined) ?? null,
       cacheReads: 'prompt_logprobs' in body ? ('skipped' as const) : ('allowed' as const),
       maxTokens: body['max_tokens'] as number,
+      finishReason: 'length' as const,
       generate: (index: number) => choices[p * n + sample]!.token_ids?.[index] ?? 1 + sample,
       onToken: ({ cachedTokens }: { cachedTokens: number }) => onCached(cachedTokens),
     })),
