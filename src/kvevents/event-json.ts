@@ -23,8 +23,8 @@ export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
   const block_hashes = hashList(event.blockHashes);
   const where = { medium: event.medium, group_idx: event.groupIdx };
   const tier = {
-    ...(event.locality != null && { locality: event.locality }),
-    ...(event.ownership != null && { ownership: event.ownership }),
+    ...present('locality', event.locality),
+    ...present('ownership', event.ownership),
   };
   if (event.type === 'BlockRemoved') return { type: event.type, block_hashes, ...where, ...tier };
   const parent = event.parentBlockHash;
@@ -42,9 +42,14 @@ export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
     kv_cache_spec_kind: event.kvCacheSpecKind,
     kv_cache_spec_sliding_window: event.kvCacheSpecSlidingWindow ?? null,
     ...tier,
-    ...(event.sessionId != null && { session_id: event.sessionId }),
-    ...(event.cacheSalt != null && { cache_salt: event.cacheSalt }),
+    ...present('session_id', event.sessionId),
+    ...present('cache_salt', event.cacheSalt),
   };
+}
+
+/** Fields that most events do not have are left out there. */
+function present(key: string, value: string | null | undefined): Json {
+  return value === null || value === undefined ? {} : { [key]: value };
 }
 
 function hashList(words: Uint32Array): string[] {

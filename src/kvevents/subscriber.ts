@@ -1,0 +1,176 @@
+/**
+ * Follows one publisher: its payloads are decoded and applied to its engine's blocks, and whatever cannot be understood is
+ * counted and ends in less being believed. Sequence rules are in event-stream.ts, sockets in event-connection.ts.
+ */
+import type { Clock } from '../clock.ts';
+import { errorText } from '../errors.ts';
+import type { Log } from '../log.ts';
+import type { KvEventDecoder } from './decode.ts';
+import type { ApplyResult, EngineBlocksSource } from './engine-blocks.ts';
+import { createEventConnection } from './event-connection.ts';
+import type { ApplyOutcome, EventStreamOptions, StreamState } from './event-stream.ts';
+import type { KvEventBatch } from './kv-event.ts';
+import type { ReplayPermits } from './replay-permits.ts';
+import type { CounterSink, IngestSource, SourceStatus } from './source-status.ts';
+import { deriveTrust } from './trust.ts';
+
+export type SubscriberDeps = {
+  readonly clock: Clock;
+  readonly log: Log;
+  /** Shared by all sources: a batch is applied before the next one is decoded. */
+  readonly decoder: KvEventDecoder;
+  readonly blocks: EngineBlocksSource;
+  readonly permits: ReplayPermits;
+  readonly counters: CounterSink;
+};
+
+export type Subscriber = {
+  start(): void;
+  /** Resolves when the sockets are closed; then the blocks are gone from the index. */
+  stop(): Promise<void>;
+  /** To be called several times a second. */
+  tick(): void;
+  /** The process behind the source is another one. */
+  restarted(): void;
+  status(): SourceStatus;
+};
+
+/** Timestamps above are in milliseconds (Mooncake), not in seconds: the year 5138. */
+const MAX_UNIX_SECONDS = 1e11;
+
+export function createSubscriber(
+  deps: SubscriberDeps,
+  source: IngestSource,
+  options: Partial<EventStreamOptions> = {},
+): Subscriber {
+  const { clock, decoder, blocks, counters } = deps;
+  const log = deps.log.with({ endpoint: source.kvEvents.endpoint, rank: source.rank });
+  const counts = { gaps: 0, restarts: 0, replays: 0, errors: 0 };
+  let lagMs: number | null = null;
+  let loggedState: StreamState = 'unknown';
+  let lastFailure: string | null = null;
+
+  const error = (reason: string): void => {
+    counts.errors++;
+    counters.error(reason);
+  };
+
+  const apply = (payload: Uint8Array, _seq: bigint, origin: 'live' | 'replay'): ApplyOutcome => {
+    let batch: KvEventBatch;
+    try {
+      batch = decoder.decode(payload);
+    } catch (problem) {
+      error('payload');
+      log.debug('kv event payload refused', { problem: errorText(problem) });
+      return 'refused';
+    }
+    try {
+      const outcome = applyBatch(batch);
+      if (origin === 'live') noteLag(batch.ts);
+      return outcome;
+    } catch (problem) {
+      // A fault of ours must cost this source its blocks, and nobody else anything.
+      error('internal');
+      log.error('kv event batch not applied', { problem: errorText(problem) });
+      return 'refused';
+    }
+  };
+
+  const applyBatch = (batch: KvEventBatch): ApplyOutcome => {
+    let isComplete = true;
+    for (const reason of batch.skipped) {
+      if (reason === 'unknown_type') counters.events('unknown', 1, 0);
+      else {
+        isComplete = false;
+        error(reason);
+      }
+    }
+    if (batch.doubt) {
+      // An event that may have removed anything: believe what follows it.
+      blocks.clear();
+      count(blocks.apply({ ...batch, events: batch.events.slice(batch.doubt.nEventsBefore) }));
+      return 'incomplete';
+    }
+    const result = blocks.apply(batch);
+    count(result);
+    return !isComplete ? 'incomplete' : result.nCleared > 0 ? 'cleared' : 'applied';
+  };
+
+  const count = (result: ApplyResult): void => {
+    counters.events('BlockStored', result.nStored, result.blocksStored);
+    counters.events('BlockRemoved', result.nRemoved, result.blocksRemoved);
+    counters.events('AllBlocksCleared', result.nCleared, 0);
+  };
+
+  const noteLag = (ts: number): void => {
+    const sentUnixMs = ts < MAX_UNIX_SECONDS ? ts * 1000 : ts;
+    if (!Number.isFinite(sentUnixMs)) return;
+    // Clocks differ a little: a batch from the future has no lag.
+    lagMs = Math.max(0, clock.unixMs() - sentUnixMs);
+    counters.lag(lagMs);
+  };
+
+  const connection = createEventConnection(
+    {
+      clock,
+      permits: deps.permits,
+      apply,
+      clear: () => blocks.clear(),
+      onGap() {
+        counts.gaps++;
+        counters.gap();
+      },
+      onRestart() {
+        counts.restarts++;
+        counters.restart();
+      },
+      onReplay(result) {
+        counts.replays++;
+        counters.replay(result);
+      },
+      onGarbage: error,
+      onFailure(problem) {
+        error('socket');
+        const text = errorText(problem);
+        if (text !== lastFailure) log.warn('kv event socket failed', { problem: text });
+        lastFailure = text;
+      },
+    },
+    source.kvEvents,
+    options,
+  );
+
+  return {
+    start: () => connection.open(),
+    async stop() {
+      await connection.close();
+      blocks.close();
+    },
+    tick() {
+      connection.tick();
+      const { state } = connection.status();
+      if (state === loggedState) return;
+      log.info('kv event stream changed', { state, before: loggedState });
+      loggedState = state;
+    },
+    restarted: () => connection.restarted(),
+    status() {
+      const stream = connection.status();
+      const held = blocks.stats();
+      return {
+        endpointId: source.endpointId,
+        rank: source.rank,
+        state: stream.state,
+        trust: deriveTrust({ stream, indexable: held.indexable, partial: held.partial }),
+        lastSeq: stream.lastSeq === null ? null : stream.lastSeq.toString(),
+        ...counts,
+        nBlocks: held.nBlocks,
+        blockSizeTokens: held.blockSizeTokens,
+        reportsExtraKeys: held.reportsExtraKeys,
+        lastEventAgeMs: stream.lastHeardMs === null ? null : Math.max(0, clock.nowMs() - stream.lastHeardMs),
+        lagMs,
+        partial: stream.partial || held.partial,
+      };
+    },
+  };
+}

@@ -1,0 +1,70 @@
+/**
+ * Which publishers are followed: told what should be, never what happened. A source that is no longer wanted goes in this
+ * order: socket closed, blocks cleared, slot reported free (the promise of `reconcile`).
+ */
+import type { IngestSource, SourceStatus } from './source-status.ts';
+import type { Subscriber } from './subscriber.ts';
+
+export type Subscriptions = {
+  /** Opens, keeps and closes; idempotent. Resolves when the blocks of every source that left are out of the index. */
+  reconcile(sources: readonly IngestSource[]): Promise<void>;
+  /** To be called several times a second. */
+  tick(): void;
+  statuses(): SourceStatus[];
+  stop(): Promise<void>;
+};
+
+type Followed = { source: IngestSource; readonly subscriber: Subscriber };
+
+export function createSubscriptions(open: (source: IngestSource) => Subscriber): Subscriptions {
+  const followed = new Map<string, Followed>();
+  const closing = new Set<Promise<void>>();
+  /** Wishes are carried out one after another: an address may leave one slot and come back in another. */
+  let last: Promise<void> = Promise.resolve();
+
+  const close = ({ subscriber }: Followed): void => {
+    const closed = subscriber.stop().finally(() => closing.delete(closed));
+    closing.add(closed);
+  };
+
+  const carryOut = async (sources: readonly IngestSource[]): Promise<void> => {
+    const wanted = new Map(sources.map((source) => [keyOf(source), source]));
+    for (const [key, present] of followed) {
+      if (wanted.has(key)) continue;
+      followed.delete(key);
+      close(present);
+    }
+    // A new source may take the slot of one that leaves: not before that one's blocks are gone.
+    await Promise.all(closing);
+    for (const [key, source] of wanted) {
+      const present = followed.get(key);
+      if (present === undefined) {
+        const subscriber = open(source);
+        followed.set(key, { source, subscriber });
+        subscriber.start();
+      } else if (present.source.incarnation !== source.incarnation) {
+        present.source = source;
+        present.subscriber.restarted();
+      }
+    }
+  };
+
+  const enqueue = (work: () => Promise<void>): Promise<void> => {
+    last = last.then(work, work);
+    return last;
+  };
+
+  return {
+    reconcile: (sources) => enqueue(() => carryOut(sources)),
+    tick() {
+      for (const { subscriber } of followed.values()) subscriber.tick();
+    },
+    statuses: () => [...followed.values()].map(({ subscriber }) => subscriber.status()),
+    stop: () => enqueue(() => carryOut([])),
+  };
+}
+
+/** Everything but the incarnation: a source that differs in any of it is another source. */
+function keyOf({ endpointId, slot, rank, model, kvEvents }: IngestSource): string {
+  return JSON.stringify([endpointId, slot, rank, model, kvEvents.endpoint, kvEvents.replayEndpoint]);
+}
