@@ -4,7 +4,7 @@
  */
 import type { KvEvent, KvEventBatch } from './kv-event.ts';
 
-/** `counts`: token ids are prompt content and stay out; `ids`: they are written. */
+/** `counts`: token ids are prompt content and stay out, `token_ids` is how many they are; `ids`: they are written. */
 export type TokenOutput = 'counts' | 'ids';
 
 type Json = Record<string, unknown>;
@@ -32,7 +32,7 @@ export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
     type: event.type,
     block_hashes,
     parent_block_hash: parent === null ? null : hashText(parent[0], parent[1]),
-    ...(tokens === 'ids' ? { token_ids: [...event.tokenIds] } : { n_tokens: event.tokenIds.length }),
+    token_ids: tokens === 'ids' ? [...event.tokenIds] : event.tokenIds.length,
     block_size: event.blockSizeTokens,
     lora_id: event.loraId,
     medium: event.medium,
