@@ -9,8 +9,14 @@
  * nothing of it is in the index. The block size is learnt; a change of it forgets the engine's old blocks.
  */
 import { canonicalExtraKeys, type BlockExtraKeys, type BlockHasher, type RootHash } from '../prefix/block-hash.ts';
-import { NO_POSITION, type BlockPosition, type IndexOwner, type PrefixIndexWriter } from '../prefix/prefix-index.ts';
-import { MEDIA, type Medium } from '../prefix/prefix-match.ts';
+import {
+  NO_POSITION,
+  type BlockPosition,
+  type IndexOwner,
+  type MediumIndex,
+  type PrefixIndexWriter,
+} from '../prefix/prefix-index.ts';
+import { MEDIA } from '../prefix/prefix-match.ts';
 import type { BlockRemoved, BlockStored, KvEventBatch } from './kv-event.ts';
 import { createParkedBlocks, type EngineHashKey, type ParkedBlocks } from './parked-blocks.ts';
 
@@ -72,6 +78,12 @@ export type EngineBlocksSource = {
 };
 
 export type EngineBlocks = {
+  /**
+   * Takes out some of what sources no longer hold after a clear or close; nothing of it is in any match meanwhile.
+   * Every `apply` does a little of it; call this when there is time.
+   * @returns whether any is left
+   */
+  tidy(maxBlocks: number): boolean;
   /** @param rank data-parallel rank of batches that name none; @param model canonical served name */
   openSource(source: { slot: number; rank: number; model: string }): EngineBlocksSource;
 };
@@ -88,6 +100,9 @@ type NamedBlock = {
 };
 
 const DEFAULT_LIMITS: EngineBlocksLimits = { maxParkedBlocks: 4096, maxRoots: 1024 };
+/** Taken out by the way of every batch. */
+const TIDY_BLOCKS = 512;
+const MEDIUM_INDEXES: readonly MediumIndex[] = [0, 1, 2];
 const MAX_BLOCK_SIZE_TOKENS = 65_536;
 /** Groups whose resident blocks tell how far a prompt can be resumed; versions before kinds were reported say null. */
 const RESUMABLE_KINDS: readonly (string | null)[] = [
@@ -105,6 +120,7 @@ export function createEngineBlocks(deps: {
 }): EngineBlocks {
   const limits = { ...DEFAULT_LIMITS, ...deps.limits };
   return {
+    tidy: (maxBlocks) => deps.index.sweep(maxBlocks),
     openSource({ slot, rank, model }) {
       const ranks = new Map<number, EngineRank>();
       return {
@@ -132,6 +148,7 @@ export function createEngineBlocks(deps: {
                 break;
             }
           }
+          deps.index.sweep(TIDY_BLOCKS);
           return counts;
         },
         clear() {
@@ -164,7 +181,7 @@ function createEngineRank(
   rank: number,
   model: string,
 ): EngineRank {
-  const owner: IndexOwner = index.openOwner(slot);
+  let owner: IndexOwner = index.openOwner(slot);
   const names = new Map<EngineHashKey, NamedBlock>();
   const parked: ParkedBlocks = createParkedBlocks(limits.maxParkedBlocks);
   const roots = new Map<string, RootHash>();
@@ -172,7 +189,7 @@ function createEngineRank(
   const aliases = new Map<number, number>();
   const keys = { words: new Uint32Array(64) };
   const place = new Uint32Array(1);
-  let nHeld = 0;
+  const wasHeld = new Uint8Array(1);
   let groupIdx: number | null = null;
   let indexable = true;
   let partial = false;
@@ -229,7 +246,7 @@ function createEngineRank(
   }
 
   /** @returns false when blocks of this size cannot stand beside the engine's GPU blocks */
-  function learnBlockSize(size: number, medium: number, counts: Counts): boolean {
+  function learnBlockSize(size: number, medium: MediumIndex, counts: Counts): boolean {
     if (blockSizeTokens !== null) {
       if (medium !== 0) return false;
       counts.blockSizeChanges++;
@@ -262,7 +279,7 @@ function createEngineRank(
   function placeChain(
     event: BlockStored,
     nBlocks: number,
-    medium: number,
+    medium: MediumIndex,
     hi: number,
     lo: number,
     parent: BlockPosition,
@@ -292,14 +309,14 @@ function createEngineRank(
     hi: number,
     lo: number,
     parent: BlockPosition,
-    medium: number,
+    medium: MediumIndex,
     nCopies: number,
     counts: Counts,
   ): NamedBlock | null {
     let named = names.get(hash);
     if (named !== undefined && (named.hi !== hi || named.lo !== lo)) {
       counts.blocksConflicting++;
-      for (let m = 0; m < MEDIA.length; m++) release(hash, named, m, named.copies[m]!);
+      for (const m of MEDIUM_INDEXES) release(hash, named, m, named.copies[m]!);
       named = undefined;
     }
     if (named === undefined || named.copies[medium] === 0) {
@@ -314,21 +331,22 @@ function createEngineRank(
     return named;
   }
 
-  function enter(hi: number, lo: number, parent: BlockPosition, medium: number): BlockPosition {
-    const word = Uint32Array.of(hi, lo);
-    const known = index.locate(hi, lo);
-    if (known !== NO_POSITION && index.holds(owner, MEDIA[medium]!, known)) {
-      const alias = known * MEDIA.length + medium;
-      aliases.set(alias, (aliases.get(alias) ?? 0) + 1);
-      return known;
-    }
-    if (index.store(owner, MEDIA[medium]!, parent, word, 1, place) === 0) return NO_POSITION;
-    nHeld++;
+  /** Further copies of a block that this engine holds. @returns false when there is no room for them */
+  function holdAgain(named: NamedBlock, medium: MediumIndex, nCopies: number): boolean {
+    if (named.copies[medium] === 0 && !index.hold(owner, medium, named.position)) return false;
+    named.copies[medium]! += nCopies;
+    return true;
+  }
+
+  function enter(hi: number, lo: number, parent: BlockPosition, medium: MediumIndex): BlockPosition {
+    if (index.store(owner, medium, parent, Uint32Array.of(hi, lo), 1, place, wasHeld) === 0) return NO_POSITION;
+    const alias = place[0]! * MEDIA.length + medium;
+    if (wasHeld[0] === 1) aliases.set(alias, (aliases.get(alias) ?? 0) + 1);
     return place[0]! as BlockPosition;
   }
 
   /** Takes copies away; the last one of a medium leaves the index, the last one of all forgets the name. */
-  function release(hash: EngineHashKey, named: NamedBlock, medium: number, nCopies: number): void {
+  function release(hash: EngineHashKey, named: NamedBlock, medium: MediumIndex, nCopies: number): void {
     if (named.copies[medium] === 0 || nCopies === 0) return;
     named.copies[medium]! -= nCopies;
     if (named.copies[medium]! > 0) return;
@@ -336,10 +354,7 @@ function createEngineRank(
     const nAliases = aliases.get(alias) ?? 0;
     if (nAliases > 1) aliases.set(alias, nAliases - 1);
     else if (nAliases === 1) aliases.delete(alias);
-    else {
-      index.remove(owner, MEDIA[medium]!, named.position);
-      nHeld--;
-    }
+    else index.remove(owner, medium, Uint32Array.of(named.position), 1);
     if (!named.copies.some((n) => n > 0)) names.delete(hash);
   }
 
@@ -350,7 +365,7 @@ function createEngineRank(
     for (let next = open.pop(); next !== undefined; next = open.pop()) {
       const [parentHash, parent] = next;
       const early = parked.take(parentHash);
-      if (early !== undefined) addCopies(parentHash, parent, early.copies, counts);
+      if (early !== undefined) addCopies(parent, early.copies);
       for (const childHash of parked.childrenOf(parentHash)) {
         const child = parked.take(childHash)!;
         const content = child.content!;
@@ -365,7 +380,7 @@ function createEngineRank(
         }
         // Held once on the GPU until its true copies are entered and its children are placed.
         ghosts.push([childHash, placed]);
-        addCopies(childHash, placed, child.copies, counts);
+        addCopies(placed, child.copies);
         if (child.copies.some((n) => n > 0)) counts.blocksPlaced++;
         open.push([childHash, placed]);
       }
@@ -373,16 +388,16 @@ function createEngineRank(
     for (const [childHash, placed] of ghosts) release(childHash, placed, 0, 1);
   }
 
-  function addCopies(hash: EngineHashKey, named: NamedBlock, copies: readonly number[], counts: Counts): void {
-    for (let m = 0; m < MEDIA.length; m++) {
-      if (copies[m]! > 0) hold(hash, named.hi, named.lo, named.position, m, copies[m]!, counts);
+  function addCopies(named: NamedBlock, copies: readonly number[]): void {
+    for (const m of MEDIUM_INDEXES) {
+      if (copies[m]! > 0 && !holdAgain(named, m, copies[m]!)) partial = true;
     }
   }
 
   function park(
     event: BlockStored,
     nBlocks: number,
-    medium: number,
+    medium: MediumIndex,
     extraKeys: BlockExtraKeys | null,
     counts: Counts,
   ): void {
@@ -393,7 +408,7 @@ function createEngineRank(
       const named = names.get(hash);
       if (named !== undefined) {
         // Another copy of a block whose place is known, although its parent has gone: what follows has a place too.
-        hold(hash, named.hi, named.lo, named.position, medium, 1, counts);
+        holdAgain(named, medium, 1);
         counts.blocksStored++;
         const rest = {
           ...event,
@@ -414,7 +429,7 @@ function createEngineRank(
   }
 
   /** Placeholder events: no tokens, only "this hash is in this medium". */
-  function locate(hashes: Uint32Array, nBlocks: number, medium: number, counts: Counts): void {
+  function locate(hashes: Uint32Array, nBlocks: number, medium: MediumIndex, counts: Counts): void {
     for (let i = 0; i < nBlocks; i++) {
       const hash = engineKey(hashes[2 * i]!, hashes[2 * i + 1]!);
       const named = names.get(hash);
@@ -423,7 +438,7 @@ function createEngineRank(
         counts.blocksParked++;
         counts.blocksDropped += dropped;
         if (dropped > 0) partial = true;
-      } else if (hold(hash, named.hi, named.lo, named.position, medium, 1, counts) === null) {
+      } else if (!holdAgain(named, medium, 1)) {
         counts.blocksNotStored++;
         partial = true;
       } else counts.blocksStored++;
@@ -449,11 +464,14 @@ function createEngineRank(
   }
 
   function forgetBlocks(): void {
-    for (const [hash, named] of names) {
-      for (let m = 0; m < MEDIA.length; m++) release(hash, named, m, named.copies[m]!);
-    }
+    names.clear();
+    aliases.clear();
     parked.clear();
     partial = false;
+    if (index.heldBy(owner) === 0) return;
+    // Out of sight at once; what it held is taken out bit by bit.
+    index.retireOwner(owner);
+    owner = index.openOwner(slot);
   }
 
   return {
@@ -461,10 +479,18 @@ function createEngineRank(
     remove,
     forgetBlocks,
     close() {
-      forgetBlocks();
-      index.closeOwner(owner);
+      names.clear();
+      parked.clear();
+      index.retireOwner(owner);
     },
-    stats: () => ({ nBlocks: nHeld, blockSizeTokens, reportsExtraKeys, indexable, partial, nOrphans: parked.size }),
+    stats: () => ({
+      nBlocks: index.heldBy(owner),
+      blockSizeTokens,
+      reportsExtraKeys,
+      indexable,
+      partial,
+      nOrphans: parked.size,
+    }),
   };
 }
 
@@ -501,10 +527,9 @@ function sumStats(ranks: readonly EngineBlocksStats[]): EngineBlocksStats {
 }
 
 /** The speed class of a medium's name; what is neither the GPU nor host memory counts as the slowest. */
-function mediumIndexOf(medium: string | null): number {
+function mediumIndexOf(medium: string | null): MediumIndex {
   const name = medium === null ? 'GPU' : medium.toUpperCase();
-  const found: Medium = name.startsWith('GPU') ? 'gpu' : name.startsWith('CPU') || name === 'HOST' ? 'host' : 'disk';
-  return MEDIA.indexOf(found);
+  return name.startsWith('GPU') ? 0 : name.startsWith('CPU') || name === 'HOST' ? 1 : 2;
 }
 
 function engineKey(hi: number, lo: number): EngineHashKey {

@@ -6,6 +6,7 @@ import {
   createPrefixIndexMemory,
   openPrefixIndexReader,
   openPrefixIndexWriter,
+  type PrefixIndexMemory,
 } from '../../src/prefix/prefix-index.ts';
 import type { PrefixMatch } from '../../src/prefix/prefix-match.ts';
 
@@ -76,7 +77,12 @@ export function batchOf(events: readonly KvEvent[], dataParallelRank: number | n
   return { ts: 1, events, dataParallelRank, skipped: [] };
 }
 
-export type BenchOptions = { maxBytes?: number; limits?: Partial<EngineBlocksLimits>; seed?: number };
+export type BenchOptions = {
+  memory?: PrefixIndexMemory;
+  maxBytes?: number;
+  limits?: Partial<EngineBlocksLimits>;
+  seed?: number;
+};
 export type Query = {
   model?: string;
   adapter?: string | null;
@@ -86,13 +92,17 @@ export type Query = {
 
 /** Everything between decoded events and a match, in one thread. */
 export function createIndexBench(options: BenchOptions = {}) {
-  const memory = createPrefixIndexMemory({ maxBytes: options.maxBytes ?? 4 * 2 ** 20 });
+  const memory = options.memory ?? createPrefixIndexMemory({ maxBytes: options.maxBytes ?? 4 * 2 ** 20 });
   const writer = openPrefixIndexWriter(memory);
   const reader = openPrefixIndexReader(memory);
   const hasher = createBlockHasher(createHashSeed(seededWords(options.seed ?? 1)));
+  writer.sweep(0);
+  const emptyBytes = writer.stats().nBytes;
   const engineBlocks = createEngineBlocks({ index: writer, hasher, limits: options.limits });
   return {
     memory,
+    engineBlocks,
+    emptyBytes,
     writer,
     reader,
     hasher,
