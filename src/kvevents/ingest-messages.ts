@@ -29,5 +29,4 @@ export type FromIngestWorker =
       readonly statuses: readonly SourceStatus[] | null;
       readonly counters: KvEventCounters | null;
     }
-  | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields }
-  | { readonly kind: 'stopped' };
+  | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields };

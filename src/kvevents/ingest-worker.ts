@@ -57,7 +57,6 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const stop = async (): Promise<void> => {
     timers.forEach(clearInterval);
     await subscriptions.stop();
-    post({ kind: 'stopped' });
     port.close();
   };
 

@@ -67,7 +67,6 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   let nDeaths = 0;
   let timer: Timer | null = null;
   let watch: Timer | null = null;
-  let stopped: (() => void) | null = null;
 
   const post = (message: ToIngestWorker): void => worker?.postMessage(message);
 
@@ -118,19 +117,13 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
         return;
       case 'log':
         log[message.level](message.message, message.fields);
-        return;
-      case 'stopped':
-        stopped?.();
     }
   };
 
   const died = (error: WarmpathError): void => {
     worker = null;
     isReady = false;
-    if (phase !== 'running') {
-      stopped?.();
-      return;
-    }
+    if (phase !== 'running') return;
     // What it wrote last may be half a change: nothing is believed until it is relearnt.
     statuses = statuses.map((status) => ({ ...status, state: 'unknown', trust: 'fallback' }));
     nDeaths = clock.nowMs() - startedAtMs > STABLE_MS ? 0 : nDeaths + 1;
@@ -160,12 +153,11 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const shutDown = async (): Promise<void> => {
     const ending = worker;
     if (ending === null) return;
-    const orderly = new Promise<void>((resolve) => {
-      stopped = resolve;
-      clock.after(STOP_TIMEOUT_MS, resolve);
-    });
+    const ended = new Promise<void>((resolve) => ending.once('exit', () => resolve()));
+    const patience = new Promise<void>((resolve) => clock.after(STOP_TIMEOUT_MS, resolve));
     post({ kind: 'stop' });
-    await orderly;
+    // It ends by itself: zeromq aborts the process when its thread is terminated while a socket is closing.
+    await Promise.race([ended, patience]);
     worker = null;
     await ending.terminate();
   };
