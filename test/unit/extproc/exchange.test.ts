@@ -175,6 +175,19 @@ describe('FULL_DUPLEX_STREAMED', () => {
     expect(echoes.map(({ endOfStream }) => endOfStream)).toEqual([false, false, true]);
   });
 
+  test('a body of 220 KB in 62 KB chunks, cut inside its strings, is one decision on the whole', () => {
+    const h = createHarness();
+    const body = Buffer.from(JSON.stringify({ model: 'm', prompt: 'é'.repeat(110_000) }));
+    h.envoy(requestHeaders(), announced('FULL_DUPLEX_STREAMED'));
+    for (let at = 0; at < body.length; at += 62_001) {
+      h.envoy(requestBody(body.subarray(at, at + 62_001), at + 62_001 < body.length ? 'more' : 'eos'));
+    }
+    expect(h.picks.map(({ request }) => body.equals(Buffer.from(request.body!)))).toEqual([true]);
+    h.route(POD);
+    expect(Buffer.concat(h.answers.flatMap(({ echo }) => (echo ? [echo.body] : []))).equals(body)).toBe(true);
+    expect(h.results).toEqual([]);
+  });
+
   test('trailers end the body: no piece says end of stream, the trailers are answered', () => {
     const h = createHarness();
     h.envoy(requestHeaders(), announced('FULL_DUPLEX_STREAMED'));
