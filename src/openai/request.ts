@@ -6,9 +6,10 @@
  * `BadRequest`; everything unknown is routed by load.
  */
 import { isUtf8 } from 'node:buffer';
-import { JsonScanner, kindText, textOfString, type ByteRange, type JsonKind, type JsonProblem } from './json-scan.ts';
+import { JsonScanner, kindText, textOfString, type ByteRange, type JsonProblem } from './json-scan.ts';
 import { modelOfMultipart } from './multipart.ts';
 import { readPrompt, type PromptReading } from './prompt.ts';
+import { describe, integerOf, isFlag, isTrue, type FieldValue } from './field-values.ts';
 
 export type Api = 'chat' | 'completions' | 'other';
 
@@ -117,7 +118,7 @@ export function apiOf(path: string): Api {
 }
 
 type Scan = {
-  readonly fields: ReadonlyMap<FieldName, ByteRange & { readonly kind: JsonKind }>;
+  readonly fields: ReadonlyMap<FieldName, FieldValue>;
   readonly prompt: PromptReading | null;
   readonly problem: JsonProblem | null;
 };
@@ -125,7 +126,7 @@ type Scan = {
 /** The fields complete before `problem`; of a prompt list that was cut also its beginning. */
 function scanBody(api: Api, body: Uint8Array): Scan {
   const scanner = new JsonScanner(body);
-  const fields = new Map<FieldName, ByteRange & { readonly kind: JsonKind }>();
+  const fields = new Map<FieldName, FieldValue>();
   let prompt: PromptReading | null = null;
   let nPrompts = 0;
   let lastPrompt = 0;
@@ -172,7 +173,7 @@ function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, c
   if (modelName === '' && cut === 'no') return bad('`model` must be the name of a model, got an empty string', 'model');
 
   const stream = fields.get('stream');
-  if (stream !== undefined && !isFlag(stream, body)) return reject('stream', 'true or false');
+  if (stream !== undefined && !isFlag(body, stream)) return reject('stream', 'true or false');
   const salt = fields.get('cache_salt');
   if (salt !== undefined && salt.kind !== 'string') return reject('cache_salt', 'a string');
   const maxTokensName = fields.has('max_completion_tokens') ? 'max_completion_tokens' : 'max_tokens';
@@ -187,7 +188,7 @@ function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, c
     request: {
       api,
       model: modelName,
-      stream: stream !== undefined && isTrue(stream, body),
+      stream: stream !== undefined && isTrue(body, stream),
       prompt,
       cacheSalt: salt === undefined ? null : textOfString(body, salt) || null,
       maxTokens: maxTokensValue,
@@ -265,34 +266,6 @@ function notJson(body: Uint8Array, problem: JsonProblem): BadRequest {
 
 function bad(message: string, param: string | null): BadRequest {
   return { kind: 'bad_request', message: `${message}.`, param };
-}
-
-/** Kind and place; a client's own short scalar is quoted, as it tells more. */
-function describe(body: Uint8Array, { kind, start, end }: ByteRange & { readonly kind: JsonKind }): string {
-  const isShort = end - start <= 24 && (kind === 'number' || kind === 'boolean');
-  return `${isShort ? rawText(body, { start, end }) : kindText(kind)} at byte ${start}`;
-}
-
-function rawText(body: Uint8Array, { start, end }: ByteRange): string {
-  return Buffer.from(body.buffer, body.byteOffset + start, end - start).toString('latin1');
-}
-
-/** What vLLM's lax booleans accept: refusing more than the engine would only cost the client. */
-function isFlag(field: ByteRange & { readonly kind: JsonKind }, body: Uint8Array): boolean {
-  if (field.kind === 'boolean') return true;
-  return /^"?(1|0|true|false|t|f|yes|no|y|n|on|off|1\.0|0\.0)"?$/i.test(rawText(body, field));
-}
-
-function isTrue(field: ByteRange, body: Uint8Array): boolean {
-  return /^"?(1|true|t|yes|y|on|1\.0)"?$/i.test(rawText(body, field));
-}
-
-function integerOf(body: Uint8Array, field: ByteRange & { readonly kind: JsonKind }): number | null {
-  if (field.kind !== 'number' && field.kind !== 'string') return null;
-  if (field.end - field.start > 32) return null;
-  const text = field.kind === 'string' ? textOfString(body, field).trim() : rawText(body, field);
-  const value = Number(text);
-  return text !== '' && Number.isInteger(value) ? value : null;
 }
 
 function firstByte(body: Uint8Array): number | undefined {
