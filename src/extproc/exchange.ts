@@ -110,6 +110,9 @@ export type Exchange = {
   expire(): void;
 };
 
+/** A timer later than this was held up with everything else in the process. */
+const STALL_MS = 20;
+
 export function createExchange(
   options: ExchangeOptions,
   clock: Clock,
@@ -241,7 +244,7 @@ export function createExchange(
     if (faulted !== null) return pass(faulted);
     decision = 'asked';
     abort = new AbortController();
-    timer = clock.after(options.deadlineMs, () => failPick('picker_timeout'));
+    timer = clock.after(options.deadlineMs, overrun);
     output.pick(pickRequest, abort.signal);
   }
 
@@ -266,6 +269,13 @@ export function createExchange(
     endpoint = made.endpoints[0]!;
     request?.answer({ kind: 'routed', destination, first: endpoint });
     afterAnswer();
+  }
+
+  /** After a stall of the event loop the decision may lie ready behind this timer: it gets one more turn. */
+  function overrun(): void {
+    const lateMs = clock.nowMs() - readyAtMs - options.deadlineMs;
+    if (lateMs < STALL_MS) failPick('picker_timeout');
+    else timer = clock.after(0, () => failPick('picker_timeout'));
   }
 
   function settle(): void {

@@ -4,6 +4,8 @@ import type { Clock, Timer } from '../../src/clock.ts';
 export type FakeClock = Clock & {
   /** Moves time forward and runs every timer that falls due, in order. */
   advance(ms: number): void;
+  /** Moves time forward as a stalled event loop does: what fell due runs once, late, and what that sets does not yet. */
+  stall(ms: number): void;
   /** Timers not yet run or cancelled. */
   nTimers(): number;
 };
@@ -29,6 +31,12 @@ export function createFakeClock(startMs = 0): FakeClock {
         due.callback();
       }
       nowMs = endMs;
+    },
+    stall(ms) {
+      nowMs += ms;
+      const due = timers.filter(({ dueMs }) => dueMs <= nowMs).sort((a, b) => a.dueMs - b.dueMs);
+      timers = timers.filter((timer) => !due.includes(timer));
+      for (const { callback } of due) callback();
     },
     nTimers: () => timers.length,
   };

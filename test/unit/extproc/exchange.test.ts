@@ -605,6 +605,20 @@ describe('failure modes', () => {
     expect(h.answers).toHaveLength(1);
   });
 
+  test.each(['in the turn after', 'not even then'] as const)(
+    'a stalled event loop, over when the deadline is long past: the decision comes %s',
+    (when) => {
+      const h = createHarness({ failureMode: 'open' });
+      h.envoy(requestHeaders({ endOfStream: true }), announced('NONE'));
+      h.clock.stall(500);
+      expect(h.answers).toEqual([]);
+      if (when === 'in the turn after') h.route(POD);
+      h.clock.advance(1);
+      expect(h.answers.map(({ metadata }) => metadata)).toEqual([when === 'in the turn after' ? POD : null]);
+      expect(h.clock.nTimers()).toBe(0);
+    },
+  );
+
   test('a decision in time leaves no timer behind', () => {
     const h = createHarness();
     h.envoy(requestHeaders({ endOfStream: true }), announced('NONE'));
