@@ -8,6 +8,7 @@ export type PrefixIndexMemory = {
   readonly control: SharedArrayBuffer;
   readonly heads: SharedArrayBuffer;
   readonly lines: SharedArrayBuffer;
+  readonly keys: SharedArrayBuffer;
 };
 
 /** One engine behind a slot. */
@@ -67,6 +68,8 @@ export type PrefixIndexWriter = {
   hold(owner: IndexOwner, medium: MediumIndex, position: BlockPosition): boolean;
   /** Removes blocks from one medium of an owner. @returns how many it held */
   remove(owner: IndexOwner, medium: MediumIndex, positions: Uint32Array, nPositions: number): number;
+  /** Key of a held block, [hi, lo]. */
+  keyAt(position: BlockPosition, out: Uint32Array): void;
   /** Bit set (1 << medium) of where an owner holds a block. */
   mediaAt(owner: IndexOwner, position: BlockPosition): number;
   /** (block, medium) entries of an owner. */
@@ -78,8 +81,9 @@ export type PrefixIndexWriter = {
 export type PrefixIndexHooks = {
   /** Nobody holds this block any more; its position may be given to another one. */
   unheld(position: BlockPosition): void;
-  /** The owner is about to lose this block in all media, to make room. */
-  evicting(owner: IndexOwner, position: BlockPosition): void;
-  /** Memory of the user's own that counts against the budget. */
+  /** The owner is about to lose this block in all media: to make room, or because it was retired. */
+  dropping(owner: IndexOwner, position: BlockPosition): void;
+  /** Memory of the user's own that counts against the budget: for every 8 positions in use, and beside that. */
+  readonly bytesPerChunk: number;
   otherBytes(): number;
 };

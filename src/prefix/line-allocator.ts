@@ -15,7 +15,8 @@ export type LineAllocator = {
 export const MAX_SIZE_CLASS = 14;
 
 /** @param words line 0 is never given out */
-export function createLineAllocator(words: Uint32Array, nLines: number): LineAllocator {
+export function createLineAllocator(words: Uint32Array): LineAllocator {
+  const nLines = words.length / LINE_WORDS;
   // Free blocks of a class are linked through their first word.
   const free = new Uint32Array(MAX_SIZE_CLASS + 1);
   let next = 1;

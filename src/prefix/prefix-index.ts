@@ -5,7 +5,7 @@
  * engines are never added up. How the memory is laid out is run-layout.ts.
  */
 import type { PrefixIndexMemory, PrefixIndexReader, PrefixIndexWriter } from './index-types.ts';
-import { CONTROL_WORDS, LINE_BYTES, LINE_WORDS, type RunViews } from './run-layout.ts';
+import { CONTROL_WORDS, LINE_BYTES, type RunViews } from './run-layout.ts';
 import { createRunReader } from './run-reader.ts';
 import { createRunWriter } from './run-writer.ts';
 
@@ -22,18 +22,19 @@ export type {
 } from './index-types.ts';
 export { MAX_INDEX_SLOTS, NO_POSITION } from './index-types.ts';
 
-/** One head for so many lines; a run has two lines at least, usually more. */
-const LINES_PER_HEAD = 3;
+/** A head takes 8 bytes and a run 150 at least: more heads than runs that fit into the budget. */
+const BYTES_PER_HEAD = 150;
 const MIN_LINES = 64;
 
-/** Reserves address space; memory is only used as the index fills. */
+/** Reserves address space for any mix of keys and lists; memory is only used as the index fills. */
 export function createPrefixIndexMemory(options: { maxBytes: number }): PrefixIndexMemory {
-  const nLines = Math.max(MIN_LINES, Math.floor(options.maxBytes / (LINE_BYTES + 8)));
+  const nLines = Math.max(MIN_LINES, Math.floor(options.maxBytes / LINE_BYTES));
   return {
     maxBytes: options.maxBytes,
     control: new SharedArrayBuffer(4 * CONTROL_WORDS),
-    heads: new SharedArrayBuffer(8 * Math.ceil(nLines / LINES_PER_HEAD)),
+    heads: new SharedArrayBuffer(8 * Math.max(MIN_LINES, Math.ceil(options.maxBytes / BYTES_PER_HEAD))),
     lines: new SharedArrayBuffer(LINE_BYTES * nLines),
+    keys: new SharedArrayBuffer(LINE_BYTES * nLines),
   };
 }
 
@@ -50,11 +51,11 @@ function viewsOf(memory: PrefixIndexMemory): RunViews {
   const words = new Uint32Array(memory.lines);
   const heads = new Uint32Array(memory.heads);
   return {
+    keys: new Uint32Array(memory.keys),
     words,
     versions: new Int32Array(memory.lines),
     heads,
     nHeads: heads.length / 2,
     control: new Int32Array(memory.control),
-    nLines: words.length / LINE_WORDS,
   };
 }

@@ -2,10 +2,10 @@
  * How the index lies in shared memory, and the few look-ups writer and readers share.
  *
  * Blocks of one chain lie in runs: stretches that some prompt went through without a branch. A run is never split; what
- * continues differently is a child run that hangs at some offset of it. Memory is lines of 64 bytes:
- *   chunk  keys of 8 consecutive blocks of a run, [hi, lo] each; a block's position is 8 · line + index
- *   run    record below; lines that were runs stay runs, so that a reader never takes anything else for one
- *   lists  directories (line of each chunk) and extents (who holds which stretch), in powers of two of lines
+ * continues differently is a child run that hangs at some offset of it. Two kinds of memory, in lines of 64 bytes:
+ *   keys   chunks: the keys of 8 consecutive blocks of a run, [hi, lo] each; a block's position is 8 · chunk + index
+ *   words  run records (below; lines that were runs stay runs, so that a reader never takes anything else for one) and
+ *          lists: directories (the chunks of a run) and extents (who holds which stretch), in powers of two of lines
  * Keys are chained: one equal key at offset k proves that all blocks before it are equal too, so a run is compared at
  * its end, and by bisection where the prompt leaves it. Every key is in one place only: ancestors of a run exist as
  * long as the run does, held or not.
@@ -13,14 +13,14 @@
 import type { PrefixIndexStats } from './index-types.ts';
 
 export type RunViews = {
+  readonly keys: Uint32Array;
   readonly words: Uint32Array;
-  /** The same memory, for the version words. */
+  /** The memory of `words`, for the version words. */
   readonly versions: Int32Array;
   /** Open addressing over the first key of every run: (hi, run) pairs; run 0 = empty. */
   readonly heads: Uint32Array;
   readonly nHeads: number;
   readonly control: Int32Array;
-  readonly nLines: number;
 };
 
 export const LINE_WORDS = 16;
@@ -70,7 +70,7 @@ export function directoryEntry(words: Uint32Array, run: number, chunkIndex: numb
   return (directory === 0 ? run * LINE_WORDS + OWN_DIRECTORY : directory * LINE_WORDS) + chunkIndex;
 }
 
-/** Word of the key at an offset of a run. */
+/** Word in `keys` of the key at an offset of a run. */
 export function keyWord(words: Uint32Array, run: number, offset: number): number {
   return words[directoryEntry(words, run, offset >>> 3)]! * LINE_WORDS + 2 * (offset & 7);
 }
@@ -83,6 +83,7 @@ export function extentsWord(words: Uint32Array, run: number): number {
 
 /** How many of the `n` keys from `first` on equal the run's blocks from `offset` on. */
 export function countEqual(
+  keys: Uint32Array,
   words: Uint32Array,
   run: number,
   offset: number,
@@ -95,7 +96,7 @@ export function countEqual(
   let probe = n - 1;
   while (low < high) {
     const key = keyWord(words, run, offset + probe);
-    if (words[key] === hashes[2 * (first + probe)] && words[key + 1] === hashes[2 * (first + probe) + 1]) {
+    if (keys[key] === hashes[2 * (first + probe)] && keys[key + 1] === hashes[2 * (first + probe) + 1]) {
       low = probe + 1;
     } else high = probe;
     probe = (low + high) >>> 1;
@@ -110,12 +111,12 @@ export function headHome(hi: number, nHeads: number): number {
 
 /** The run whose first block has this key, 0 = none. */
 export function findHead(views: RunViews, hi: number, lo: number): number {
-  const { heads, nHeads, words } = views;
+  const { heads, nHeads, keys, words } = views;
   let at = headHome(hi, nHeads);
   for (let steps = 0; steps < nHeads; steps++) {
     const run = heads[2 * at + 1]!;
     if (run === 0) return 0;
-    if (heads[2 * at] === hi && words[keyWord(words, run, 0) + 1] === lo) return run;
+    if (heads[2 * at] === hi && keys[keyWord(words, run, 0) + 1] === lo) return run;
     if (++at === nHeads) at = 0;
   }
   return 0;

@@ -30,7 +30,8 @@ const GPU = 0;
 const HOST = 1;
 
 export function createRunReader(views: RunViews): PrefixIndexReader {
-  const { words, versions, control, nLines } = views;
+  const { keys, words, versions, control } = views;
+  const nLines = words.length / LINE_WORDS;
   /** Per owner: blocks matched from the start, and those of them whose fastest medium is the host, a disk. */
   const reach = new Int32Array(MAX_OWNERS);
   const onHost = new Int32Array(MAX_OWNERS);
@@ -55,7 +56,7 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
     const n = words[record + COUNTS]! >>> 16;
     const lines = words[record + EXTENTS]!;
     if (length > MAX_RUN_BLOCKS || lines >= nLines) return -1;
-    const equal = countEqual(words, run, 0, hashes, depth, Math.min(nBlocks - depth, length));
+    const equal = countEqual(keys, words, run, 0, hashes, depth, Math.min(nBlocks - depth, length));
     if (copied.length < 2 * n) {
       copied = new Uint32Array(4 * n);
       previous = new Uint32Array(2 * n);

@@ -37,8 +37,8 @@ import {
   type RunViews,
 } from './run-layout.ts';
 
-/** Beside its line in shared memory, a chunk costs the writer two words that lead back from a position to its run. */
-const BACK_BYTES = 8;
+/** Beside its line in shared memory, a chunk costs the writer what leads back from a position to its run. */
+const BACK_BYTES = 6;
 /** The table of heads is not filled further than this. */
 const MAX_HEADS_LOAD = 0.85;
 /** Runs of the largest owner that compete for eviction; the one used longest ago goes. */
@@ -46,13 +46,15 @@ const EVICTION_SAMPLE = 8;
 /** A store that cannot find room in so many steps is given up. */
 const MAX_EVICTIONS_PER_STORE = 256;
 
-const NO_HOOKS: PrefixIndexHooks = { unheld: () => {}, evicting: () => {}, otherBytes: () => 0 };
+const NO_HOOKS: PrefixIndexHooks = { unheld: () => {}, dropping: () => {}, bytesPerChunk: 0, otherBytes: () => 0 };
 
 export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexWriter {
-  const { words, versions, heads, nHeads, control, nLines } = views;
-  const lines = createLineAllocator(words, nLines);
-  /** Per chunk line: its run, and which chunk of the run it is. */
-  const back = new Uint32Array(2 * nLines);
+  const { keys, words, versions, heads, nHeads, control } = views;
+  const lines = createLineAllocator(words);
+  const chunks = createLineAllocator(keys);
+  /** Per chunk: its run, and which chunk of the run it is. */
+  const backRun = new Uint32Array(chunks.nLines);
+  const backIndex = new Uint16Array(chunks.nLines);
   const owners: (OwnerExtents | undefined)[] = [];
   const extents = createRunExtents(views, lines, owners);
   const dying: number[] = [];
@@ -73,18 +75,23 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   }
 
   const bytesUsed = (): number => {
-    return fixedBytes + (lines.nUsed - nFreeRuns) * (LINE_BYTES + BACK_BYTES) + hooks.otherBytes();
+    return (
+      fixedBytes +
+      (lines.nUsed - nFreeRuns) * LINE_BYTES +
+      chunks.nUsed * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk) +
+      hooks.otherBytes()
+    );
   };
   const begin = (run: number): void => {
     Atomics.add(versions, run * LINE_WORDS + VERSION, 1);
   };
   const end = begin;
-  const runAt = (position: number): number => back[2 * (position >>> 3)]!;
-  const offsetAt = (position: number): number => back[2 * (position >>> 3) + 1]! * CHUNK_BLOCKS + (position & 7);
+  const runAt = (position: number): number => backRun[position >>> 3]!;
+  const offsetAt = (position: number): number => backIndex[position >>> 3]! * CHUNK_BLOCKS + (position & 7);
 
   function positionAt(run: number, offset: number): BlockPosition {
-    const line = words[directoryEntry(words, run, offset >>> 3)]!;
-    return (line * CHUNK_BLOCKS + (offset & 7)) as BlockPosition;
+    const chunk = words[directoryEntry(words, run, offset >>> 3)]!;
+    return (chunk * CHUNK_BLOCKS + (offset & 7)) as BlockPosition;
   }
 
   function publishSize(): void {
@@ -153,12 +160,12 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     let room = length;
     if (nChunks <= directoryCapacity(run) || growDirectory(run, nChunks)) {
       room = Math.ceil(length / CHUNK_BLOCKS) * CHUNK_BLOCKS;
-      for (let chunk = room / CHUNK_BLOCKS; chunk < nChunks; chunk++) {
-        const line = lines.take(0);
-        if (line === 0) break;
-        words[directoryEntry(words, run, chunk)] = line;
-        back[2 * line] = run;
-        back[2 * line + 1] = chunk;
+      for (let i = room / CHUNK_BLOCKS; i < nChunks; i++) {
+        const chunk = chunks.take(0);
+        if (chunk === 0) break;
+        words[directoryEntry(words, run, i)] = chunk;
+        backRun[chunk] = run;
+        backIndex[chunk] = i;
         room += CHUNK_BLOCKS;
       }
     } else room = Math.ceil(length / CHUNK_BLOCKS) * CHUNK_BLOCKS;
@@ -167,7 +174,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       const offset = length + i;
       const inChunk = Math.min(nDone - i, CHUNK_BLOCKS - (offset & 7));
       let key = keyWord(words, run, offset);
-      for (let from = 2 * (first + i), to = from + 2 * inChunk; from < to;) words[key++] = hashes[from++]!;
+      for (let from = 2 * (first + i), to = from + 2 * inChunk; from < to;) keys[key++] = hashes[from++]!;
       i += inChunk;
     }
     words[run * LINE_WORDS + LENGTH] = length + nDone;
@@ -201,7 +208,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   }
 
   function freeChunks(run: number, from: number, to: number): void {
-    for (let chunk = from; chunk < to; chunk++) lines.give(words[directoryEntry(words, run, chunk)]!, 0);
+    for (let i = from; i < to; i++) chunks.give(words[directoryEntry(words, run, i)]!, 0);
   }
 
   function freeRun(run: number, length: number): void {
@@ -222,7 +229,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   // ---- heads
 
   function addHead(run: number): void {
-    const hi = words[keyWord(words, run, 0)]!;
+    const hi = keys[keyWord(words, run, 0)]!;
     let at = headHome(hi, nHeads);
     while (heads[2 * at + 1] !== 0) if (++at === nHeads) at = 0;
     heads[2 * at] = hi;
@@ -231,7 +238,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
 
   /** Takes a head out and moves later ones up, so that no look-up stops short. */
   function removeHead(run: number): void {
-    let hole = headHome(words[keyWord(words, run, 0)]!, nHeads);
+    let hole = headHome(keys[keyWord(words, run, 0)]!, nHeads);
     while (heads[2 * hole + 1] !== run) if (++hole === nHeads) hole = 0;
     Atomics.add(control, HEADS_VERSION, 1);
     for (let at = hole; ;) {
@@ -276,12 +283,13 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   // ---- room
 
   function makeRoom(nBlocks: number): boolean {
-    // Chunks, a directory, extents and a record or two.
-    const nLinesNeeded = Math.ceil(nBlocks / CHUNK_BLOCKS) + Math.ceil(nBlocks / 32) + 8;
-    const bytesNeeded = nLinesNeeded * (LINE_BYTES + BACK_BYTES);
+    // A directory, extents, a record or two.
+    const nChunks = Math.ceil(nBlocks / CHUNK_BLOCKS) + 1;
+    const nLines = Math.ceil(nBlocks / 32) + 8;
+    const nBytes = nLines * LINE_BYTES + nChunks * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk);
     for (let tries = 0; tries < MAX_EVICTIONS_PER_STORE; tries++) {
-      const isFree = bytesUsed() + bytesNeeded <= maxBytes && nRuns + 2 < nHeads * MAX_HEADS_LOAD;
-      if (isFree && lines.nUsed + nLinesNeeded < nLines) return true;
+      const isFree = bytesUsed() + nBytes <= maxBytes && nRuns + 2 < nHeads * MAX_HEADS_LOAD;
+      if (isFree && chunks.nUsed + nChunks < chunks.nLines && lines.nUsed + nLines < lines.nLines) return true;
       if (dying.length > 0) sweep(256);
       else if (!evictOne()) return false;
     }
@@ -314,11 +322,11 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       }
     }
     const length = words[victim * LINE_WORDS + LENGTH]!;
-    const positions: BlockPosition[] = [];
     for (let offset = 0; offset < length; offset++) {
-      if (extents.mediaAt(victim, largest, offset) !== 0) positions.push(positionAt(victim, offset));
+      if (extents.mediaAt(victim, largest, offset) !== 0) {
+        hooks.dropping(largest as IndexOwner, positionAt(victim, offset));
+      }
     }
-    for (const position of positions) hooks.evicting(largest as IndexOwner, position);
     let nGone = 0;
     for (let medium = 0; medium < 3; medium++) {
       // An earlier one may have freed the run: releasing what is not there changes nothing.
@@ -346,6 +354,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       const stop = words[at + 1]! & 0xffff;
       const start = Math.max(words[at + 1]! >>> 16, stop - left);
       left -= stop - start;
+      for (let offset = start; offset < stop; offset++) hooks.dropping(id as IndexOwner, positionAt(run, offset));
       release(run, words[at]!, start, stop, 'uncounted');
     }
     publishSize();
@@ -389,7 +398,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       while (i < nBlocks) {
         let n = 0;
         const length = run === 0 ? 0 : words[run * LINE_WORDS + LENGTH]!;
-        if (at < length) n = countEqual(words, run, at, hashes, i, Math.min(nBlocks - i, length - at));
+        if (at < length) n = countEqual(keys, words, run, at, hashes, i, Math.min(nBlocks - i, length - at));
         if (n === 0) {
           const child = findHead(views, hashes[2 * i]!, hashes[2 * i + 1]!);
           if (child !== 0) {
@@ -438,6 +447,11 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       }
       publishSize();
       return nGone;
+    },
+    keyAt(position, out) {
+      const key = 2 * position;
+      out[0] = keys[key]!;
+      out[1] = keys[key + 1]!;
     },
     mediaAt: (owner, position) => extents.mediaAt(runAt(position), owner, offsetAt(position)),
     heldBy: (owner) => owners[owner]!.nHeld,
