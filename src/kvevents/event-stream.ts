@@ -32,6 +32,7 @@ export type EventStreamEffects = {
   cancelReplay(): void;
   onGap(): void;
   onRestart(): void;
+  /** How a replay ended; of probes only what is wrong. */
   onReplay(result: ReplayResult): void;
 };
 
@@ -137,8 +138,6 @@ export function createEventStream(
   let replayBroken = false;
   /** Whether replay has once said all it had, since the last restart. */
   let learnt = false;
-  /** The publisher had nothing at all when it was asked last. */
-  let wasEmpty = false;
   let session: Session | null = null;
   let retry: { readonly purpose: 'learn' | 'hole'; readonly from: bigint; readonly atMs: number } | null = null;
   let nTries = 0;
@@ -212,7 +211,6 @@ export function createEventStream(
     dropBuffered();
     partial = false;
     learnt = false;
-    wasEmpty = false;
     nTries = 0;
     if (!replayUsable()) {
       // The first batch tells whether anything came before it.
@@ -256,7 +254,6 @@ export function createEventStream(
       const next = lastApplied + 1n;
       forget();
       partial = true;
-      wasEmpty = false;
       nTries = 0;
       state = 'replaying';
       retry = { purpose: 'learn', from: next, atMs: nowMs + backoff(0) };
@@ -390,10 +387,12 @@ export function createEventStream(
       return;
     }
     if (lastApplied === null) {
-      if (seq > 0n && !wasEmpty) partial = true;
+      if (seq > 0n) partial = true;
     } else {
-      if (seq <= lastApplied) return;
-      if (seq !== lastApplied + 1n) {
+      // Without the batch to compare with, nothing proves that this is the publisher known so far.
+      const isUnproved = current.nReceived === 1 && current.fromPrint !== null && seq > current.from;
+      if (seq <= lastApplied && !isUnproved) return;
+      if (isUnproved || seq !== lastApplied + 1n) {
         stopReplay();
         if (current.purpose === 'probe') effects.onGap();
         tryAgain(current, 'hole', nowMs);
@@ -427,13 +426,12 @@ export function createEventStream(
       tryAgain(ended, 'hole', nowMs);
       return;
     }
-    effects.onReplay('ok');
     if (ended.purpose === 'probe') {
       probeEnded(nowMs);
       return;
     }
+    effects.onReplay('ok');
     learnt = true;
-    if (ended.purpose === 'learn' && ended.nReceived === 0 && ended.from === 0n) wasEmpty = true;
     goLive(nowMs);
   };
 
@@ -499,10 +497,10 @@ export function createEventStream(
       session.deadlineMs = nowMs + options.replayTimeoutMs;
     },
     replayReceived(seq, payload, nowMs) {
-      if (session !== null) replayedBatch(session, seq, payload, nowMs);
+      if (session?.started) replayedBatch(session, seq, payload, nowMs);
     },
     replayEnded(nowMs) {
-      if (session !== null) endOfReplay(session, nowMs);
+      if (session?.started) endOfReplay(session, nowMs);
     },
     replayFailed: replayGaveUp,
     restarted(nowMs) {
