@@ -1,0 +1,74 @@
+/**
+ * The product's own decision: the cost of src/scheduling, the load of src/load, the routed prefixes of src/prefix, on
+ * virtual time. Only where the blocks come from differs from `serve`: ids of a workload instead of hashed tokens.
+ */
+import type { EndpointSlot } from '../../endpoints/endpoint.ts';
+import { createInFlight, type LoadReservation } from '../../load/in-flight.ts';
+import type { BlockHashes } from '../../prefix/block-hash.ts';
+import { createRoutedPrefixes, type Booking } from '../../prefix/routed-prefixes.ts';
+import { schedule } from '../../scheduling/scheduler.ts';
+import type { EngineRequest } from '../engine.ts';
+import type { CreatePolicy, EngineProbe } from './policy.ts';
+import { createAnnouncedBlocks } from './tracking.ts';
+
+export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, prefillTokensPerSecond, events }) => {
+  const inFlight = createInFlight(clock, prefillTokensPerSecond);
+  const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
+  const announced = createAnnouncedBlocks();
+  const held = new Map<number, { load: LoadReservation; booking: Booking }>();
+  const slotOf = ({ id }: EngineProbe): EndpointSlot => id as EndpointSlot;
+
+  return {
+    choose(request, engines) {
+      const hashes = keysOf(request);
+      const onTheWay = routed.longestMatch(hashes);
+      const candidates = engines.map((engine) => {
+        const nAnnounced = events === 'published' ? announced.matchedBlocks(request, engine) : 0;
+        const nBlocks = Math.max(nAnnounced, onTheWay.blocks(slotOf(engine)));
+        return {
+          address: engine.address,
+          trust: events === 'published' ? ('exact' as const) : ('fallback' as const),
+          cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
+          load: inFlight.load(slotOf(engine)),
+        };
+      });
+      const { order } = schedule({
+        candidates,
+        promptTokens: request.promptTokens,
+        tieKey: hashes.length > 0 ? hashes[hashes.length - 1]! : request.index,
+        prefillTokensPerSecond,
+      });
+      const chosen = engines[order[0]!]!;
+      held.set(request.index, {
+        load: inFlight.reserve(slotOf(chosen), request.promptTokens - candidates[order[0]!]!.cachedTokens),
+        booking: routed.book(slotOf(chosen), hashes),
+      });
+      return chosen;
+    },
+    onFirstToken: (request) => held.get(request.index)?.load.firstByte(),
+    onEnd(request, _engine, outcome) {
+      const reservation = held.get(request.index);
+      if (!reservation) return;
+      held.delete(request.index);
+      reservation.load.release();
+      reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'none' ? 'keep' : 'grace');
+    },
+    onBlocks: announced.apply,
+    onGone(engine) {
+      announced.forget(engine);
+      routed.forget(slotOf(engine));
+    },
+  };
+};
+
+/** Two mixed words per block, as if tokens had been hashed: ids are dense, tables expect keys that are not. */
+function keysOf({ blocks }: EngineRequest): BlockHashes {
+  const keys = new Uint32Array(2 * blocks.length);
+  for (let i = 0; i < blocks.length; i++) {
+    let h = Math.imul(blocks[i]! + 1, 0x9e3779b1);
+    h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+    keys[2 * i] = blocks[i]!;
+    keys[2 * i + 1] = (h ^ (h >>> 13)) >>> 0;
+  }
+  return keys as BlockHashes;
+}

@@ -1,0 +1,269 @@
+/**
+ * Replays a workload over simulated engines under one policy, in virtual time and without network. Engines run on their
+ * own between arrivals; what became visible by then is told to the policy in the order of time, then it chooses.
+ * Deterministic: equal input gives equal output.
+ */
+import { SimulatedEngine, type EngineNotice, type EngineRequest } from './engine.ts';
+import type { CreatePolicy, EngineProbe, Policy } from './policies/policy.ts';
+import { createRandom } from './random.ts';
+import { engineBlocks, type TimingModel } from './timing.ts';
+import { createVirtualClock, type VirtualClock } from './virtual-clock.ts';
+import type { Workload } from './workload.ts';
+
+export type Crash = { readonly engine: number; readonly atMs: number; readonly restartAtMs: number | null };
+export type ScaleOut = { readonly engines: number; readonly atMs: number };
+
+export type Scenario = {
+  readonly timing: TimingModel;
+  /** Speed of every engine at the start: 1 = as the timing model says. */
+  readonly engineSpeeds: readonly number[];
+  /** Arrival times are divided by it. */
+  readonly speed: number;
+  readonly cacheBlocks: number;
+  /** What the operator says of these engines. */
+  readonly prefillTokensPerSecond: number;
+  readonly eventDelayMs: number;
+  /** Part of the event batches that never arrive, 0…1; 1 = engines publish none. */
+  readonly eventLoss: number;
+  /** Times in milliseconds of the replay. */
+  readonly crashes: readonly Crash[];
+  readonly scaleOuts: readonly ScaleOut[];
+  /** Routers that share the requests in turn and do not talk to each other. */
+  readonly replicas: number;
+  readonly seed: number;
+};
+
+export type RequestOutcome = {
+  arrivalMs: number;
+  promptTokens: number;
+  cachedTokens: number;
+  /** From arrival; -1 = never. */
+  ttftMs: number;
+  e2eMs: number;
+  /** Engine that answered last. */
+  engine: number;
+};
+
+export type ReplayOutcome = {
+  readonly requests: readonly RequestOutcome[];
+  readonly requestsPerEngine: readonly number[];
+  readonly busyMsPerEngine: readonly number[];
+  readonly queriedTokens: number;
+  readonly cachedTokens: number;
+  readonly preemptions: number;
+  readonly durationMs: number;
+};
+
+type EngineSlot = {
+  engine: SimulatedEngine;
+  readonly probe: EngineProbe;
+  readonly speed: number;
+  alive: boolean;
+  nRequests: number;
+};
+
+type Router = { readonly policy: Policy; readonly clock: VirtualClock };
+type LateEvent = {
+  readonly dueMs: number;
+  readonly slot: EngineSlot;
+  readonly notice: EngineNotice & { kind: 'blocks' };
+};
+type Fault = { readonly atMs: number; apply(): void };
+
+export function replay(workload: Workload, createPolicy: CreatePolicy, scenario: Scenario): ReplayOutcome {
+  const { timing, speed, seed } = scenario;
+  const eventRandom = createRandom(seed + 1);
+  const routers: Router[] = Array.from({ length: scenario.replicas }, (_, i) => {
+    const clock = createVirtualClock();
+    const policy = createPolicy({
+      clock,
+      random: createRandom(seed + 1000 + i),
+      blockTokens: timing.blockTokens,
+      cacheBlocks: scenario.cacheBlocks,
+      prefillTokensPerSecond: scenario.prefillTokensPerSecond,
+      events: scenario.eventLoss >= 1 ? 'none' : 'published',
+    });
+    return { policy, clock };
+  });
+  const requests: EngineRequest[] = workload.requests.map(({ index, promptTokens, outputTokens, blocks }) => ({
+    index,
+    promptTokens,
+    outputTokens,
+    blocks: engineBlocks(blocks, workload.blockTokens, promptTokens, timing),
+  }));
+  const outcomes: RequestOutcome[] = workload.requests.map(({ arrivalMs, promptTokens }) => ({
+    arrivalMs: arrivalMs / speed,
+    promptTokens,
+    cachedTokens: 0,
+    ttftMs: -1,
+    e2eMs: -1,
+    engine: -1,
+  }));
+  let fresh: { slot: EngineSlot; notice: EngineNotice }[] = [];
+  const late: LateEvent[] = [];
+  let lateHead = 0;
+  let endMs = 0;
+
+  const startEngine = (slot: () => EngineSlot, engineSpeed: number): SimulatedEngine =>
+    new SimulatedEngine({
+      timing,
+      cacheBlocks: scenario.cacheBlocks,
+      speed: engineSpeed,
+      notify: (notice) => void fresh.push({ slot: slot(), notice }),
+    });
+
+  const slots: EngineSlot[] = [];
+  const addEngine = (engineSpeed: number): void => {
+    const id = slots.length;
+    const slot: EngineSlot = {
+      engine: startEngine(() => slot, engineSpeed),
+      probe: {
+        id,
+        address: `10.0.${id >> 8}.${id & 255}:8000`,
+        nRunning: () => slot.engine.nRunning,
+        nWaiting: () => slot.engine.nWaiting,
+        kvUsage: () => slot.engine.cache.usage(),
+        secrets: {
+          has: (blockId) => slot.engine.cache.has(blockId),
+          computedTokens: () => slot.engine.counters.computedPromptTokens,
+          prefillMs: (nTokens) => slot.engine.prefillMs(nTokens),
+        },
+      },
+      speed: engineSpeed,
+      alive: true,
+      nRequests: 0,
+    };
+    slots.push(slot);
+  };
+  for (const engineSpeed of scenario.engineSpeeds) addEngine(engineSpeed);
+  let alive = slots.map(({ probe }) => probe);
+  const fleetChanged = (): void => {
+    alive = slots.filter((slot) => slot.alive).map(({ probe }) => probe);
+  };
+
+  const routerOf = (index: number): Router => routers[index % routers.length]!;
+
+  function route(request: EngineRequest, nowMs: number): void {
+    const { policy } = routerOf(request.index);
+    const slot = slots[policy.choose(request, alive).id]!;
+    slot.nRequests += 1;
+    outcomes[request.index]!.engine = slot.probe.id;
+    slot.engine.submit(request, nowMs);
+  }
+
+  function tell(slot: EngineSlot, notice: EngineNotice): void {
+    if (notice.kind === 'blocks') {
+      for (const { policy } of routers) policy.onBlocks?.(slot.probe, notice.changes);
+      return;
+    }
+    const { request, timeMs } = notice;
+    const outcome = outcomes[request.index]!;
+    const { policy } = routerOf(request.index);
+    endMs = Math.max(endMs, timeMs);
+    if (notice.kind === 'first token') {
+      // A request that lost its engine half-way has shown its first token before.
+      if (outcome.ttftMs < 0) {
+        outcome.ttftMs = timeMs - outcome.arrivalMs;
+        outcome.cachedTokens = notice.cachedTokens;
+      }
+      policy.onFirstToken?.(request, slot.probe, notice.cachedTokens);
+    } else {
+      outcome.e2eMs = timeMs - outcome.arrivalMs;
+      policy.onEnd?.(request, slot.probe, 'completed');
+    }
+  }
+
+  /** Engines, then everything that became visible by `timeMs`, in order of time. */
+  function advanceTo(timeMs: number): void {
+    fresh = [];
+    for (const slot of slots) if (slot.alive) slot.engine.advanceTo(timeMs);
+    const notices = fresh.sort((a, b) => a.notice.timeMs - b.notice.timeMs || a.slot.probe.id - b.slot.probe.id);
+    for (const { slot, notice } of notices) {
+      tellLateEvents(notice.timeMs);
+      if (notice.kind === 'blocks') {
+        if (scenario.eventLoss > 0 && eventRandom() < scenario.eventLoss) continue;
+        if (scenario.eventDelayMs > 0) {
+          late.push({ dueMs: notice.timeMs + scenario.eventDelayMs, slot, notice });
+          continue;
+        }
+      }
+      for (const { clock } of routers) clock.advanceTo(notice.timeMs);
+      tell(slot, notice);
+    }
+    if (!Number.isFinite(timeMs)) return;
+    tellLateEvents(timeMs);
+    for (const { clock } of routers) clock.advanceTo(timeMs);
+  }
+
+  function tellLateEvents(timeMs: number): void {
+    for (; lateHead < late.length && late[lateHead]!.dueMs <= timeMs; lateHead++) {
+      const { dueMs, slot, notice } = late[lateHead]!;
+      for (const { clock } of routers) clock.advanceTo(dueMs);
+      tell(slot, notice);
+    }
+  }
+
+  function crash(slot: EngineSlot, nowMs: number): void {
+    if (!slot.alive) return;
+    const lost = slot.engine.crash();
+    slot.alive = false;
+    fleetChanged();
+    for (const { policy } of routers) policy.onGone?.(slot.probe);
+    for (const request of lost) routerOf(request.index).policy.onEnd?.(request, slot.probe, 'failed');
+    // Events of the dead process still on their way belong to nobody.
+    const pending = late.slice(lateHead).filter((event) => event.slot !== slot);
+    late.splice(lateHead, late.length, ...pending);
+    // Clients try again at once.
+    for (const request of lost) route(request, nowMs);
+  }
+
+  function restart(slot: EngineSlot): void {
+    dead.push(slot.engine);
+    slot.engine = startEngine(() => slot, slot.speed);
+    slot.alive = true;
+    fleetChanged();
+  }
+  const dead: SimulatedEngine[] = [];
+
+  const faults: Fault[] = [];
+  for (const { engine, atMs, restartAtMs } of scenario.crashes) {
+    faults.push({ atMs, apply: () => crash(slots[engine]!, atMs) });
+    if (restartAtMs !== null) faults.push({ atMs: restartAtMs, apply: () => restart(slots[engine]!) });
+  }
+  for (const { engines, atMs } of scenario.scaleOuts) {
+    faults.push({
+      atMs,
+      apply: () => {
+        for (let i = 0; i < engines; i++) addEngine(1);
+        fleetChanged();
+      },
+    });
+  }
+  faults.sort((a, b) => a.atMs - b.atMs);
+
+  let nextFault = 0;
+  let nowMs = -1;
+  for (const request of requests) {
+    const { arrivalMs } = outcomes[request.index]!;
+    for (; nextFault < faults.length && faults[nextFault]!.atMs <= arrivalMs; nextFault++) {
+      advanceTo((nowMs = faults[nextFault]!.atMs));
+      faults[nextFault]!.apply();
+    }
+    if (arrivalMs > nowMs) advanceTo((nowMs = arrivalMs));
+    route(request, nowMs);
+  }
+  advanceTo(Infinity);
+
+  const engines = [...dead, ...slots.map(({ engine }) => engine)];
+  const sum = (value: (engine: SimulatedEngine) => number): number =>
+    engines.reduce((n, engine) => n + value(engine), 0);
+  return {
+    requests: outcomes,
+    requestsPerEngine: slots.map(({ nRequests }) => nRequests),
+    busyMsPerEngine: slots.map(({ engine }) => engine.counters.busyMs),
+    queriedTokens: sum(({ counters }) => counters.queriedTokens),
+    cachedTokens: sum(({ counters }) => counters.cachedTokens),
+    preemptions: sum(({ counters }) => counters.preemptions),
+    durationMs: endMs,
+  };
+}
