@@ -2,24 +2,31 @@
  * One HTTP request as a state machine: messages of Envoy, the picker's decision, time and endings go in; answers and
  * exactly one result come out. No I/O, no log, no metrics; the clock is injected.
  *
- * The two directions are independent (request-side.ts, response-side.ts); here lies what joins them: which mode the
- * stream is in, the picker's deadline, the failure mode, the reservation, and the end.
+ * The two directions are independent (request-side.ts, response-side.ts), the question to the picker is picking.ts; here
+ * lies what joins them: the mode of the stream, the failure mode, the reservation, and the end.
  */
-import type { Clock, Timer } from '../clock.ts';
+import type { Clock } from '../clock.ts';
 import type { Usage } from '../openai/usage.ts';
 import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
+import { immediateResponse, type EnvoyMessage, type HeadersMessage, type ProcessingResponse } from './messages.ts';
+import { createPicking } from './picking.ts';
 import {
-  immediateResponse,
-  withTrailersWanted,
-  type BodySendMode,
-  type EnvoyMessage,
-  type HeaderMap,
-  type ProcessingResponse,
-  type ProtocolConfig,
-} from './messages.ts';
-import { destinationValue } from './protocol.ts';
+  bodyTooLarge,
+  headersTooLarge,
+  refusalOutcome,
+  unavailable,
+  type FaultReason,
+  type RefusalOutcome,
+} from './refusals.ts';
 import { createRequestSide, type RequestBodyMode, type RequestSide } from './request-side.ts';
-import { createResponseSide, type CreateUsageReader, type ResponseSide } from './response-side.ts';
+import {
+  createResponseSide,
+  type CreateUsageReader,
+  type ResponseSide,
+  type ResponseSideOptions,
+} from './response-side.ts';
+import { streamMode, type StreamMode } from './stream-mode.ts';
+import type { Observer } from './usage-join.ts';
 
 export type FailureMode = 'open' | 'closed';
 
@@ -41,17 +48,7 @@ export type ExchangeOptions = {
 };
 
 /** Words of `warmpath_requests_total{outcome}`, and `observed` for streams that are never answered. */
-export type ExchangeOutcome =
-  | 'routed'
-  | 'passthrough'
-  | 'shed'
-  | 'no_endpoint'
-  | 'bad_request'
-  | 'unknown_model'
-  | 'too_large'
-  | 'cancelled'
-  | 'error'
-  | 'observed';
+export type ExchangeOutcome = 'routed' | 'passthrough' | 'cancelled' | 'observed' | RefusalOutcome;
 
 /** `half_close` covers resets too where grpc-js announces them as an end first; only the code of a reset would tell. */
 export type ExchangeEnding = 'half_close' | 'reset' | 'refused' | 'shutdown' | 'failed';
@@ -85,6 +82,8 @@ export type ExchangeOutput = {
   send(response: ProcessingResponse): void;
   /** Ask the picker; exactly one of `decided` and `pickFailed` is to follow, at any time. */
   pick(request: PickRequest, signal: AbortSignal): void;
+  /** A stream that only observes the request with this `x-request-id`. */
+  observe(requestId: string): Observer;
   /** End the stream with status 0. */
   end(): void;
   /** End the stream with another status. */
@@ -110,39 +109,36 @@ export type Exchange = {
   expire(): void;
 };
 
-/** A timer later than this was held up with everything else in the process. */
-const STALL_MS = 20;
-
 export function createExchange(
   options: ExchangeOptions,
   clock: Clock,
   createUsageReader: CreateUsageReader,
   output: ExchangeOutput,
 ): Exchange {
-  let phase: 'new' | 'open' | 'finished' = 'new';
-  let mode: RequestBodyMode | 'observability' | 'unknown' = 'unknown';
+  /** `answered`: the request was routed or passed on, and Envoy no longer needs us for it. */
+  let phase: 'new' | 'open' | 'answered' | 'finished' = 'new';
+  let mode: ExchangeResult['mode'] = 'unknown';
   let request: RequestSide | null = null;
   let response: ResponseSide | null = null;
-  let responseStyle: 'echo' | 'acknowledge' | 'observe' = 'acknowledge';
-  let wantTrailers: ((answer: ProcessingResponse) => ProcessingResponse) | null = null;
+  let responseStyle: ResponseSideOptions['style'] = 'acknowledge';
+  let askForTrailers: ((answer: ProcessingResponse) => ProcessingResponse) | null = null;
   let nMessages = 0;
 
-  let decision: 'none' | 'asked' | 'made' = 'none';
   let outcome: ExchangeOutcome = 'cancelled';
   let reason = '';
   let endpoint: string | null = null;
   let served: string | null = null;
   let reservation: Reservation | null = null;
+  let observer: Observer | null = null;
   let usage: Usage | null = null;
-  let abort: AbortController | null = null;
-  let timer: Timer | null = null;
-  let readyAtMs = 0;
-  let decidedAtMs: number | null = null;
+  let answeredAtMs: number | null = null;
   let requestId: string | null = null;
   let draining = false;
   let halfClosed = false;
   /** Set by a fault before the picker was asked: then it is not asked any more. */
-  let faulted: string | null = null;
+  let faulted: FaultReason | null = null;
+
+  const picking = createPicking(options.deadlineMs, clock, { pick: output.pick, routed, refused: refuse, failed });
 
   function message(incoming: EnvoyMessage): void {
     if (phase === 'finished') return;
@@ -153,58 +149,67 @@ export function createExchange(
     if (incoming.served !== null) served = incoming.served;
     switch (incoming.kind) {
       case 'request_headers':
-        if (mode === 'observability') requestId = incoming.headers.get('x-request-id') ?? null;
-        else if (withinLimits(incoming.headers)) request?.headers(incoming);
-        break;
+        return requestHeaders(incoming);
       case 'request_body':
-        request?.body(incoming);
-        break;
+        return request?.body(incoming);
       case 'request_trailers':
-        request?.trailers();
-        break;
+        return request?.trailers();
       case 'response_headers':
-        responseSide().headers(incoming);
-        break;
+        return responseSide().headers(incoming);
       case 'response_body':
-        responseSide().body(incoming);
-        break;
+        return responseSide().body(incoming);
       case 'response_trailers':
-        responseSide().trailers();
-        break;
+        return responseSide().trailers();
       case 'unknown':
-        break;
+        return;
     }
   }
 
-  /** Chooses the mode by the first message; false when the stream was refused. */
+  /** Takes up the mode of the first message; false when it was refused. */
   function begin(first: EnvoyMessage): boolean {
     phase = 'open';
-    if (first.observabilityMode) {
-      mode = 'observability';
-      outcome = 'observed';
-      responseStyle = 'observe';
-      return true;
+    const chosen = streamMode(first, options.defaultBodyMode);
+    switch (chosen.kind) {
+      case 'refuse':
+        fail('INVALID_ARGUMENT', chosen.details, 'body_mode_refused');
+        return false;
+      case 'observe':
+        mode = 'observability';
+        outcome = 'observed';
+        responseStyle = 'observe';
+        return true;
+      case 'answer':
+        answerIn(chosen);
+        return true;
     }
-    const announced = first.protocolConfig;
-    const chosen = announced === null ? options.defaultBodyMode : requestBodyMode(announced);
-    if (chosen === null) {
-      fail('INVALID_ARGUMENT', `request body mode not supported: ${announced?.requestBodyMode}`, 'body_mode_refused');
-      return false;
-    }
-    mode = chosen;
-    if (announced?.responseBodyMode === 'FULL_DUPLEX_STREAMED') responseStyle = 'echo';
-    if (options.responseTrailers === 'ask' && announced !== null) wantTrailers = trailersWish(chosen, announced);
+  }
+
+  function answerIn(chosen: StreamMode & { kind: 'answer' }): void {
+    mode = chosen.requestBodyMode;
+    responseStyle = chosen.responseStyle;
+    if (options.responseTrailers === 'ask') askForTrailers = chosen.askForTrailers;
     request = createRequestSide(
       {
-        mode: chosen,
-        modeSource: announced === null ? 'assumed' : 'announced',
+        mode: chosen.requestBodyMode,
+        modeSource: chosen.source,
         bodyMaxBytes: options.bodyMaxBytes,
         destinationHeader: options.destinationHeader,
         targetPodHeader: options.targetPodHeader,
       },
-      { send: sendAnswer, ready, tooLarge, illegal },
+      { send: sendAnswer, ready, tooLarge: () => refuse(bodyTooLarge(options.bodyMaxBytes)), illegal },
     );
-    return true;
+  }
+
+  function requestHeaders(incoming: HeadersMessage): void {
+    const { headers } = incoming;
+    if (mode === 'observability') {
+      requestId = headers.get('x-request-id') ?? null;
+      if (requestId !== null) observer ??= output.observe(requestId);
+    } else if (headers.count > options.maxHeaders || headers.bytes > options.maxHeaderBytes) {
+      refuse(headersTooLarge(headers, options));
+    } else {
+      request?.headers(incoming);
+    }
   }
 
   function responseSide(): ResponseSide {
@@ -217,145 +222,79 @@ export function createExchange(
 
   /** The first answer of a stream is to its headers, the only one that may carry an override. */
   function sendAnswer(answer: ProcessingResponse): void {
-    if (wantTrailers !== null && 'request_headers' in answer) answer = wantTrailers(answer);
-    wantTrailers = null;
-    output.send(answer);
-  }
-
-  function withinLimits(headers: HeaderMap): boolean {
-    if (headers.count <= options.maxHeaders && headers.bytes <= options.maxHeaderBytes) return true;
-    refuse({
-      kind: 'error',
-      status: 400,
-      type: 'invalid_request_error',
-      code: null,
-      param: null,
-      message:
-        `request headers too large: ${headers.count} headers with ${headers.bytes} bytes, ` +
-        `limit ${options.maxHeaders} headers with ${options.maxHeaderBytes} bytes`,
-      reason: 'headers_too_large',
-      retryAfterSeconds: null,
-    });
-    return false;
+    const asking = askForTrailers;
+    askForTrailers = null;
+    output.send(asking !== null && 'request_headers' in answer ? asking(answer) : answer);
   }
 
   function ready(pickRequest: PickRequest): void {
-    readyAtMs = clock.nowMs();
-    if (faulted !== null) return pass(faulted);
-    decision = 'asked';
-    abort = new AbortController();
-    timer = clock.after(options.deadlineMs, overrun);
-    output.pick(pickRequest, abort.signal);
+    if (faulted === null) picking.ask(pickRequest);
+    else pass(faulted);
   }
 
-  function decided(made: Decision): void {
-    if (decision !== 'asked' || phase === 'finished') {
-      // The request went another way meanwhile: nobody will use what was booked.
-      if (made.kind === 'routed') made.reservation.release(phase === 'finished' ? 'cancelled' : 'failed');
-      return;
-    }
-    if (made.kind === 'error') {
-      settle();
-      return refuse(made);
-    }
-    const destination = destinationValue(made.endpoints);
-    if (destination === null) {
-      made.reservation.release('failed');
-      return failPick('picker_failed');
-    }
-    settle();
-    reservation = made.reservation;
+  function routed(destination: string, first: string, booked: Reservation): void {
+    reservation = booked;
     outcome = 'routed';
-    endpoint = made.endpoints[0]!;
-    request?.answer({ kind: 'routed', destination, first: endpoint });
-    afterAnswer();
+    endpoint = first;
+    request?.answer({ kind: 'routed', destination, first });
+    answered();
   }
 
-  /** After a stall of the event loop the decision may lie ready behind this timer: it gets one more turn. */
-  function overrun(): void {
-    const lateMs = clock.nowMs() - readyAtMs - options.deadlineMs;
-    if (lateMs < STALL_MS) failPick('picker_timeout');
-    else timer = clock.after(0, () => failPick('picker_timeout'));
-  }
-
-  function settle(): void {
-    decision = 'made';
-    decidedAtMs = clock.nowMs();
-    timer?.cancel();
-    timer = null;
-    abort = null;
-  }
-
-  function failPick(why: string): void {
-    if (decision !== 'asked' || phase === 'finished') return;
-    const asked = abort;
-    settle();
-    asked?.abort();
-    if (options.failureMode === 'open') pass(why);
-    else refuse(unavailable(why));
-  }
-
-  function fault(): void {
-    if (phase === 'finished') return;
-    if (decision === 'asked') return failPick('internal_fault');
-    if (decision === 'made' || request === null) {
-      return fail('INTERNAL', 'a message could not be handled', 'internal_fault');
-    }
-    if (options.failureMode === 'closed') return refuse(unavailable('internal_fault'));
-    faulted = 'internal_fault';
-  }
-
-  function pass(why: string): void {
-    decision = 'made';
-    decidedAtMs ??= clock.nowMs();
+  function pass(why: FaultReason): void {
     outcome = 'passthrough';
     reason = why;
     request?.answer({ kind: 'pass' });
-    afterAnswer();
+    answered();
   }
 
-  function afterAnswer(): void {
+  function answered(): void {
+    phase = 'answered';
+    answeredAtMs = clock.nowMs();
     if (halfClosed) endCleanly('half_close');
     else if (draining) drain();
   }
 
+  function failed(why: FaultReason): void {
+    if (options.failureMode === 'open') pass(why);
+    else refuse(unavailable(why));
+  }
+
+  /** Answers already given stay given: a fault afterwards costs nobody anything but what it was about. */
+  function fault(): void {
+    if (phase === 'answered' || phase === 'finished' || mode === 'observability') return;
+    if (picking.state === 'asked') return picking.fail('internal_fault');
+    if (request === null) return fail('INTERNAL', 'the first message could not be handled', 'internal_fault');
+    if (options.failureMode === 'closed') return refuse(unavailable('internal_fault'));
+    faulted = 'internal_fault';
+  }
+
   function refuse(error: PickError): void {
-    outcome = isInternal(error.reason) ? 'error' : REFUSALS[error.status];
+    if (phase === 'finished') return;
+    outcome = refusalOutcome(error);
     reason = error.reason;
     output.send(immediateResponse(error));
     endCleanly('refused');
-  }
-
-  function tooLarge(): void {
-    refuse({
-      kind: 'error',
-      status: 413,
-      type: 'invalid_request_error',
-      code: null,
-      param: null,
-      message: `request body too large: limit ${options.bodyMaxBytes} bytes`,
-      reason: 'body_too_large',
-      retryAfterSeconds: null,
-    });
   }
 
   function illegal(what: string): void {
     fail('FAILED_PRECONDITION', what, 'illegal_message_order');
   }
 
-  /** Once decided, a clean end lets Envoy go on by itself; before, it would route past the picker. */
+  /** Once answered, a clean end lets Envoy go on by itself; before, it would route past the picker. */
   function tooManyMessages(): void {
-    if (decision === 'made') endCleanly('failed');
+    if (phase === 'answered') endCleanly('failed');
     else
       fail('RESOURCE_EXHAUSTED', `too many messages on one stream: limit ${options.maxMessages}`, 'too_many_messages');
   }
 
   function firstByte(): void {
+    observer?.firstByte();
     reservation?.firstByte();
   }
 
   function responseComplete(seen: Usage | null): void {
     usage = seen;
+    observer?.complete(seen);
     release('completed');
     if (draining) drain();
   }
@@ -372,12 +311,7 @@ export function createExchange(
     if (phase === 'finished') return;
     halfClosed = true;
     // A half-close is no reset: what was asked for is still answered.
-    if (decision !== 'asked') endCleanly('half_close');
-  }
-
-  function cancelled(): void {
-    if (phase === 'finished') return;
-    finish('reset');
+    if (picking.state !== 'asked') endCleanly('half_close');
   }
 
   function endCleanly(ending: ExchangeEnding): void {
@@ -395,32 +329,24 @@ export function createExchange(
   }
 
   function drain(): void {
-    if (phase === 'finished') return;
     draining = true;
     // In FULL_DUPLEX_STREAMED a piece of the answer may be on its way to us, and only we can give it back.
     const echoing = responseStyle === 'echo' && response?.state !== 'over';
-    if (mode === 'observability' || (decision === 'made' && !echoing)) endCleanly('shutdown');
+    if (mode === 'observability' || (phase === 'answered' && !echoing)) endCleanly('shutdown');
   }
 
   function expire(): void {
-    if (phase === 'finished') return;
-    if (decision === 'made' || mode === 'observability') return endCleanly('shutdown');
-    fail('UNAVAILABLE', 'shutting down', 'shutdown');
+    if (phase === 'answered' || mode === 'observability') endCleanly('shutdown');
+    else fail('UNAVAILABLE', 'shutting down', 'shutdown');
   }
 
   function finish(ending: ExchangeEnding): void {
     phase = 'finished';
-    timer?.cancel();
-    timer = null;
     const endedAtMs = clock.nowMs();
     const responseOver = response?.state === 'over';
     if (usage === null) usage = response?.usageSoFar() ?? null;
     // Where nothing of the answer is visible, the end of the stream is the end of the request.
-    const cut = ending === 'failed' || (response !== null && !responseOver);
-    const requestBodyBytes = request?.bodyBytes ?? 0;
-    request?.dispose();
-    const asked = abort;
-    abort = null;
+    const cut = response !== null && !responseOver;
     const result: ExchangeResult = {
       outcome,
       reason,
@@ -430,14 +356,16 @@ export function createExchange(
       served,
       usage,
       completion: responseOver ? 'response' : 'stream',
-      requestBodyBytes,
-      decisionMs: decidedAtMs === null ? null : decidedAtMs - readyAtMs,
-      heldMs: decidedAtMs === null ? null : endedAtMs - decidedAtMs,
+      requestBodyBytes: request?.bodyBytes ?? 0,
+      decisionMs: picking.decisionMs,
+      heldMs: answeredAtMs === null ? null : endedAtMs - answeredAtMs,
       requestId,
     };
+    request?.dispose();
     try {
-      release(cut ? (ending === 'failed' ? 'failed' : 'cancelled') : 'completed');
-      asked?.abort();
+      release(ending === 'failed' ? 'failed' : cut ? 'cancelled' : 'completed');
+      observer?.gone();
+      picking.cancel();
     } finally {
       // Whatever a reservation or a listener throws, the stream is accounted for.
       output.finished(result);
@@ -447,63 +375,17 @@ export function createExchange(
   return {
     message,
     halfClosed: onHalfClose,
-    cancelled,
-    decided,
-    pickFailed: () => failPick('picker_failed'),
+    cancelled() {
+      if (phase !== 'finished') finish('reset');
+    },
+    decided: picking.decided,
+    pickFailed: () => picking.fail('picker_failed'),
     fault,
-    drain,
-    expire,
+    drain() {
+      if (phase !== 'finished') drain();
+    },
+    expire() {
+      if (phase !== 'finished') expire();
+    },
   };
-}
-
-const REFUSALS: Readonly<Record<PickError['status'], ExchangeOutcome>> = {
-  400: 'bad_request',
-  404: 'unknown_model',
-  413: 'too_large',
-  429: 'shed',
-  503: 'no_endpoint',
-};
-
-function isInternal(reason: string): boolean {
-  return reason === 'picker_failed' || reason === 'internal_fault' || reason === 'picker_timeout';
-}
-
-function unavailable(reason: string): PickError {
-  return {
-    kind: 'error',
-    status: 503,
-    type: 'service_unavailable_error',
-    code: null,
-    param: null,
-    message: 'no endpoint could be chosen in time, try again',
-    reason,
-    retryAfterSeconds: 1,
-  };
-}
-
-/** Null for GRPC and for modes this version does not know. */
-function requestBodyMode(announced: ProtocolConfig): RequestBodyMode | null {
-  switch (announced.requestBodyMode) {
-    case 'NONE':
-    case 'BUFFERED':
-    case 'BUFFERED_PARTIAL':
-    case 'FULL_DUPLEX_STREAMED':
-      return announced.requestBodyMode;
-    case 'STREAMED':
-      return announced.sendBodyWithoutWaiting ? 'STREAMED_WITHOUT_WAITING' : 'STREAMED';
-    default:
-      return null;
-  }
-}
-
-/** Envoy takes no override where the body is FULL_DUPLEX_STREAMED or sent without waiting. */
-function trailersWish(
-  chosen: RequestBodyMode,
-  announced: ProtocolConfig,
-): ((answer: ProcessingResponse) => ProcessingResponse) | null {
-  if (chosen === 'FULL_DUPLEX_STREAMED' || chosen === 'STREAMED_WITHOUT_WAITING') return null;
-  const { responseBodyMode } = announced;
-  if (typeof responseBodyMode === 'number' || responseBodyMode === 'FULL_DUPLEX_STREAMED') return null;
-  const requestMode: BodySendMode = chosen;
-  return (answer) => withTrailersWanted(answer, requestMode, responseBodyMode);
 }

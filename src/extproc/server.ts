@@ -10,10 +10,12 @@ import type { ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts
 import { bind, createGrpcServer } from './grpc-server.ts';
 import { createHealth, type ServingStatus } from './health.ts';
 import { immediateResponse } from './messages.ts';
+import { tooManyStreams } from './refusals.ts';
 import type { RequestBodyMode } from './request-side.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import { loadServices } from './services.ts';
 import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
+import { createUsageJoin } from './usage-join.ts';
 import { createReloadingTls, type ReloadingTls, type TlsFiles } from './tls.ts';
 
 export type { ExchangeOutcome, ExchangeResult } from './exchange.ts';
@@ -92,6 +94,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const { log, clock } = deps;
   const limits: ExtProcLimits = { ...DEFAULT_EXTPROC_LIMITS, ...options.limits };
   const health = createHealth();
+  const usageJoin = createUsageJoin();
   const streams = new Set<OpenStream>();
   const exchangeOptions = exchangeOptionsOf(options, limits);
   const onFault = limitedFaultLog(log, clock);
@@ -149,6 +152,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         picker: deps.picker,
         clock,
         createUsageReader: deps.createUsageReader,
+        usageJoin,
         onFault,
         onEnd(result) {
           streams.delete(stream);
@@ -165,7 +169,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   /** Before any work is done: not even the first message is decoded into an exchange. */
   function turnAway(call: ProcessCall): void {
     call.resume();
-    call.write(immediateResponse(TOO_MANY_STREAMS));
+    call.write(immediateResponse(tooManyStreams()));
     call.end();
     deps.onStream(TURNED_AWAY);
   }
@@ -250,17 +254,6 @@ function limitedFaultLog(log: Log, clock: Clock): (what: string, error: string) 
     nSuppressed = 0;
   };
 }
-
-const TOO_MANY_STREAMS = {
-  kind: 'error',
-  status: 503,
-  type: 'service_unavailable_error',
-  code: null,
-  param: null,
-  message: 'too many requests at once, try again',
-  reason: 'too_many_streams',
-  retryAfterSeconds: 1,
-} as const;
 
 const TURNED_AWAY: ExchangeResult = {
   outcome: 'error',

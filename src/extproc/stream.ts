@@ -5,10 +5,11 @@
 import { status as grpcStatus, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
-import type { EndpointPicker } from './endpoint-picker.ts';
+import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import { readMessage, type ProcessingResponse, type RawProcessingRequest } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
+import type { UsageJoin } from './usage-join.ts';
 
 export type ProcessCall = ServerDuplexStream<RawProcessingRequest, ProcessingResponse>;
 
@@ -16,6 +17,7 @@ export type StreamDeps = {
   readonly picker: EndpointPicker;
   readonly clock: Clock;
   readonly createUsageReader: CreateUsageReader;
+  readonly usageJoin: UsageJoin;
   /** A bug, in this room or in the picker; never what a client sent. */
   onFault(what: 'picker failed' | 'stream handler failed', error: string): void;
   /** Called once, when nothing of the stream is left. */
@@ -45,8 +47,16 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
       } catch (error) {
         return pickFailed(error);
       }
-      decision.then(guarded(exchange.decided), pickFailed);
+      const requestId = request.header('x-request-id');
+      const decided = guarded((made: Decision) => {
+        if (made.kind === 'routed') {
+          made = { ...made, reservation: deps.usageJoin.join(requestId, made.reservation) };
+        }
+        exchange.decided(made);
+      });
+      decision.then(decided, pickFailed);
     },
+    observe: deps.usageJoin.observe,
     end() {
       writable = false;
       call.end();

@@ -190,6 +190,28 @@ describe('requests', () => {
   });
 });
 
+test('usage seen by an observing filter reaches the reservation of the stream that was answered', async () => {
+  const { address, held, results } = await serve();
+  const client = connect(address);
+  const answered = client.open();
+  const id = { headers: { 'x-request-id': 'r-1' } };
+  answered.send(requestHeaders({ ...id, endOfStream: true }), announced('NONE'));
+  await answered.next();
+  const observing = client.open();
+  const observe = { observability_mode: true };
+  observing.send(requestHeaders(id), observe);
+  observing.send(responseHeaders(), observe);
+  observing.send(responseBody('{"usage":{"prompt_tokens":9,"completion_tokens":1}}'), observe);
+  await until(() => held[0]!.usages.length === 1, 'the usage arrived');
+  expect(held[0]).toMatchObject({ usages: [{ promptTokens: 9 }], released: ['completed'] });
+  answered.reset();
+  observing.reset();
+  await until(() => results.length === 2, 'both streams ended');
+  expect(results.map(({ outcome }) => outcome).sort()).toEqual(['observed', 'routed']);
+  expect(observing.answers).toEqual([]);
+  expect(held[0]!.released).toEqual(['completed']);
+});
+
 test('an Envoy that does not take its answers back is read no further than a bounded amount ahead', async () => {
   const setup = await serve();
   const stream = connect(setup.address).open();

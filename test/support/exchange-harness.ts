@@ -70,6 +70,7 @@ export function createHarness(
       answers.push(decodeAnswer(encodeResponse(response)));
     },
     pick: (request, signal) => void picks.push({ request, signal }),
+    observe: () => ({ firstByte: () => undefined, complete: () => undefined, gone: () => undefined }),
     end() {
       if (ended !== null) throw new Error('the stream ended twice');
       ended = 'ok';

@@ -1,0 +1,73 @@
+/** What the first message of a stream says about how Envoy's filter is configured. */
+import {
+  withTrailersWanted,
+  type BodySendMode,
+  type EnvoyMessage,
+  type ProcessingResponse,
+  type ProtocolConfig,
+} from './messages.ts';
+import type { RequestBodyMode } from './request-side.ts';
+
+export type StreamMode =
+  /** A filter in observability mode: nothing is ever answered. */
+  | { readonly kind: 'observe' }
+  | {
+      readonly kind: 'answer';
+      readonly requestBodyMode: RequestBodyMode;
+      /** Old Envoys announce nothing; then the mode is the configured one. */
+      readonly source: 'announced' | 'assumed';
+      readonly responseStyle: 'echo' | 'acknowledge';
+      /** Adds the wish for response trailers to the answer to the headers; null where Envoy would not take it. */
+      readonly askForTrailers: ((answer: ProcessingResponse) => ProcessingResponse) | null;
+    }
+  /** GRPC bodies, and modes this version does not know. */
+  | { readonly kind: 'refuse'; readonly details: string };
+
+export function streamMode(first: EnvoyMessage, assumed: RequestBodyMode): StreamMode {
+  if (first.observabilityMode) return { kind: 'observe' };
+  const announced = first.protocolConfig;
+  if (announced === null) {
+    return {
+      kind: 'answer',
+      requestBodyMode: assumed,
+      source: 'assumed',
+      responseStyle: 'acknowledge',
+      askForTrailers: null,
+    };
+  }
+  const requestBodyMode = requestBodyModeOf(announced);
+  if (requestBodyMode === null) {
+    return { kind: 'refuse', details: `request body mode not supported: ${announced.requestBodyMode}` };
+  }
+  return {
+    kind: 'answer',
+    requestBodyMode,
+    source: 'announced',
+    responseStyle: announced.responseBodyMode === 'FULL_DUPLEX_STREAMED' ? 'echo' : 'acknowledge',
+    askForTrailers: askForTrailers(requestBodyMode, announced.responseBodyMode),
+  };
+}
+
+function requestBodyModeOf(announced: ProtocolConfig): RequestBodyMode | null {
+  switch (announced.requestBodyMode) {
+    case 'NONE':
+    case 'BUFFERED':
+    case 'BUFFERED_PARTIAL':
+    case 'FULL_DUPLEX_STREAMED':
+      return announced.requestBodyMode;
+    case 'STREAMED':
+      return announced.sendBodyWithoutWaiting ? 'STREAMED_WITHOUT_WAITING' : 'STREAMED';
+    default:
+      return null;
+  }
+}
+
+/** Envoy takes no override where a body is FULL_DUPLEX_STREAMED or sent without waiting. */
+function askForTrailers(
+  requestMode: RequestBodyMode,
+  responseMode: BodySendMode | number,
+): ((answer: ProcessingResponse) => ProcessingResponse) | null {
+  if (requestMode === 'FULL_DUPLEX_STREAMED' || requestMode === 'STREAMED_WITHOUT_WAITING') return null;
+  if (typeof responseMode === 'number' || responseMode === 'FULL_DUPLEX_STREAMED') return null;
+  return (answer) => withTrailersWanted(answer, requestMode, responseMode);
+}
