@@ -37,6 +37,10 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     summary: 'vLLM pods without a GPU',
     run: async (args, io) => (await import('./cli/simulate-vllm.ts')).runSimulateVllm(args, io),
   },
+  replay: {
+    summary: 'a trace over simulated engines, several policies side by side, in virtual time',
+    run: async (args, io) => (await import('./cli/replay.ts')).runReplay(args, io),
+  },
   explain: {
     summary: 'where would this request go, and why',
     run: async (args, io) => (await import('./cli/explain.ts')).runExplain(args, io),
