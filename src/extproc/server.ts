@@ -102,6 +102,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   let tls: ReloadingTls | null = null;
   let stopping: Promise<void> | null = null;
   let draining = false;
+  let warnedOfStreamed = false;
   let onEmpty: (() => void) | null = null;
 
   async function start(): Promise<{ grpcAddress: string; healthAddress: string | null }> {
@@ -157,6 +158,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         onEnd(result) {
           streams.delete(stream);
           if (streams.size === 0) onEmpty?.();
+          noteEnd(result);
           deps.onStream(result);
         },
       },
@@ -164,6 +166,18 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     );
     streams.add(stream);
     if (draining) stream.drain();
+  }
+
+  function noteEnd(result: ExchangeResult): void {
+    if (result.mode === 'STREAMED' && !warnedOfStreamed) {
+      warnedOfStreamed = true;
+      log.warn('request_body_mode STREAMED shows no body before the choice: requests are routed by load', {
+        expected: ['BUFFERED', 'FULL_DUPLEX_STREAMED'],
+      });
+    }
+    if (!log.debugEnabled) return;
+    const { outcome, reason, ending, mode, endpoint, served, completion, decisionMs, heldMs } = result;
+    log.debug('stream ended', { outcome, reason, ending, mode, endpoint, served, completion, decisionMs, heldMs });
   }
 
   /** Before any work is done: not even the first message is decoded into an exchange. */

@@ -157,6 +157,28 @@ describe('requests', () => {
     expect(echoed.equals(body)).toBe(true);
   });
 
+  test('STREAMED works by headers alone and is warned of once', async () => {
+    const { address, lines, results, requests } = await serve();
+    const client = connect(address);
+    for (let i = 0; i < 2; i += 1) {
+      const answers = await client.request({ mode: 'STREAMED', body: '{}' });
+      expect(answers.map(({ metadata }) => metadata)).toEqual([POD, null]);
+    }
+    await until(() => results.length === 2, 'both streams ended');
+    expect(requests.map(({ body }) => body)).toEqual([null, null]);
+    expect(lines.filter(({ level }) => level === 'warn')).toHaveLength(1);
+  });
+
+  test('no log line shows a header, a body or a query', async () => {
+    const { address, lines, results } = await serve();
+    const headers = { ':path': '/v1/completions?key=secret-query', authorization: 'Bearer secret-token' };
+    await connect(address).request({ mode: 'BUFFERED', body: '{"prompt":"secret-prompt"}', headers });
+    await connect(address).request({ mode: 'BUFFERED', body: Buffer.alloc(2 * 1024 * 1024, 'secret-'), headers });
+    await until(() => results.length === 2, 'both streams ended');
+    expect(lines.length).toBeGreaterThanOrEqual(3);
+    expect(JSON.stringify(lines)).not.toContain('secret');
+  });
+
   test('responses are answered, whatever they carry', async () => {
     const { address, results } = await serve();
     const stream = connect(address).open();
