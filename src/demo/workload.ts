@@ -40,8 +40,9 @@ export type Ideal = {
   readonly nBlocks: number;
 };
 
-const N_SYSTEM_PROMPTS = 6;
-const SYSTEM_TOKENS = { least: 350, most: 650 };
+/** Some two or three conversations share each of them, as the users of one assistant do. */
+const N_SYSTEM_PROMPTS = 24;
+const SYSTEM_TOKENS = { least: 200, most: 500 };
 const TURNS = { least: 4, most: 8 };
 const FIRST_TURN_TOKENS = { least: 500, most: 1500 };
 const LATER_TURN_TOKENS = { least: 200, most: 900 };
