@@ -1,0 +1,321 @@
+/**
+ * The map, executed: who may know whom. When a better layout shows itself, change the code, this table and
+ * ARCHITECTURE.md together.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { describe, expect, test } from '@jest/globals';
+import {
+  findCycles,
+  parseSourceFile,
+  reachableFrom,
+  readSourceFiles,
+  type SourceFile,
+} from './support/source-files.ts';
+
+type Rule = {
+  /** Files (`room/file.ts`) or whole rooms (`room/`) it may import, besides those of its own room and `EVERYWHERE`. */
+  readonly knows: readonly string[];
+  /** Packages and node modules. */
+  readonly uses: readonly string[];
+};
+
+/** Words that mean the same in every room. */
+const EVERYWHERE = ['errors.ts'];
+
+const RULES: Readonly<Record<string, Rule>> = {
+  // The rim: commands and composition.
+  'main.ts': { knows: ['cli/'], uses: [] },
+  'cli/': {
+    knows: [
+      'app.ts',
+      'config.ts',
+      'clock.ts',
+      'log.ts',
+      'wording.ts',
+      'endpoints/',
+      'kvevents/',
+      'simulator/',
+      'demo/',
+      'replay/',
+    ],
+    uses: ['node:fs', 'node:fs/promises', 'node:net', 'node:readline', 'node:util'],
+  },
+  'app.ts': {
+    knows: [
+      'app-reporter.ts',
+      'config.ts',
+      'metrics.ts',
+      'clock.ts',
+      'log.ts',
+      'endpoint-picker.ts',
+      'extproc/server.ts',
+      'openai/usage.ts',
+      'tokenizer/',
+      'prefix/',
+      'kvevents/',
+      'endpoints/',
+      'load/',
+      'admin/',
+    ],
+    uses: [],
+  },
+  'app-reporter.ts': {
+    knows: [
+      'metrics.ts',
+      'endpoint-picker.ts',
+      'admin/decision-log.ts',
+      'endpoints/',
+      'extproc/endpoint-picker.ts',
+      'extproc/server.ts',
+      'kvevents/endpoint-knowledge.ts',
+      'kvevents/ingest.ts',
+      'load/',
+      'prefix/prefix-index.ts',
+      'tokenizer/vllm-tokenizer.ts',
+    ],
+    uses: [],
+  },
+  'admin/': {
+    knows: ['metrics.ts', 'log.ts', 'endpoint-picker.ts', 'extproc/endpoint-picker.ts'],
+    uses: ['node:http', 'node:net'],
+  },
+
+  // Words and tables.
+  'errors.ts': { knows: [], uses: [] },
+  'clock.ts': { knows: [], uses: [] },
+  'log.ts': { knows: [], uses: [] },
+  'wording.ts': { knows: [], uses: [] },
+  'config.ts': { knows: ['config-sources.ts', 'config-values.ts', 'wording.ts'], uses: ['yaml'] },
+  'config-sources.ts': { knows: ['wording.ts'], uses: ['yaml'] },
+  'config-values.ts': { knows: [], uses: ['yaml'] },
+  'metrics.ts': { knows: ['endpoints/endpoint.ts'], uses: ['prom-client'] },
+
+  // Flow (a): one request.
+  'extproc/': {
+    knows: ['clock.ts', 'log.ts', 'openai/'],
+    uses: [
+      '@grpc/grpc-js',
+      '@grpc/proto-loader',
+      'node:assert',
+      'node:fs/promises',
+      'node:http2',
+      'node:tls',
+      'node:url',
+    ],
+  },
+  'openai/': { knows: [], uses: ['node:buffer'] },
+  'endpoint-picker.ts': {
+    knows: [
+      'clock.ts',
+      'extproc/endpoint-picker.ts',
+      'openai/',
+      'tokenizer/tokenizer.ts',
+      'prefix/',
+      'scheduling/',
+      'load/',
+      'endpoints/',
+    ],
+    uses: [],
+  },
+  'tokenizer/': { knows: ['clock.ts', 'log.ts', 'openai/'], uses: ['undici'] },
+  'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
+  'load/': { knows: ['clock.ts', 'endpoints/endpoint.ts'], uses: [] },
+
+  // Flow (b): one KV event batch.
+  'kvevents/': {
+    knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts', 'prefix/', 'tokenizer/tokenizer.ts'],
+    uses: ['node:worker_threads', 'zeromq'],
+  },
+  // Slots and hashes only; the shapes of extra keys and the number of slots are the two words it shares.
+  'prefix/': { knows: ['clock.ts', 'endpoints/endpoint.ts', 'tokenizer/tokenizer.ts'], uses: ['node:crypto'] },
+
+  // Flow (c): one change of the fleet.
+  'endpoints/': {
+    knows: ['log.ts', 'wording.ts'],
+    uses: ['node:assert', 'node:fs', 'node:fs/promises', 'node:net', 'node:path', 'node:timers/promises', 'yaml'],
+  },
+
+  // Beside `serve`: nothing in it imports these.
+  'simulator/': {
+    knows: ['clock.ts', 'prefix/', 'kvevents/kv-event.ts', 'scheduling/', 'tokenizer/tokenizer.ts'],
+    uses: ['node:crypto', 'node:http', 'node:net', 'zeromq'],
+  },
+  'replay/': {
+    knows: ['clock.ts', 'prefix/', 'kvevents/kv-event.ts', 'scheduling/', 'load/', 'endpoints/endpoint.ts'],
+    uses: [],
+  },
+  'demo/': {
+    knows: ['log.ts', 'simulator/', 'extproc/services.ts'],
+    uses: [
+      '@grpc/grpc-js',
+      'node:child_process',
+      'node:crypto',
+      'node:fs',
+      'node:fs/promises',
+      'node:os',
+      'node:path',
+      'node:timers/promises',
+      'node:url',
+      'node:util',
+      'undici',
+      'yaml',
+    ],
+  },
+};
+
+/** Synchronous arithmetic: no I/O, no clock but an injected one, no log, no metrics. They return counts, callers record them. */
+const PURE = [
+  'openai/',
+  'prefix/',
+  'scheduling/',
+  'kvevents/decode.ts',
+  'kvevents/engine-blocks.ts',
+  'kvevents/msgpack-reader.ts',
+  'kvevents/parked-blocks.ts',
+  'load/in-flight.ts',
+  'load/output-predictor.ts',
+  'extproc/exchange.ts',
+  'extproc/request-side.ts',
+  'extproc/response-side.ts',
+  'replay/',
+];
+const NOT_IN_PURE = [
+  'log.ts',
+  'metrics.ts',
+  'zeromq',
+  'undici',
+  '@grpc/grpc-js',
+  '@grpc/proto-loader',
+  'yaml',
+  'prom-client',
+];
+const PURE_NODE_MODULES = ['node:assert', 'node:buffer', 'node:crypto'];
+
+const ROOT = new URL('../', import.meta.url);
+const FILES = readSourceFiles(new URL('src/', ROOT));
+
+describe('the rooms', () => {
+  test('every file belongs to a room of the table, and every room of the table exists', () => {
+    expect(FILES.map(({ path }) => path).filter((path) => !(roomOf(path) in RULES))).toEqual([]);
+    const rooms = new Set(FILES.map(({ path }) => roomOf(path)));
+    expect(Object.keys(RULES).filter((room) => !rooms.has(room))).toEqual([]);
+  });
+
+  test('a file imports only what the table lets its room know', () => {
+    expect(FILES.flatMap(forbiddenImports)).toEqual([]);
+  });
+
+  test('no import goes in a circle', () => {
+    expect(findCycles(FILES)).toEqual([]);
+  });
+
+  test('nothing that serve runs is a simulator, a replay or the demo', () => {
+    const served = [...reachableFrom('app.ts', FILES)];
+    expect(served).toContain('extproc/server.ts');
+    expect(served.filter((path) => /^(?:simulator|replay|demo|cli)\//.test(path))).toEqual([]);
+  });
+
+  test('what only computes has no I/O, no clock of its own, no log and no metrics', () => {
+    expect(FILES.filter(({ path }) => matches(PURE, path)).flatMap(impurities)).toEqual([]);
+  });
+
+  test('ARCHITECTURE.md and the table name the same rooms', () => {
+    const map = readFileSync(new URL('ARCHITECTURE.md', ROOT), 'utf8');
+    expect(Object.keys(RULES).filter((room) => !map.includes(`\`src/${room}\``))).toEqual([]);
+    const named = [...map.matchAll(/`(src\/[\w./-]+)`/g)].map(([, path]) => path!);
+    expect(named.filter((path) => !existsSync(new URL(path, ROOT)))).toEqual([]);
+  });
+});
+
+describe('every file', () => {
+  test('has no any, no default export, no console, no mutable module state, no work at import, and leaves the process to main', () => {
+    expect(FILES.flatMap(({ breaches }) => breaches)).toEqual([]);
+  });
+
+  test('begins with what it is for', () => {
+    const silent = FILES.filter(({ path }) => {
+      const text = readFileSync(new URL(`src/${path}`, ROOT), 'utf8');
+      return !text.replace(/^#!.*\n/, '').startsWith('/**');
+    });
+    expect(silent.map(({ path }) => path)).toEqual([]);
+  });
+});
+
+describe('the checks themselves', () => {
+  const breachesOf = (text: string): readonly string[] => parseSourceFile('prefix/x.ts', text).breaches;
+
+  test.each([
+    ['const x: any = 1;', 'says `any`'],
+    ['export default 1;', 'has a default export'],
+    ['export default function f() {}', 'has a default export'],
+    ['const f = 1; export { f as default };', 'has a default export'],
+    ['export const x = process.env.A;', 'touches process.env'],
+    ['export const f = () => globalThis.process.exit(1);', 'touches process.exit'],
+    ['export const f = () => console.log(1);', 'writes to the console'],
+    ['let n = 0; export const f = () => n++;', 'has mutable module state'],
+    ['start();', 'does something when imported'],
+    ['if (1 < 2) start();', 'does something when imported'],
+  ])('%s is found', (text, what) => {
+    expect(breachesOf(text)).toEqual([`prefix/x.ts:1 ${what}`]);
+  });
+
+  test.each([
+    ["import { a } from '../log.ts';", 'log.ts'],
+    ["import type { A } from '../extproc/server.ts';", 'extproc/server.ts'],
+    ["export type { A } from '../metrics.ts';", 'metrics.ts'],
+    ["type A = import('../openai/request.ts').A;", 'openai/request.ts'],
+    ["export const f = () => import('../app.ts');", 'app.ts'],
+    [
+      "export const f = () => new Worker(new URL('../kvevents/ingest-worker.ts', import.meta.url));",
+      'kvevents/ingest-worker.ts',
+    ],
+    ["import { Agent } from 'undici';", 'undici'],
+    ["import { readFile } from 'node:fs/promises';", 'node:fs/promises'],
+    ["import x from '@grpc/grpc-js/build/src/server.js';", '@grpc/grpc-js'],
+  ])('%s is an import prefix/ may not have', (text, target) => {
+    expect(forbiddenImports(parseSourceFile('prefix/x.ts', text))).toEqual([`prefix/x.ts → ${target}`]);
+  });
+
+  test('a file that asks the clock or chance itself does not only compute', () => {
+    const file = parseSourceFile(
+      'prefix/x.ts',
+      'export const f = () => Date.now() + Math.random() + new Date().getTime();',
+    );
+    expect(impurities(file)).toEqual(['prefix/x.ts: Date.now', 'prefix/x.ts: Math.random', 'prefix/x.ts: new Date']);
+  });
+
+  test('a circle through types is a circle', () => {
+    const files = [
+      parseSourceFile('a/x.ts', "import type { B } from '../b/y.ts';"),
+      parseSourceFile('b/y.ts', "import { c } from './z.ts';"),
+      parseSourceFile('b/z.ts', "import { a } from '../a/x.ts';"),
+    ];
+    expect(findCycles(files)).toEqual(['a/x.ts → b/y.ts → b/z.ts → a/x.ts']);
+  });
+});
+
+function roomOf(path: string): string {
+  const slash = path.indexOf('/');
+  return slash < 0 ? path : path.slice(0, slash + 1);
+}
+
+function matches(patterns: readonly string[], target: string): boolean {
+  return patterns.some((pattern) => (pattern.endsWith('/') ? target.startsWith(pattern) : target === pattern));
+}
+
+function forbiddenImports({ path, imports }: SourceFile): string[] {
+  const room = roomOf(path);
+  const rule = RULES[room] ?? { knows: [], uses: [] };
+  const own = room.endsWith('/') ? [room] : [];
+  const allowed = [...rule.knows, ...EVERYWHERE, ...own];
+  return imports
+    .filter((target) => (target.endsWith('.ts') ? !matches(allowed, target) : !rule.uses.includes(target)))
+    .map((target) => `${path} → ${target}`);
+}
+
+function impurities({ path, imports, ambient }: SourceFile): string[] {
+  const wrong = imports.filter(
+    (target) => NOT_IN_PURE.includes(target) || (target.startsWith('node:') && !PURE_NODE_MODULES.includes(target)),
+  );
+  return [...wrong, ...ambient].map((what) => `${path}: ${what}`);
+}
