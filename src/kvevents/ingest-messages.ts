@@ -29,4 +29,6 @@ export type FromIngestWorker =
       readonly statuses: readonly SourceStatus[] | null;
       readonly counters: KvEventCounters | null;
     }
-  | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields };
+  | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields }
+  /** A fault: the thread closes its sockets and ends. */
+  | { readonly kind: 'dying'; readonly problem: string };

@@ -4,7 +4,7 @@
  */
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { systemClock } from '../clock.ts';
-import { WarmpathError } from '../errors.ts';
+import { WarmpathError, errorText } from '../errors.ts';
 import type { Log, LogFields, LogLevel } from '../log.ts';
 import { createBlockHasher } from '../prefix/block-hash.ts';
 import { openPrefixIndexWriter } from '../prefix/prefix-index.ts';
@@ -57,8 +57,21 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const stop = async (): Promise<void> => {
     timers.forEach(clearInterval);
     await subscriptions.stop();
+    // Nothing is left to do then, and the thread ends by itself.
     port.close();
   };
+
+  // A thread that ends with open ZMQ sockets takes the whole process down (zeromq.js issue 411), so it must never just
+  // end: not by an uncaught error, not by `terminate`, not by the main thread's `process.exit`.
+  let isDying = false;
+  const die = (error: unknown): void => {
+    if (isDying) return;
+    isDying = true;
+    timers.forEach(clearInterval);
+    post({ kind: 'dying', problem: errorText(error) });
+    void subscriptions.abandon().then(() => port.close());
+  };
+  process.on('uncaughtException', die);
 
   const reconcile = async (id: number, sources: Parameters<typeof subscriptions.reconcile>[0]): Promise<void> => {
     await subscriptions.reconcile(sources);
@@ -69,12 +82,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
 
   port.on('message', (message: ToIngestWorker) => {
     // A failure here is a bug: it ends the thread, which is noticed, and everything is relearnt.
-    const done = message.kind === 'stop' ? stop() : reconcile(message.id, message.sources);
-    done.catch((error: unknown) => {
-      setImmediate(() => {
-        throw error;
-      });
-    });
+    (message.kind === 'stop' ? stop() : reconcile(message.id, message.sources)).catch(die);
   });
   post({ kind: 'ready' });
 }

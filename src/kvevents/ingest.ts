@@ -1,7 +1,7 @@
 /**
  * The serving thread's side of KV event ingest: starts the ingest thread, tells it which publishers to follow, and knows
- * their latest state. It never parses an event and never waits for one. When the thread dies or falls silent, nothing of
- * the index is trusted until a new thread has relearnt it.
+ * their latest state. It never parses an event and never waits for one. When the thread dies, nothing of the index is
+ * trusted until a new thread has relearnt it; when it falls silent, until it is heard again.
  */
 import { Worker } from 'node:worker_threads';
 import { backoffMs, type Clock, type Timer } from '../clock.ts';
@@ -67,6 +67,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   let nDeaths = 0;
   let timer: Timer | null = null;
   let watch: Timer | null = null;
+  let isSilent = false;
 
   const post = (message: ToIngestWorker): void => worker?.postMessage(message);
 
@@ -79,24 +80,28 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       };
       const spawned = new Worker(workerUrl(), { workerData, name: 'ingest' });
       worker = spawned;
+      let problem: string | null = null;
       isReady = false;
       startedAtMs = heardAtMs = clock.nowMs();
       spawned.on('message', (message: FromIngestWorker) => {
         if (spawned !== worker) return;
         heardAtMs = clock.nowMs();
+        isSilent = false;
         if (message.kind === 'ready') {
           isReady = true;
           resolve();
+        } else if (message.kind === 'dying') {
+          problem = message.problem;
+          isReady = false;
+          distrustAll();
         } else receive(message);
       });
-      let cause: unknown;
       spawned.on('error', (error) => {
-        cause = error;
+        problem = errorText(error);
       });
       spawned.on('exit', (code) => {
         if (spawned !== worker) return;
-        const why = cause === undefined ? `exit code ${code}` : errorText(cause);
-        const error = new WarmpathError('worker_died', `ingest thread ended: ${why}`, { cause });
+        const error = new WarmpathError('worker_died', `ingest thread ended: ${problem ?? `exit code ${code}`}`);
         // Before it was ready the caller of `start` hears of it.
         if (!isReady && phase === 'created') {
           worker = null;
@@ -105,7 +110,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       });
     });
 
-  const receive = (message: Exclude<FromIngestWorker, { kind: 'ready' }>): void => {
+  const receive = (message: Exclude<FromIngestWorker, { kind: 'ready' | 'dying' }>): void => {
     switch (message.kind) {
       case 'report':
         if (message.statuses !== null) statuses = message.statuses;
@@ -120,12 +125,16 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
     }
   };
 
+  /** What was written last may be half a change: nothing is believed until it is relearnt. */
+  const distrustAll = (): void => {
+    statuses = statuses.map((status) => ({ ...status, state: 'unknown', trust: 'fallback' }));
+  };
+
   const died = (error: WarmpathError): void => {
     worker = null;
     isReady = false;
     if (phase !== 'running') return;
-    // What it wrote last may be half a change: nothing is believed until it is relearnt.
-    statuses = statuses.map((status) => ({ ...status, state: 'unknown', trust: 'fallback' }));
+    distrustAll();
     nDeaths = clock.nowMs() - startedAtMs > STABLE_MS ? 0 : nDeaths + 1;
     const delayMs = backoffMs(nDeaths, RESTART_BASE_MS, RESTART_MAX_MS);
     log.error('ingest thread died', { problem: error.message, restartInMs: Math.round(delayMs) });
@@ -142,10 +151,11 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
     // When this thread itself was blocked, the other one's reports are still unread.
     if (nowMs - watchedAtMs > 2 * WATCH_MS) heardAtMs = nowMs;
     watchedAtMs = nowMs;
-    if (worker !== null && nowMs - heardAtMs > SILENCE_LIMIT_MS) {
-      heardAtMs = nowMs;
-      log.error('ingest thread is silent', { silentMs: SILENCE_LIMIT_MS });
-      void worker.terminate();
+    if (worker !== null && !isSilent && nowMs - heardAtMs > SILENCE_LIMIT_MS) {
+      // Ending it by force would end the whole process (see ingest-worker.ts): it is reported, and not believed.
+      isSilent = true;
+      distrustAll();
+      log.error('ingest thread is silent', { silentMs: Math.round(nowMs - heardAtMs) });
     }
     watch = clock.after(WATCH_MS, lookAfter);
   };
@@ -153,13 +163,21 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const shutDown = async (): Promise<void> => {
     const ending = worker;
     if (ending === null) return;
-    const ended = new Promise<void>((resolve) => ending.once('exit', () => resolve()));
-    const patience = new Promise<void>((resolve) => clock.after(STOP_TIMEOUT_MS, resolve));
+    const isOver = new Promise<void>((resolve) => {
+      const limit = clock.after(STOP_TIMEOUT_MS, () => {
+        log.error('ingest thread does not end', { waitedMs: STOP_TIMEOUT_MS });
+        ending.unref();
+        resolve();
+      });
+      ending.once('exit', () => {
+        limit.cancel();
+        resolve();
+      });
+    });
     post({ kind: 'stop' });
-    // It ends by itself: zeromq aborts the process when its thread is terminated while a socket is closing.
-    await Promise.race([ended, patience]);
+    // It ends by itself and never by force (see ingest-worker.ts).
+    await isOver;
     worker = null;
-    await ending.terminate();
   };
 
   return {
@@ -191,7 +209,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       return done;
     },
     statuses: () => statuses,
-    alive: () => worker !== null && isReady && clock.nowMs() - heardAtMs < SILENCE_LIMIT_MS,
+    alive: () => worker !== null && isReady && !isSilent,
   };
 }
 

@@ -28,6 +28,8 @@ export type Subscriber = {
   start(): void;
   /** Resolves when the sockets are closed; then the blocks are gone from the index. */
   stop(): Promise<void>;
+  /** Closes the sockets and touches nothing else: for a thread that must end after a fault. */
+  abandon(): Promise<void>;
   /** To be called several times a second. */
   tick(): void;
   /** The process behind the source is another one. */
@@ -146,6 +148,7 @@ export function createSubscriber(
       await connection.close();
       blocks.close();
     },
+    abandon: () => connection.close(),
     tick() {
       connection.tick();
       const { state } = connection.status();

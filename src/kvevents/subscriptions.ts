@@ -12,6 +12,8 @@ export type Subscriptions = {
   tick(): void;
   statuses(): SourceStatus[];
   stop(): Promise<void>;
+  /** Closes all sockets and touches nothing else: for a thread that must end after a fault. */
+  abandon(): Promise<void>;
 };
 
 type Followed = { source: IngestSource; readonly subscriber: Subscriber };
@@ -61,6 +63,11 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
     },
     statuses: () => [...followed.values()].map(({ subscriber }) => subscriber.status()),
     stop: () => enqueue(() => carryOut([])),
+    async abandon() {
+      const left = [...followed.values()];
+      followed.clear();
+      await Promise.allSettled([...closing, ...left.map(({ subscriber }) => subscriber.abandon())]);
+    },
   };
 }
 
