@@ -448,7 +448,7 @@ describe('the time a body takes', () => {
   ])('grows with its length and not faster, of many %s', (_, make) => {
     const millisOf = (n: number): number => {
       const body = Buffer.from(make(n));
-      const times = Array.from({ length: 5 }, () => {
+      const times = Array.from({ length: 7 }, () => {
         const startMs = performance.now();
         expect(parseRequest('POST', COMPLETIONS_PATH, undefined, body, { truncated: 'no' }).kind).toBe('request');
         return performance.now() - startMs;
@@ -457,6 +457,6 @@ describe('the time a body takes', () => {
     };
     millisOf(1 << 16);
     // Sixteen times the length: a quadratic one takes 256 times as long.
-    expect(millisOf(1 << 20) / Math.max(millisOf(1 << 16), 0.05)).toBeLessThan(64);
+    expect(millisOf(1 << 20) / Math.max(millisOf(1 << 16), 0.05)).toBeLessThan(128);
   });
 });

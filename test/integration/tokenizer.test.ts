@@ -1,0 +1,432 @@
+/** The tokenizer client against real HTTP servers, well-behaved and not. */
+import { afterEach, describe, expect, test } from '@jest/globals';
+import { systemClock, type Clock } from '../../src/clock.ts';
+import { createLog } from '../../src/log.ts';
+import type { InferenceRequest } from '../../src/openai/request.ts';
+import type { TokenizeResult, Tokenizer } from '../../src/tokenizer/tokenizer.ts';
+import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
+import {
+  fakeTemplate,
+  fakeTokens,
+  startFakeTokenizer,
+  type Behaviour,
+  type FakeTokenizer,
+} from '../support/fake-tokenizer.ts';
+import { aChatRequest, aCompletionsRequest } from '../support/requests.ts';
+
+type Harness = {
+  readonly tokenizer: Tokenizer;
+  /** `api result`, as metrics count them. */
+  readonly counted: string[];
+  readonly logged: Record<string, unknown>[];
+  /** Lets time pass at once, for everything that looks at the clock. */
+  skip(ms: number): void;
+  /** Waits no longer than `budgetMs` for the tokens of a request. */
+  ask(request: InferenceRequest, budgetMs?: number): Promise<TokenizeResult>;
+};
+
+const stops: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const stop of stops.splice(0).reverse()) await stop();
+});
+
+async function aServer(): Promise<FakeTokenizer> {
+  const fake = await startFakeTokenizer();
+  stops.push(() => fake.stop());
+  return fake;
+}
+
+function aTokenizer(urls: readonly string[], options: Partial<VllmTokenizerOptions> = {}): Harness {
+  const counted: string[] = [];
+  const logged: Record<string, unknown>[] = [];
+  let skippedMs = 0;
+  const clock: Clock = { ...systemClock, nowMs: () => systemClock.nowMs() + skippedMs };
+  const tokenizer = createVllmTokenizer(
+    {
+      log: createLog('info', (line) => logged.push(JSON.parse(line) as Record<string, unknown>)),
+      clock,
+      onCall: (api, result) => counted.push(`${api} ${result}`),
+    },
+    { urls: [], api: 'auto', timeoutMs: 5000, maxInFlight: 64, ...options },
+  );
+  stops.push(() => tokenizer.close());
+  return {
+    tokenizer,
+    counted,
+    logged,
+    skip: (ms) => void (skippedMs += ms),
+    ask: (request, budgetMs = 5000) => tokenizer.tokenize(request, urls, AbortSignal.timeout(budgetMs)),
+  };
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  for (const deadline = performance.now() + 5000; !condition();) {
+    if (performance.now() > deadline) throw new Error('condition not met within 5 s');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+function chainsOf(result: TokenizeResult): readonly (readonly number[])[] {
+  if (result.kind === 'none') throw new Error(`no tokens: ${result.reason}`);
+  return result.chains.map(({ tokenIds }) => [...tokenIds]);
+}
+
+const chatTokens = (request: InferenceRequest): readonly number[] => [
+  ...fakeTokens(fakeTemplate(JSON.parse(Buffer.from(request.body).toString()) as Record<string, unknown>)),
+];
+
+describe('the render endpoint', () => {
+  test('gets the body byte by byte as it came, and gives tokens and images', async () => {
+    const fake = await aServer();
+    fake.features = {
+      mm_hashes: { image: ['abc'] },
+      mm_placeholders: { image: [{ offset: 2, length: 3 }] },
+      kwargs_data: null,
+    };
+    const { ask, counted } = aTokenizer([fake.url]);
+    const request = aChatRequest({ temperature: 0.5, messages: [{ role: 'user', content: [{ type: 'image_url' }] }] });
+    const result = await ask(request);
+    expect(result).toMatchObject({ chains: [{ features: [{ identifier: 'abc', offset: 2, length: 3 }] }] });
+    expect(chainsOf(result)).toEqual([chatTokens(request)]);
+    expect(fake.calls).toMatchObject([
+      { path: '/v1/chat/completions/render', headers: { 'content-type': 'application/json' } },
+    ]);
+    expect(Buffer.compare(fake.calls[0]!.body, request.body)).toBe(0);
+    expect(counted).toEqual(['render ok']);
+  });
+
+  test('gives one chain for each text of a completions request in one call', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    expect(chainsOf(await ask(aCompletionsRequest(['ab', 'é'])))).toEqual([
+      [97, 98],
+      [0xc3, 0xa9],
+    ]);
+    expect(fake.calls.map(({ path }) => path)).toEqual(['/v1/completions/render']);
+  });
+
+  test.each([403, 404, 405])(
+    'answering %d is replaced by /tokenize at once, said once, and asked again much later',
+    async (status) => {
+      const fake = await aServer();
+      fake.status.render = status;
+      const { ask, counted, logged, skip } = aTokenizer([fake.url]);
+      const request = aChatRequest({ tools: [{ type: 'function' }] });
+      expect(chainsOf(await ask(request))).toEqual([chatTokens(request)]);
+      expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
+      expect(counted).toEqual(['render error', 'tokenize ok', 'tokenize ok']);
+      expect(logged).toMatchObject([
+        { level: 'info', msg: 'render endpoint not served, using /tokenize', status, url: fake.url },
+      ]);
+      fake.status.render = 200;
+      skip(700_000);
+      await ask(request);
+      expect(fake.calls[fake.calls.length - 1]!.path).toBe('/v1/chat/completions/render');
+      expect(logged).toHaveLength(1);
+    },
+  );
+
+  test('that does not know a model is not taken for one that is missing', async () => {
+    const fake = await aServer();
+    const { ask, counted, logged } = aTokenizer([fake.url]);
+    expect(await ask(aChatRequest({ model: 'nobody' }))).toEqual({ kind: 'none', reason: 'error' });
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    expect(counted).toEqual(['render error', 'render ok']);
+    expect(logged).toEqual([]);
+  });
+});
+
+describe('the tokenize endpoint', () => {
+  test('gets the fields it knows, and a call per text', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url], { api: 'tokenize' });
+    await ask(aChatRequest({ stream: true, tools: [], reasoning_effort: 'low', chat_template_kwargs: { a: 1 } }));
+    expect(fake.calls[0]!.path).toBe('/tokenize');
+    expect(fake.calls[0]!.json).toEqual({
+      model: 'demo-model',
+      messages: [{ role: 'user', content: 'Hello!' }],
+      tools: [],
+      chat_template_kwargs: { reasoning_effort: 'low', a: 1 },
+      add_special_tokens: false,
+    });
+    expect(chainsOf(await ask(aCompletionsRequest(['a', 'bc'], { max_tokens: 1 })))).toEqual([[97], [98, 99]]);
+    const texts = fake.calls.slice(1).map(({ json }) => json);
+    expect(texts).toContainEqual({ model: 'demo-model', prompt: 'a', add_special_tokens: true });
+    expect(texts).toContainEqual({ model: 'demo-model', prompt: 'bc', add_special_tokens: true });
+  });
+
+  test('is not asked where its tokens would not be those of the engine', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url], { api: 'tokenize' });
+    const image = [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'http://x/' } }] }];
+    expect(await ask(aChatRequest({ messages: image }))).toEqual({ kind: 'none', reason: 'unsupported' });
+    expect(await ask(aCompletionsRequest('x', { truncate_prompt_tokens: 5 }))).toEqual({
+      kind: 'none',
+      reason: 'unsupported',
+    });
+    expect(fake.calls).toEqual([]);
+  });
+
+  test('that is missing too is left alone for a while', async () => {
+    const fake = await aServer();
+    fake.status.render = fake.status.tokenize = 404;
+    const { ask, logged, skip } = aTokenizer([fake.url]);
+    for (let i = 0; i < 5; i++) expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
+    expect(fake.calls).toHaveLength(2);
+    expect(logged.map(({ msg }) => msg)).toEqual([
+      'render endpoint not served, using /tokenize',
+      'tokenizer endpoint not served',
+    ]);
+    fake.status.tokenize = 200;
+    skip(70_000);
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+  });
+});
+
+describe('a request that needs no call', () => {
+  test('is answered without one', async () => {
+    const fake = await aServer();
+    const { ask, counted } = aTokenizer([fake.url]);
+    expect(chainsOf(await ask(aCompletionsRequest([[1, 2], [3]])))).toEqual([[1, 2], [3]]);
+    expect(fake.calls).toEqual([]);
+    expect(counted).toEqual([]);
+  });
+
+  test('is none where tokenizing is switched off or nobody can be asked', async () => {
+    expect(await aTokenizer(['http://127.0.0.1:1'], { api: 'none' }).ask(aChatRequest())).toEqual({
+      kind: 'none',
+      reason: 'disabled',
+    });
+    expect(await aTokenizer([]).ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
+    expect(await aTokenizer(['nonsense']).ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
+  });
+});
+
+describe('identical requests', () => {
+  test('at once are one call, a thousand of them too', async () => {
+    const fake = await aServer();
+    fake.delayMs = 30;
+    const { ask, counted } = aTokenizer([fake.url]);
+    const content = 'word '.repeat(2000);
+    const results = await Promise.all(Array.from({ length: 1000 }, () => ask(aChatRequest({}, content))));
+    expect(fake.calls).toHaveLength(1);
+    for (const result of results) expect(result).toBe(results[0]);
+    expect(counted.filter((entry) => entry === 'render shared')).toHaveLength(999);
+    expect(counted).toContain('render ok');
+  });
+
+  test('are told apart by a single byte, and by their API', async () => {
+    const fake = await aServer();
+    fake.delayMs = 20;
+    const { ask } = aTokenizer([fake.url]);
+    const texts = Array.from({ length: 20 }, (_, i) => `${'x'.repeat(i)}y${'x'.repeat(2000 - i)}`);
+    const results = await Promise.all(texts.map((text) => ask(aCompletionsRequest(text))));
+    expect(results.map(chainsOf)).toEqual(texts.map((text) => [[...fakeTokens(text)]]));
+    expect(fake.calls).toHaveLength(20);
+  });
+
+  test('one after the other are asked again', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    await ask(aChatRequest());
+    await ask(aChatRequest());
+    expect(fake.calls).toHaveLength(2);
+  });
+
+  test('share a call that outlives the patience of the one that began it', async () => {
+    const fake = await aServer();
+    fake.delayMs = 50;
+    const { ask, counted } = aTokenizer([fake.url]);
+    const first = ask(aChatRequest(), 10);
+    const second = ask(aChatRequest());
+    expect(await first).toEqual({ kind: 'none', reason: 'late' });
+    expect(chainsOf(await second)).toHaveLength(1);
+    expect(counted).toEqual(['render late', 'render ok', 'render shared']);
+  });
+});
+
+describe('a server in trouble', () => {
+  test.each<Behaviour>(['hang', 'stall'])('(%s) costs a request no more than its budget', async (behaviour) => {
+    const fake = await aServer();
+    fake.behaviour = behaviour;
+    const { ask, counted } = aTokenizer([fake.url], { timeoutMs: 300 });
+    const startMs = performance.now();
+    const results = await Promise.all(Array.from({ length: 50 }, (_, i) => ask(aChatRequest({}, `${i}`), 40)));
+    const tookMs = performance.now() - startMs;
+    for (const result of results) expect(result).toEqual({ kind: 'none', reason: 'late' });
+    expect(tookMs).toBeLessThan(40 + 120);
+    await until(() => counted.filter((entry) => entry === 'render timeout').length === 50);
+    // Calls given up are not left to the server.
+    await until(() => fake.nAbandoned() === 50);
+  });
+
+  test.each<Behaviour>(['garbage', 'huge', 'endless', 'fail', 'busy', 'reset', 'redirect'])(
+    '(%s) is an error, not an exception',
+    async (behaviour) => {
+      const fake = await aServer();
+      fake.behaviour = behaviour;
+      const { ask, counted } = aTokenizer([fake.url], { responseMaxBytes: 1 << 20 });
+      expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'error' });
+      expect(fake.calls).toHaveLength(1);
+      expect(counted).toHaveLength(1);
+      if (behaviour === 'endless') {
+        const written = fake.nBytesWritten();
+        // What kernel buffers hold beyond the limit, not what the server would have sent.
+        expect(written).toBeLessThan(32 << 20);
+        await until(() => fake.nAbandoned() === 1);
+      }
+    },
+  );
+
+  test('that is not there is an error at once', async () => {
+    const fake = await aServer();
+    await fake.stop();
+    const { ask } = aTokenizer([fake.url]);
+    const startMs = performance.now();
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'error' });
+    expect(performance.now() - startMs).toBeLessThan(500);
+  });
+
+  test('is left alone after failures, probed once, and used again when it answers', async () => {
+    const fake = await aServer();
+    fake.behaviour = 'fail';
+    const { ask, counted, logged, skip } = aTokenizer([fake.url]);
+    for (let i = 0; i < 5; i++) await ask(aChatRequest());
+    expect(fake.calls).toHaveLength(5);
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'open' });
+    expect(fake.calls).toHaveLength(5);
+
+    skip(1001);
+    const probes = await Promise.all([1, 2, 3, 4].map((i) => ask(aChatRequest({}, `${i}`))));
+    expect(fake.calls).toHaveLength(6);
+    expect(probes.filter((result) => result.kind === 'none' && result.reason === 'open')).toHaveLength(3);
+
+    fake.behaviour = 'answer';
+    skip(2001);
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    expect(counted.filter((entry) => entry === 'render open')).toHaveLength(4);
+    expect(logged.map(({ msg }) => msg)).toEqual([
+      'tokenizer paused after failures',
+      'tokenizer paused after failures',
+      'tokenizer answers again',
+    ]);
+  });
+
+  test('that only times out is left alone too', async () => {
+    const fake = await aServer();
+    fake.behaviour = 'hang';
+    const { ask } = aTokenizer([fake.url], { timeoutMs: 30 });
+    const first = await Promise.all(Array.from({ length: 5 }, (_, i) => ask(aChatRequest({}, `${i}`))));
+    for (const result of first) expect(result).toEqual({ kind: 'none', reason: 'timeout' });
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'open' });
+  });
+
+  test('that refuses requests of clients is not blamed for them', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    for (let i = 0; i < 10; i++) await ask(aChatRequest({ model: 'nobody' }));
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+  });
+
+  test('that is full refuses more at once instead of making it wait', async () => {
+    const fake = await aServer();
+    fake.delayMs = 50;
+    const { ask, counted } = aTokenizer([fake.url], { maxInFlight: 3 });
+    const results = await Promise.all(Array.from({ length: 8 }, (_, i) => ask(aChatRequest({}, `${i}`))));
+    expect(results.filter(({ kind }) => kind === 'tokens')).toHaveLength(3);
+    expect(results.filter((result) => result.kind === 'none' && result.reason === 'rejected')).toHaveLength(5);
+    expect(fake.calls).toHaveLength(3);
+    // Refusals are counted before the first answer is there.
+    expect(counted.slice(0, 5)).toEqual(Array.from({ length: 5 }, () => 'render rejected'));
+  });
+});
+
+describe('a request whose patience is over', () => {
+  test('before it began asks nobody', async () => {
+    const fake = await aServer();
+    const { tokenizer } = aTokenizer([fake.url]);
+    expect(await tokenizer.tokenize(aChatRequest(), [fake.url], AbortSignal.abort())).toEqual({
+      kind: 'none',
+      reason: 'late',
+    });
+    expect(fake.calls).toEqual([]);
+  });
+
+  test('leaves no listener on its signal when it was answered', async () => {
+    const fake = await aServer();
+    const { tokenizer } = aTokenizer([fake.url]);
+    let nListeners = 0;
+    const { signal } = new AbortController();
+    const add = signal.addEventListener.bind(signal);
+    const remove = signal.removeEventListener.bind(signal);
+    signal.addEventListener = (...args: Parameters<typeof add>) => (nListeners++, add(...args));
+    signal.removeEventListener = (...args: Parameters<typeof remove>) => (nListeners--, remove(...args));
+    await tokenizer.tokenize(aChatRequest(), [fake.url], signal);
+    expect(nListeners).toBe(0);
+  });
+});
+
+describe('several servers', () => {
+  test('are used by how busy they are', async () => {
+    const [slow, quick] = [await aServer(), await aServer()];
+    slow.delayMs = 45;
+    const { ask } = aTokenizer([slow.url, quick.url]);
+    for (let round = 0; round < 10; round++) {
+      await Promise.all(Array.from({ length: 10 }, (_, i) => ask(aChatRequest({}, `warm ${round} ${i}`), 5)));
+    }
+    expect(slow.calls.length + quick.calls.length).toBe(100);
+    expect(quick.calls.length).toBeGreaterThan(55);
+    expect(slow.calls.length).toBeGreaterThan(5);
+  });
+
+  test('stand in for one that is down, and each is remembered for what it serves', async () => {
+    const [down, old] = [await aServer(), await aServer()];
+    old.status.render = 404;
+    await down.stop();
+    const { ask } = aTokenizer([down.url, old.url]);
+    for (let i = 0; i < 60; i++) await ask(aChatRequest());
+    const startMs = performance.now();
+    for (let i = 0; i < 20; i++) expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    expect(performance.now() - startMs).toBeLessThan(1000);
+    expect(old.calls.filter(({ path }) => path.endsWith('/render'))).toHaveLength(1);
+  });
+
+  test('configured as tokenizers are asked instead of the endpoints', async () => {
+    const [dedicated, endpoint] = [await aServer(), await aServer()];
+    const { ask } = aTokenizer([endpoint.url], { urls: [`${dedicated.url}/prefix/`], authorization: 'Bearer key' });
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    expect(dedicated.calls).toMatchObject([
+      { path: '/prefix/v1/chat/completions/render', headers: { authorization: 'Bearer key' } },
+    ]);
+    expect(endpoint.calls).toEqual([]);
+  });
+
+  test('must be configured by URLs', () => {
+    expect(() => aTokenizer([], { urls: ['tokenizer:'.slice(0, 9)] })).toThrow(
+      'tokenizer URL must be http(s)://host:port, got "tokenizer"',
+    );
+  });
+});
+
+describe('connections', () => {
+  test('are kept and used again', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    for (let i = 0; i < 20; i++) await ask(aChatRequest());
+    // The second is opened where a call begins in the same turn in which the one before ended.
+    expect(fake.nConnections()).toBeLessThanOrEqual(2);
+  });
+
+  test('end when the tokenizer is closed, and so do calls under way', async () => {
+    const fake = await aServer();
+    fake.behaviour = 'hang';
+    const { ask, tokenizer } = aTokenizer([fake.url]);
+    const pending = ask(aChatRequest());
+    await until(() => fake.calls.length === 1);
+    await tokenizer.close();
+    expect(await pending).toEqual({ kind: 'none', reason: 'error' });
+    await until(() => fake.nOpenConnections() === 0);
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'disabled' });
+  });
+});

@@ -1,0 +1,160 @@
+/** A tokenizer over real sockets that answers as vLLM does, or misbehaves as servers do. Its tokens are the bytes of the text. */
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+
+export type Behaviour =
+  'answer' | 'hang' | 'garbage' | 'huge' | 'endless' | 'fail' | 'busy' | 'reset' | 'redirect' | 'stall';
+
+export type FakeCall = {
+  readonly path: string;
+  readonly headers: IncomingMessage['headers'];
+  readonly body: Buffer;
+  readonly json: Record<string, unknown>;
+};
+
+export type FakeTokenizer = {
+  readonly url: string;
+  readonly calls: readonly FakeCall[];
+  /** How it behaves from now on. */
+  behaviour: Behaviour;
+  /** Status of a path that is not served, 200 where it is. */
+  readonly status: { render: number; tokenize: number };
+  delayMs: number;
+  /** `features` of rendered requests. */
+  features: unknown;
+  /** Calls whose client went away before the answer was complete. */
+  nAbandoned(): number;
+  /** Connections accepted so far, and those open now. */
+  nConnections(): number;
+  nOpenConnections(): number;
+  /** Bytes of answers written so far. */
+  nBytesWritten(): number;
+  stop(): Promise<void>;
+};
+
+/** The tokens of a text: its bytes. */
+export function fakeTokens(text: string): Uint32Array {
+  return Uint32Array.from(Buffer.from(text));
+}
+
+/** What the template of this server makes of messages. */
+export function fakeTemplate(fields: Record<string, unknown>): string {
+  const { messages, tools, chat_template_kwargs: kwargs } = fields;
+  return JSON.stringify({ messages, tools: tools ?? [], kwargs: kwargs ?? {} });
+}
+
+const HUGE_BYTES = 16 * 1024 * 1024;
+const UNKNOWN_MODEL = {
+  message: 'The model `nobody` does not exist.',
+  type: 'NotFoundError',
+  param: 'model',
+  code: 404,
+};
+const FORBIDDEN = { message: 'disabled', type: 'PermissionDeniedError', param: null, code: 403 };
+
+export async function startFakeTokenizer(port = 0): Promise<FakeTokenizer> {
+  const calls: FakeCall[] = [];
+  let nAbandoned = 0;
+  let nConnections = 0;
+  let nOpen = 0;
+  let nBytesWritten = 0;
+
+  const server = createServer((request, response) => {
+    const chunks: Buffer[] = [];
+    response.on('close', () => void (response.writableFinished || nAbandoned++));
+    request.on('data', (chunk: Buffer) => chunks.push(chunk));
+    request.on('end', () => {
+      const body = Buffer.concat(chunks);
+      const path = request.url ?? '';
+      const json = JSON.parse(body.toString()) as Record<string, unknown>;
+      calls.push({ path, headers: request.headers, body, json });
+      // Nothing is said after a hang, so that connections stay as they are.
+      if (fake.behaviour === 'hang') return;
+      setTimeout(() => respond(path, response, json), fake.delayMs);
+    });
+  });
+  server.on('connection', (socket) => {
+    nConnections++;
+    nOpen++;
+    socket.on('close', () => nOpen--);
+  });
+
+  const send = (response: ServerResponse, status: number, value: unknown): void => {
+    const text = typeof value === 'string' ? value : JSON.stringify(value);
+    nBytesWritten += text.length;
+    response.writeHead(status, { 'content-type': 'application/json' }).end(text);
+  };
+
+  function respond(path: string, response: ServerResponse, json: Record<string, unknown>): void {
+    if (fake.behaviour === 'reset') return void response.destroy();
+    if (fake.behaviour === 'garbage') return send(response, 200, '{"count": 3, "tokens": [1, 2, "three"');
+    if (fake.behaviour === 'fail') return send(response, 500, { error: { message: 'no' } });
+    if (fake.behaviour === 'busy') return send(response, 429, { error: { message: 'later' } });
+    if (fake.behaviour === 'redirect') {
+      return void response.writeHead(307, { location: `${fake.url}/elsewhere` }).end();
+    }
+    if (fake.behaviour === 'stall') return void response.writeHead(200, { 'content-length': '100' }).write('{"tok');
+    if (fake.behaviour === 'huge') return send(response, 200, ' '.repeat(HUGE_BYTES));
+    if (fake.behaviour === 'endless') return writeEndlessly(response);
+    if (path.endsWith('/render')) answerRender(path, response, json);
+    else if (path.endsWith('/tokenize')) answerTokenize(response, json);
+    else send(response, 404, { detail: 'Not Found' });
+  }
+
+  /** No length announced, so only counting while reading ends it. */
+  function writeEndlessly(response: ServerResponse): void {
+    const piece = Buffer.alloc(1 << 16, '1,');
+    response.writeHead(200);
+    response.write('{"tokens":[');
+    const more = (): void => {
+      while (!response.destroyed && nBytesWritten < 1 << 30) {
+        nBytesWritten += piece.length;
+        if (!response.write(piece)) return void response.once('drain', more);
+      }
+    };
+    more();
+  }
+
+  function answerRender(path: string, response: ServerResponse, json: Record<string, unknown>): void {
+    if (fake.status.render === 403) return send(response, 403, { error: FORBIDDEN });
+    if (fake.status.render !== 200) return send(response, fake.status.render, { detail: 'Not Found' });
+    if (json['model'] === 'nobody') return send(response, 404, { error: UNKNOWN_MODEL });
+    const rendered = (text: string): object => ({
+      request_id: 'r',
+      token_ids: [...fakeTokens(text)],
+      features: fake.features,
+      sampling_params: { temperature: 1 },
+    });
+    if (path.includes('chat')) return send(response, 200, rendered(fakeTemplate(json)));
+    const prompts = typeof json['prompt'] === 'string' ? [json['prompt']] : (json['prompt'] as string[]);
+    send(response, 200, prompts.map(rendered));
+  }
+
+  function answerTokenize(response: ServerResponse, json: Record<string, unknown>): void {
+    if (fake.status.tokenize !== 200) return send(response, fake.status.tokenize, { detail: 'Not Found' });
+    if (json['model'] === 'nobody') return send(response, 404, { error: UNKNOWN_MODEL });
+    const text = 'messages' in json ? fakeTemplate(json) : (json['prompt'] as string);
+    const tokens = [...fakeTokens(text)];
+    send(response, 200, { count: tokens.length, max_model_len: 8192, tokens, token_strs: null });
+  }
+
+  await new Promise<void>((resolve) => server.listen(port, '127.0.0.1', resolve));
+  const fake: FakeTokenizer = {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    calls,
+    behaviour: 'answer',
+    status: { render: 200, tokenize: 200 },
+    delayMs: 0,
+    features: null,
+    nAbandoned: () => nAbandoned,
+    nConnections: () => nConnections,
+    nOpenConnections: () => nOpen,
+    nBytesWritten: () => nBytesWritten,
+    stop: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+  return fake;
+}

@@ -1,0 +1,95 @@
+import { describe, expect, test } from '@jest/globals';
+import { tokenizeBodies } from '../../../src/tokenizer/tokenize-body.ts';
+import { CHAT_PATH, COMPLETIONS_PATH, aChatRequest, aCompletionsRequest, aRequest } from '../../support/requests.ts';
+
+const textsOf = (bodies: readonly Uint8Array[] | null): string[] | null =>
+  bodies && bodies.map((body) => Buffer.from(body).toString('utf8'));
+
+const chatBody = (body: string): string => textsOf(tokenizeBodies(aRequest(CHAT_PATH, body)))![0]!;
+
+describe('the chat form', () => {
+  test('copies the bytes of what it knows and nothing else', () => {
+    expect(
+      chatBody(
+        '{ "stream":true,"messages" : [ {"role":"user","content":"\\u00e9 é"} ],"temperature":1.50,"model":"m",' +
+          '"tools":[ ],"chat_template":"{{x}}","add_generation_prompt":false,"continue_final_message":true,' +
+          '"mm_processor_kwargs":{"a":1},"media_io_kwargs":{},"max_tokens":3,"tool_choice":"auto"}',
+      ),
+    ).toBe(
+      '{"model":"m","messages":[ {"role":"user","content":"\\u00e9 é"} ],"tools":[ ],"chat_template":"{{x}}",' +
+        '"mm_processor_kwargs":{"a":1},"media_io_kwargs":{},"add_generation_prompt":false,' +
+        '"continue_final_message":true,"add_special_tokens":false}',
+    );
+  });
+
+  test('leaves special tokens to the template unless the client said otherwise', () => {
+    expect(chatBody('{"model":"m","messages":[1]}')).toContain('"add_special_tokens":false');
+    expect(chatBody('{"model":"m","messages":[1],"add_special_tokens":true}')).toContain('"add_special_tokens":true');
+  });
+
+  test.each([
+    ['no arguments', '', undefined],
+    ['arguments of the template', ',"chat_template_kwargs":{"a":1}', { a: 1 }],
+    [
+      'fields that become arguments',
+      ',"reasoning_effort":"low","documents":[1]',
+      { reasoning_effort: 'low', documents: [1] },
+    ],
+    ['both', ',"chat_template_kwargs":{"a":1},"reasoning_effort":"low"', { a: 1, reasoning_effort: 'low' }],
+    ['both and none inside', ',"chat_template_kwargs":{ },"reasoning_effort":"low"', { reasoning_effort: 'low' }],
+    [
+      'the same twice, where the argument wins',
+      ',"chat_template_kwargs":{"reasoning_effort":"high"},"reasoning_effort":"low"',
+      { reasoning_effort: 'high' },
+    ],
+    ['null as arguments', ',"chat_template_kwargs":null,"reasoning_effort":"low"', { reasoning_effort: 'low' }],
+    ['arguments of a wrong type', ',"chat_template_kwargs":7,"reasoning_effort":"low"', { reasoning_effort: 'low' }],
+  ])('passes on %s', (_, fields, kwargs) => {
+    const parsed = JSON.parse(chatBody(`{"model":"m","messages":[1]${fields}}`)) as Record<string, unknown>;
+    expect(parsed['chat_template_kwargs']).toEqual(kwargs);
+    expect(parsed).not.toHaveProperty('reasoning_effort');
+  });
+
+  test.each(['image_url', 'input_audio', 'video_url', 'audio_url', 'image_pil', 'image_embeds', 'input_image'])(
+    'gives nothing for messages with %s, as other images would have the same tokens',
+    (type) => {
+      const messages = [
+        {
+          role: 'user',
+          content: [
+            { type: 'text', text: 'x' },
+            { type, [type]: {} },
+          ],
+        },
+      ];
+      expect(tokenizeBodies(aChatRequest({ messages }))).toBeNull();
+    },
+  );
+
+  test('is not afraid of messages that only talk about images', () => {
+    const content = 'Write {"type":"image_url","image_url":{}} or "image".';
+    expect(tokenizeBodies(aChatRequest({}, content))).toHaveLength(1);
+  });
+});
+
+describe('the completion form', () => {
+  test('has the bytes of one text each', () => {
+    const request = aRequest(COMPLETIONS_PATH, '{"prompt":[ "a\\u00e9" , "" ],"echo":true,"model":"m"}');
+    expect(textsOf(tokenizeBodies(request))).toEqual([
+      '{"model":"m","prompt":"a\\u00e9","add_special_tokens":true}',
+      '{"model":"m","prompt":"","add_special_tokens":true}',
+    ]);
+  });
+
+  test('adds special tokens unless the client said otherwise', () => {
+    expect(textsOf(tokenizeBodies(aCompletionsRequest('x', { add_special_tokens: false })))).toEqual([
+      '{"model":"demo-model","prompt":"x","add_special_tokens":false}',
+    ]);
+  });
+});
+
+test('a request whose prompt the engine truncates has no body', () => {
+  expect(tokenizeBodies(aCompletionsRequest('x', { truncate_prompt_tokens: 3 }))).toBeNull();
+  expect(tokenizeBodies(aChatRequest({ truncate_prompt_tokens: -1 }))).toBeNull();
+  expect(tokenizeBodies(aChatRequest({ truncate_prompt_tokens: null }))).toHaveLength(1);
+});
