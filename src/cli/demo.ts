@@ -116,7 +116,7 @@ function readArguments(args: readonly string[]): Arguments | 'help' {
   if (values.help) return 'help';
   return {
     nPods: integer('--pods', values.pods, 1, 64),
-    seconds: integer('--seconds', values.seconds, 5, 600),
+    seconds: integer('--seconds', values.seconds, 2, 600),
     envoy: values.envoy,
     atEnd: values.keep ? 'keep' : 'stop',
     output: values.json ? 'json' : 'table',

@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import { WarmpathError } from '../errors.ts';
+import { errorText, WarmpathError } from '../errors.ts';
 import { eachLine, keepLast } from './lines.ts';
 
 export type CommandProcess = {
@@ -25,6 +25,8 @@ export type CommandOptions = {
   readonly signal?: AbortSignal;
 };
 
+type Exit = { readonly code: number | null; /** `code 1` or `SIGKILL` */ readonly how: string };
+
 const START_TIMEOUT_MS = 20_000;
 const STOP_TIMEOUT_MS = 5_000;
 const SAID_LINES = 10;
@@ -38,26 +40,26 @@ export async function startCommand(options: CommandOptions): Promise<CommandProc
   const readyLines: string[] = [];
   const said: string[] = [];
   let stopping: Promise<number | null> | null = null;
-  const exited = new Promise<number | null>((resolve) => {
-    const over = (code: number | null): void => {
+  const exited = new Promise<Exit>((resolve) => {
+    const over = (code: number | null, how: string): void => {
       process.removeListener('exit', killWithUs);
-      resolve(code);
+      resolve({ code, how });
     };
-    child.once('error', () => over(null));
-    child.once('close', (code) => over(code));
+    child.once('error', (error) => over(null, errorText(error)));
+    child.once('close', (code, by) => over(code, by ?? `code ${code}`));
   });
   const stop = (): Promise<number | null> => {
     stopping ??= (async () => {
       child.kill('SIGTERM');
       const timer = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS);
-      const code = await exited;
+      const { code } = await exited;
       clearTimeout(timer);
       return code;
     })();
     return stopping;
   };
   const name = `warmpath ${args[0]}`;
-  const reasonOfEnd = (code: number | null): string => [`${name} ended with code ${code}`, ...said].join('\n');
+  const reasonOfEnd = ({ how }: Exit): string => [`${name} ended with ${how}`, ...said].join('\n');
   eachLine(child.stderr, (line) => keepLast(said, line, SAID_LINES));
   const ready = (): Promise<void> =>
     new Promise<void>((resolve, reject) => {
@@ -76,7 +78,7 @@ export async function startCommand(options: CommandOptions): Promise<CommandProc
         readyLines.push(line);
         if (readyLines.length === nReadyLines) settle(null);
       });
-      void exited.then((code) => fail(reasonOfEnd(code)));
+      void exited.then((exit) => fail(reasonOfEnd(exit)));
     });
   try {
     await ready();
@@ -88,8 +90,8 @@ export async function startCommand(options: CommandOptions): Promise<CommandProc
     readyLines,
     stop,
     died: new Promise((resolve) => {
-      void exited.then((code) => {
-        if (stopping === null) resolve(reasonOfEnd(code));
+      void exited.then((exit) => {
+        if (stopping === null) resolve(reasonOfEnd(exit));
       });
     }),
   };

@@ -53,8 +53,9 @@ const PREFILL_TOKENS_PER_SECOND = 10_000;
 const DECODE_STEP_MS = 10;
 /** All caches together hold the working set, with as much to spare as an uneven share of conversations needs. */
 const CACHE_TO_WORKING_SET = 1.3;
-/** No request begins in this last part, so that a run ends when it should. */
+/** No request begins in this last part of a run, so that it ends when it should. */
 const TAIL_MS = 3_000;
+const TAIL_MOST_OF_RUN = 0.5;
 const PROGRESS_EVERY_MS = 5_000;
 
 export async function demo(options: DemoOptions): Promise<DemoResult> {
@@ -63,7 +64,7 @@ export async function demo(options: DemoOptions): Promise<DemoResult> {
     seed: SEED,
     model: MODEL,
     nRequests: Math.max(1, Math.round(REQUESTS_PER_SECOND * seconds)),
-    durationMs: Math.max(1, seconds * 1000 - TAIL_MS),
+    durationMs: seconds * 1000 - Math.min(TAIL_MS, seconds * 1000 * TAIL_MOST_OF_RUN),
   });
   const { nBlocks } = idealOf(plannedChats(workload), BLOCK_SIZE_TOKENS);
   const plan: Plan = { ...options, workload, nBlocksPerPod: Math.ceil((CACHE_TO_WORKING_SET * nBlocks) / nPods) + 1 };

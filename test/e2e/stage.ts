@@ -117,7 +117,13 @@ export function endpointEntry({ name, addresses }: RunningPod): object {
 export async function startPods({ nPods = 3, pod: given }: StageOptions): Promise<RunningPod[]> {
   return Promise.all(
     Array.from({ length: nPods }, async (_, i) => {
-      const pod = createSimulatedPod({ model: MODEL, seed: i + 1, decodeStepMs: 2, ...given });
+      const pod = createSimulatedPod({
+        model: MODEL,
+        seed: i + 1,
+        prefillTokensPerSecond: 100_000,
+        decodeStepMs: 2,
+        ...given,
+      });
       return { name: `pod-${i}`, addresses: await pod.start(), pod };
     }),
   );
