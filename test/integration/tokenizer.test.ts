@@ -3,6 +3,9 @@ import { afterEach, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
 import type { InferenceRequest } from '../../src/openai/request.ts';
+import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
+import type { RenderMode } from '../../src/simulator/http.ts';
+import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
 import type { TokenizeResult, Tokenizer } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
 import {
@@ -428,5 +431,91 @@ describe('connections', () => {
     expect(await pending).toEqual({ kind: 'none', reason: 'error' });
     await until(() => fake.nOpenConnections() === 0);
     expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'disabled' });
+  });
+});
+
+describe('a simulated vLLM pod', () => {
+  const IMAGE = [
+    { type: 'text', text: 'What is it?' },
+    { type: 'image_url', image_url: { url: 'http://x/1.png' } },
+  ];
+  const REQUESTS: [string, InferenceRequest][] = [
+    ['a chat', aChatRequest({ max_tokens: 1 }, 'Hello there, how are you? Größe 漢字')],
+    ['a chat with tools', aChatRequest({ max_tokens: 1, tools: [{ type: 'function', function: { name: 'f' } }] })],
+    ['a chat with template arguments', aChatRequest({ max_tokens: 1, chat_template_kwargs: { a: true } })],
+    [
+      'a chat with documents and effort',
+      aChatRequest({ max_tokens: 1, documents: [{ text: 'x' }], reasoning_effort: 'low' }),
+    ],
+    [
+      'a chat in several turns',
+      aChatRequest({
+        max_tokens: 1,
+        messages: ['user', 'assistant', 'user'].map((role) => ({ role, content: `I am ${role}` })),
+      }),
+    ],
+    ['a completion', aCompletionsRequest('Once upon a time', { max_tokens: 1 })],
+    ['completions', aCompletionsRequest(['Once', 'upon a', ''], { max_tokens: 1 })],
+    ['token ids', aCompletionsRequest([1, 2, 3], { max_tokens: 1 })],
+  ];
+
+  async function aPod(render: RenderMode): Promise<string> {
+    const pod = createSimulatedPod({ render, prefillTokensPerSecond: 1_000_000, decodeStepMs: 1 });
+    stops.push(() => pod.stop());
+    return `http://${(await pod.start()).httpAddress}`;
+  }
+
+  async function usageOf(url: string, request: InferenceRequest): Promise<Usage | null> {
+    const path = request.api === 'chat' ? '/v1/chat/completions' : '/v1/completions';
+    const response = await fetch(url + path, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: Buffer.from(request.body),
+    });
+    const reader = createUsageReader(response.headers.get('content-type') ?? undefined);
+    for await (const chunk of response.body!) reader.push(chunk);
+    return reader.result();
+  }
+
+  test.each<RenderMode>(['on', 'forbidden', 'missing'])(
+    'with render %s gives as many tokens as its engine counts',
+    async (render) => {
+      const url = await aPod(render);
+      const { ask } = aTokenizer([url]);
+      for (const [name, request] of REQUESTS) {
+        const chains = chainsOf(await ask(request));
+        const usage = await usageOf(url, request);
+        expect([name, chains.flat().length]).toEqual([name, usage?.promptTokens]);
+      }
+    },
+  );
+
+  test('gives the same tokens by either endpoint', async () => {
+    const [rendering, tokenizing] = [aTokenizer([await aPod('on')]), aTokenizer([await aPod('missing')])];
+    for (const [name, request] of REQUESTS) {
+      expect([name, chainsOf(await tokenizing.ask(request))]).toEqual([name, chainsOf(await rendering.ask(request))]);
+    }
+  });
+
+  test('tells images apart when it renders, and is not asked for them otherwise', async () => {
+    const request = aChatRequest({ messages: [{ role: 'user', content: IMAGE }] });
+    const rendered = await aTokenizer([await aPod('on')]).ask(request);
+    if (rendered.kind !== 'tokens') throw new Error(rendered.reason);
+    const [feature] = rendered.chains[0]!.features;
+    expect(feature).toMatchObject({ identifier: expect.any(String), length: expect.any(Number) });
+    expect(feature!.offset + feature!.length).toBeLessThan(rendered.chains[0]!.tokenIds.length);
+    const { ask } = aTokenizer([await aPod('forbidden')]);
+    expect(await ask(request)).toEqual({ kind: 'none', reason: 'unsupported' });
+  });
+
+  test('tells its usage in a stream too, cached tokens with it', async () => {
+    const url = await aPod('on');
+    const fields = { max_tokens: 3, stream: true, stream_options: { include_usage: true } };
+    const request = aCompletionsRequest(
+      Array.from({ length: 50 }, (_, i) => i + 100),
+      fields,
+    );
+    expect(await usageOf(url, request)).toEqual({ promptTokens: 50, completionTokens: 3, cachedTokens: 0 });
+    expect(await usageOf(url, request)).toEqual({ promptTokens: 50, completionTokens: 3, cachedTokens: 48 });
   });
 });
