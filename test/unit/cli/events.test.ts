@@ -1,0 +1,126 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { Packr } from 'msgpackr';
+import { runEvents } from '../../../src/cli/events.ts';
+import { FakePublisher, removed, stored } from '../../support/fake-publisher.ts';
+
+const payload = new Packr({ useRecords: false }).pack([
+  2.5,
+  [stored([1, -1], null, [5, 6, 7, 8]), { type: 'Other' }, removed(1)],
+  3,
+]);
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'warmpath-events-'));
+  writeFileSync(join(folder, 'good'), payload);
+  writeFileSync(join(folder, 'bad'), payload.subarray(0, 20));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+async function run(args: string[], stdin: Uint8Array[] = [], signal = new AbortController().signal) {
+  const out: string[] = [];
+  const err: string[] = [];
+  const io = {
+    stdout: (line: string) => void out.push(line),
+    stderr: (line: string) => void err.push(line),
+    stdin: (async function* () {
+      yield* stdin;
+    })(),
+    signal,
+  };
+  return { code: runEvents(args, io), out, err };
+}
+
+describe('--decode', () => {
+  test('prints the batch with the names of the wire, and counts in place of token ids', async () => {
+    const { code, out, err } = await run(['--decode', join(folder, 'good')]);
+    expect([await code, err]).toEqual([0, []]);
+    expect(out).toHaveLength(1);
+    expect(JSON.parse(out[0]!)).toEqual({
+      ts: 2.5,
+      events: [
+        {
+          type: 'BlockStored',
+          block_hashes: ['1', '18446744073709551615'],
+          parent_block_hash: null,
+          token_ids: 4,
+          block_size: 2,
+          lora_id: null,
+          medium: 'GPU',
+          lora_name: null,
+          extra_keys: [null, null],
+          group_idx: 0,
+          kv_cache_spec_kind: 'full_attention',
+          kv_cache_spec_sliding_window: null,
+        },
+        { type: 'BlockRemoved', block_hashes: ['1'], medium: 'GPU', group_idx: 0 },
+      ],
+      data_parallel_rank: 3,
+      skipped: ['unknown_type'],
+    });
+  });
+
+  test('- reads the standard input in pieces, --tokens prints the ids', async () => {
+    const { code, out } = await run(['--decode', '-', '--tokens'], [payload.subarray(0, 7), payload.subarray(7)]);
+    expect(await code).toBe(0);
+    expect(JSON.parse(out[0]!)).toMatchObject({ events: [{ token_ids: [5, 6, 7, 8] }, {}] });
+  });
+
+  test('a payload that must be refused and a file that is not there: exit 1 with the reason', async () => {
+    const bad = await run(['--decode', join(folder, 'bad')]);
+    expect(await bad.code).toBe(1);
+    expect(bad.err[0]).toMatch(/^warmpath events: KV payload ends early: .+ at \d+, \d+ bytes left$/);
+    const absent = await run(['--decode', join(folder, 'absent')]);
+    expect([await absent.code, absent.out]).toEqual([1, []]);
+    expect(absent.err[0]).toMatch('ENOENT');
+  });
+});
+
+describe('usage', () => {
+  test.each([
+    [[], 'warmpath events: expected one endpoint or --decode FILE, got 0 endpoints'],
+    [['tcp://a:1', 'tcp://b:1'], 'warmpath events: expected one endpoint or --decode FILE, got 2 endpoints'],
+    [['10.0.0.1:5557'], 'warmpath events: not an endpoint: "10.0.0.1:5557", expected tcp://HOST:PORT'],
+    [['tcp://a:1', '--replay', 'b'], 'warmpath events: not an endpoint: "b", expected tcp://HOST:PORT'],
+    [['--decode', '-', 'tcp://a:1'], 'warmpath events: --decode FILE stands alone, got an endpoint beside it'],
+  ])('%j is refused with exit code 2', async (args, message) => {
+    const { code, out, err } = await run(args);
+    expect([await code, out, err]).toEqual([2, [], [message]]);
+  });
+
+  test('--help says how to use it', async () => {
+    const { code, out } = await run(['--help']);
+    expect(await code).toBe(0);
+    expect(out[0]).toMatch('usage: warmpath events ENDPOINT');
+  });
+});
+
+test('what a publisher still holds comes first, then what it sends, one line per event, until the signal', async () => {
+  const publisher = await FakePublisher.start();
+  const stop = new AbortController();
+  try {
+    await publisher.publish(stored([1], null, [5, 6]), removed(1));
+    const { code, out, err } = await run([publisher.endpoint, '--replay', publisher.replayEndpoint], [], stop.signal);
+    const until = async (n: number): Promise<void> => {
+      const deadline = performance.now() + 4000;
+      while (out.length < n && performance.now() < deadline) await delay(5);
+      expect(out).toHaveLength(n);
+    };
+    await until(2);
+    await publisher.publish({ type: 'AllBlocksCleared' });
+    await until(3);
+    stop.abort();
+    expect([await code, err]).toEqual([0, []]);
+    expect(out.map((line) => JSON.parse(line) as object)).toMatchObject([
+      { seq: '0', type: 'BlockStored', block_hashes: ['1'], token_ids: 2, data_parallel_rank: 0 },
+      { seq: '0', type: 'BlockRemoved', block_hashes: ['1'] },
+      { seq: '1', type: 'AllBlocksCleared' },
+    ]);
+  } finally {
+    await publisher.stop();
+  }
+});

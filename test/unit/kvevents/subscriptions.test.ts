@@ -1,0 +1,191 @@
+import { describe, expect, test } from '@jest/globals';
+import type { EndpointId, EndpointSlot } from '../../../src/endpoints/endpoint.ts';
+import { createReplayPermits } from '../../../src/kvevents/replay-permits.ts';
+import { createCounterSink, MAX_LAG_SAMPLES, type IngestSource } from '../../../src/kvevents/source-status.ts';
+import { createSubscriptions } from '../../../src/kvevents/subscriptions.ts';
+import { deriveTrust, type TrustEvidence } from '../../../src/kvevents/trust.ts';
+
+function aSource(name: string, more: Partial<IngestSource> = {}): IngestSource {
+  return {
+    endpointId: name as EndpointId,
+    slot: 0 as EndpointSlot,
+    rank: 0,
+    model: 'm',
+    kvEvents: { endpoint: `tcp://${name}:5557`, replayEndpoint: null },
+    incarnation: '1',
+    ...more,
+  };
+}
+
+/** Subscriptions whose subscribers write down what happens to them; stopping one takes until `finish`. */
+function someSubscriptions() {
+  const done: string[] = [];
+  const finishers: (() => void)[] = [];
+  const subscriptions = createSubscriptions((source) => {
+    const name = source.endpointId;
+    done.push(`open ${name}`);
+    const stop = (how: string) => () => {
+      done.push(`${how} ${name}`);
+      return new Promise<void>((resolve) => finishers.push(resolve)).then(() => void done.push(`gone ${name}`));
+    };
+    return {
+      start: () => done.push(`start ${name}`),
+      stop: stop('stop'),
+      abandon: stop('abandon'),
+      tick: () => done.push(`tick ${name}`),
+      restarted: () => done.push(`restarted ${name}`),
+      status: () => ({ endpointId: name }) as never,
+    };
+  });
+  const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+  return {
+    subscriptions,
+    turn,
+    did: () => done.splice(0),
+    async finish() {
+      finishers.splice(0).forEach((resolve) => resolve());
+      await turn();
+    },
+  };
+}
+
+describe('reconciling', () => {
+  test('opens what is new, keeps what stays, closes what left', async () => {
+    const it = someSubscriptions();
+    await it.subscriptions.reconcile([aSource('a'), aSource('b')]);
+    expect(it.did()).toEqual(['open a', 'start a', 'open b', 'start b']);
+    await it.subscriptions.reconcile([aSource('b'), aSource('a')]);
+    expect(it.did()).toEqual([]);
+    const reconciled = it.subscriptions.reconcile([aSource('b'), aSource('c')]);
+    await it.turn();
+    expect(it.did()).toEqual(['stop a']);
+    await it.finish();
+    await reconciled;
+    expect(it.did()).toEqual(['gone a', 'open c', 'start c']);
+    expect(it.subscriptions.statuses().map(({ endpointId }) => endpointId)).toEqual(['b', 'c']);
+  });
+
+  test('resolves only when the blocks of what left are gone, and opens nothing in its slot before', async () => {
+    const it = someSubscriptions();
+    await it.subscriptions.reconcile([aSource('a')]);
+    it.did();
+    let isResolved = false;
+    const reconciled = it.subscriptions.reconcile([aSource('b')]).then(() => {
+      isResolved = true;
+    });
+    await it.turn();
+    expect([isResolved, ...it.did()]).toEqual([false, 'stop a']);
+    await it.finish();
+    await reconciled;
+    expect(it.did()).toEqual(['gone a', 'open b', 'start b']);
+  });
+
+  test('lists that come quickly are carried out in their order', async () => {
+    const it = someSubscriptions();
+    const all = [[aSource('a')], [], [aSource('a')]].map((sources) => it.subscriptions.reconcile(sources));
+    for (let i = 0; i < 5; i++) await it.finish();
+    await Promise.all(all);
+    expect(it.did()).toEqual(['open a', 'start a', 'stop a', 'gone a', 'open a', 'start a']);
+  });
+
+  test('another incarnation is the same source, told of its restart; any other difference is another source', async () => {
+    const it = someSubscriptions();
+    await it.subscriptions.reconcile([aSource('a')]);
+    it.did();
+    await it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
+    await it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
+    expect(it.did()).toEqual(['restarted a']);
+    for (const change of [
+      { slot: 1 as EndpointSlot },
+      { model: 'n' },
+      { rank: 1 },
+      { kvEvents: { endpoint: 'tcp://a:5557', replayEndpoint: 'tcp://a:5558' } },
+    ]) {
+      const reconciled = it.subscriptions.reconcile([aSource('a', change)]);
+      await it.turn();
+      await it.finish();
+      await reconciled;
+      expect(it.did()).toEqual(['stop a', 'gone a', 'open a', 'start a']);
+    }
+  });
+
+  test('stopping closes everything, abandoning too', async () => {
+    const it = someSubscriptions();
+    await it.subscriptions.reconcile([aSource('a')]);
+    const stopped = it.subscriptions.stop();
+    await it.turn();
+    await it.finish();
+    await stopped;
+    await it.subscriptions.reconcile([aSource('b')]);
+    it.subscriptions.tick();
+    const abandoned = it.subscriptions.abandon();
+    await it.finish();
+    await abandoned;
+    expect(it.did()).toEqual([
+      'open a',
+      'start a',
+      'stop a',
+      'gone a',
+      'open b',
+      'start b',
+      'tick b',
+      'abandon b',
+      'gone b',
+    ]);
+  });
+});
+
+describe('trust', () => {
+  const live: TrustEvidence = {
+    stream: { state: 'live', connected: true, lastSeq: 1n, partial: false, replay: 'works', lastHeardMs: 0 },
+    indexable: true,
+    partial: false,
+  };
+  const stream = (change: Partial<TrustEvidence['stream']>): TrustEvidence => ({ ...live, stream: { ...live.stream, ...change } }); // prettier-ignore
+  test.each([
+    ['live, complete, repairable', live, 'exact'],
+    ['live but from the middle', stream({ partial: true }), 'degraded'],
+    ['live without replay', stream({ replay: 'none' }), 'degraded'],
+    ['live, replay does not answer', stream({ replay: 'broken' }), 'degraded'],
+    ['live, index had no room', { ...live, partial: true }, 'degraded'],
+    ['live, groups that cannot be indexed', { ...live, indexable: false }, 'fallback'],
+    ['in doubt', stream({ state: 'suspect' }), 'fallback'],
+    ['learning', stream({ state: 'replaying' }), 'fallback'],
+    ['never connected', stream({ state: 'unknown', connected: false }), 'fallback'],
+  ] as const)('%s', (_what, evidence, trust) => {
+    expect(deriveTrust(evidence)).toBe(trust);
+  });
+});
+
+describe('replay permits', () => {
+  test('no more than allowed at once, in the order of asking, and a place given up is free', () => {
+    const started: number[] = [];
+    const permits = createReplayPermits(2);
+    const held = [0, 1, 2, 3, 4].map((i) => permits.ask(() => started.push(i)));
+    expect(started).toEqual([0, 1]);
+    held[2]!.release();
+    held[0]!.release();
+    held[0]!.release();
+    expect(started).toEqual([0, 1, 3]);
+    held[1]!.release();
+    held[3]!.release();
+    expect(started).toEqual([0, 1, 3, 4]);
+  });
+});
+
+describe('counters', () => {
+  test('are handed over once, and lag samples are bounded', () => {
+    const sink = createCounterSink();
+    expect(sink.take()).toBeNull();
+    sink.events('BlockStored', 2, 7);
+    sink.error('payload');
+    sink.error('payload');
+    sink.replay('ok');
+    for (let i = 0; i < 2 * MAX_LAG_SAMPLES; i++) sink.lag(i);
+    const counters = sink.take()!;
+    expect(counters).toMatchObject({ events: { BlockStored: 2 }, blocks: { BlockStored: 7 }, errors: { payload: 2 } });
+    expect(counters.replays).toEqual({ ok: 1 });
+    expect(counters.lagMs).toHaveLength(MAX_LAG_SAMPLES);
+    expect(sink.take()).toBeNull();
+  });
+});
