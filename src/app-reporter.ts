@@ -11,7 +11,7 @@ import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
 import type { KvEventCounters } from './kvevents/ingest.ts';
 import type { InFlight } from './load/in-flight.ts';
-import type { Metrics, RequestOutcome } from './metrics.ts';
+import type { CompletionSignal, Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { VllmTokenizerDeps } from './tokenizer/vllm-tokenizer.ts';
@@ -33,6 +33,8 @@ export type Reporter = {
   stream(result: ExchangeResult): void;
   kvEvents(delta: KvEventCounters): void;
   readonly tokenizerCall: VllmTokenizerDeps['onCall'];
+  /** How the ends of answers were learnt so far: which signals this data plane gives. */
+  completions(): Readonly<Record<CompletionSignal, number>>;
   /** `GET /api/v1/endpoints`. */
   endpointViews(): readonly object[];
   writeGauges(): void;
@@ -43,6 +45,7 @@ type CachedTokens = { predicted: number; observed: number | null };
 export function createReporter(deps: ReporterDeps): Reporter {
   const { metrics, endpoints, inFlight } = deps;
   const cachedTokens = new Map<EndpointId, CachedTokens>();
+  const nCompletions: Record<CompletionSignal, number> = { response: 0, stream: 0, observer: 0, estimate: 0 };
   let nEvicted = 0;
 
   function cachedTokensOf(id: EndpointId): CachedTokens {
@@ -98,6 +101,17 @@ export function createReporter(deps: ReporterDeps): Reporter {
     },
     stream(result) {
       metrics.extprocStreamsTotal.inc({ result: result.ending });
+      const signal = completionSignal(result);
+      if (signal !== null) {
+        nCompletions[signal] += 1;
+        metrics.extprocCompletionsTotal.inc({ signal });
+      }
+      if (result.mode === 'STREAMED') metrics.extprocBodiesNotShownTotal.inc();
+      if (result.served !== null && result.endpoint !== null && result.served !== result.endpoint) {
+        metrics.servedElsewhereTotal.inc();
+      }
+      const { outcome, reason } = result;
+      if (reason !== '' && outcome !== 'observed') metrics.requestReasonsTotal.inc({ outcome, reason });
       // Whatever reached the picker was counted there, with its model.
       if (result.decisionMs === null && result.outcome !== 'observed') {
         metrics.requestsTotal.inc({ model: OTHER, outcome: result.outcome });
@@ -120,6 +134,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
       metrics.tokenizerRequestsTotal.inc({ api, result });
       metrics.tokenizerDurationSeconds.observe({ api }, durationMs / 1000);
     },
+    completions: () => ({ ...nCompletions }),
     endpointViews() {
       forgetRemoved();
       return endpoints.all().map((endpoint) => {
@@ -182,6 +197,12 @@ export function createReporter(deps: ReporterDeps): Reporter {
       nEvicted = evictedBlocks;
     },
   };
+}
+
+/** Null where there was no answer whose end could be learnt. */
+function completionSignal({ outcome, completion }: ExchangeResult): CompletionSignal | null {
+  if (outcome === 'routed') return completion;
+  return outcome === 'observed' && completion === 'response' ? 'observer' : null;
 }
 
 function outcomeOf({ status }: PickError): RequestOutcome {

@@ -13,7 +13,7 @@ import { createEndpointPicker, type EndpointKnowledge } from './endpoint-picker.
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointSlot } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
-import { createExtProcServer } from './extproc/server.ts';
+import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
 import { createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { ASSUMED_PREFILL_TOKENS_PER_SECOND, createInFlight } from './load/in-flight.ts';
@@ -95,13 +95,17 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       healthListen: config.server.healthListen,
       bodyMaxBytes: config.server.bodyMaxBytes,
       failureMode: config.server.failureMode,
-      defaultBodyMode: 'BUFFERED',
-      deadlineMs: config.tokenizer.budgetMs + DECISION_MARGIN_MS,
+      defaultBodyMode: config.server.defaultBodyMode,
+      deadlineMs: config.server.decisionDeadlineMs ?? config.tokenizer.budgetMs + DECISION_MARGIN_MS,
+      responseTrailers: config.server.responseTrailers,
+      completion: config.server.completion,
+      assumedAnswerMs: config.server.assumedAnswerMs,
       destinationHeader: config.routing.destinationHeader,
       compatTargetPodHeader: config.routing.compatTargetPodHeader,
       tls: tlsFiles(config),
       drainDelayMs: config.server.drainDelayMs,
       drainTimeoutMs: config.server.drainTimeoutMs,
+      limits: config.server,
     },
   );
   const admin = createAdminServer(
@@ -112,7 +116,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       endpoints: reporter.endpointViews,
       explain: (input) => explain(picker, config.routing.strategy, config.routing.fallbackEndpoints, input),
       decisions: (limit) => decisions.recent(limit),
-      config: () => redactedConfig(config),
+      config: () => ({ ...redactedConfig(config), completionSignals: reporter.completions() }),
     },
     { listen: config.server.adminListen },
   );
@@ -238,9 +242,12 @@ function sourcesOf(endpoint: Endpoint): IngestSource[] {
   }));
 }
 
-function tlsFiles({
-  server: { tls },
-}: Config): { certFile: string; keyFile: string; clientCaFile: string | null } | null {
+function tlsFiles({ server: { tls } }: Config): ExtProcServerOptions['tls'] {
   if (tls.certFile === null || tls.keyFile === null) return null;
-  return { certFile: tls.certFile, keyFile: tls.keyFile, clientCaFile: tls.clientCaFile };
+  return {
+    certFile: tls.certFile,
+    keyFile: tls.keyFile,
+    clientCaFile: tls.clientCaFile,
+    allowedClients: tls.allowedClients,
+  };
 }

@@ -131,6 +131,11 @@ export const listenAddress: Kind<string> = text('address', 'host:port, an IPv6 h
   return parts !== null && Number(parts[1]) <= 65_535;
 });
 
+/** A subject alternative name as a certificate has it: kind and value. */
+export const clientIdentity: Kind<string> = text('SAN', 'a name as in the certificate: DNS:…, URI:… or IP:…', (value) =>
+  /^(?:DNS|URI|IP):[\x21-\x7e]{1,1024}$/.test(value),
+);
+
 export const httpUrl: Kind<string> = text('URL', 'an http:// or https:// URL', (value) => {
   const url = URL.canParse(value) ? new URL(value) : null;
   return url !== null && (url.protocol === 'http:' || url.protocol === 'https:') && url.hostname !== '';

@@ -7,6 +7,7 @@ import { stringify } from 'yaml';
 import { environmentName, readSources, type SourceInput } from './config-sources.ts';
 import {
   choice,
+  clientIdentity,
   filePath,
   flag,
   GIB,
@@ -53,6 +54,11 @@ const SETTINGS = {
   ),
   'server.tls.keyFile': setting(optional(filePath), null, 'private key (PEM) of the certificate'),
   'server.tls.clientCaFile': setting(optional(filePath), null, 'CA (PEM) that clients must come from: mutual TLS'),
+  'server.tls.allowedClients': setting(
+    list(clientIdentity),
+    [],
+    'which clients of that CA may ask: one of these names (SAN) must stand in their certificate; empty = all of them',
+  ),
   'server.bodyMaxBytes': setting(size(KIB, GIB), 16 * MIB, 'larger request bodies get 413'),
   'server.drainDelayMs': setting(milliseconds(0, 600_000), 5_000, 'from "not ready" to "no new connections" at stop'),
   'server.drainTimeoutMs': setting(milliseconds(0, 3_600_000), 30_000, 'the longest wait for open streams at stop'),
@@ -60,6 +66,52 @@ const SETTINGS = {
     choice('open', 'closed'),
     'open',
     "on an internal fault: `open` passes on without a destination (Envoy's fallback policy chooses), `closed` answers 503",
+  ),
+  'server.defaultBodyMode': setting(
+    choice('NONE', 'BUFFERED', 'BUFFERED_PARTIAL', 'STREAMED', 'FULL_DUPLEX_STREAMED'),
+    'BUFFERED',
+    'request body mode of an Envoy that does not announce it (before 1.34)',
+  ),
+  'server.decisionDeadlineMs': setting(
+    optional(milliseconds(1, 60_000)),
+    null,
+    "from the complete request to its answer, then `server.failureMode` decides; none = `tokenizer.budgetMs` + 300. Must be below Envoy's `message_timeout` (its default 200 ms, in `envoy/` 500 ms)",
+  ),
+  'server.responseTrailers': setting(
+    choice('as_configured', 'ask'),
+    'as_configured',
+    '`ask`: ask Envoy, by mode override, for what `response_trailer_mode: SEND` says, where its configuration cannot (Envoy Gateway with `allowModeOverride`)',
+  ),
+  'server.completion': setting(
+    choice('stream', 'estimate'),
+    'stream',
+    "when a request counts as over if its answer is not shown: `stream` = at the end of Envoy's stream (true with `response_trailer_mode: SEND`), `estimate` = `server.assumedAnswerMs` after the choice, where Envoy ends its streams early",
+  ),
+  'server.assumedAnswerMs': setting(
+    milliseconds(1, 3_600_000),
+    10_000,
+    'how long an answer takes, for `server.completion: estimate`; never ends a request whose stream is open',
+  ),
+  'server.maxStreams': setting(
+    integer(1, 1_000_000),
+    32_768,
+    'open streams, each one request from its headers to the end of its answer; more get 503. About 20 KB each; Envoy: `max_requests` of the cluster (its default 1,024, in `envoy/` 65,536)',
+  ),
+  'server.maxStreamsPerConnection': setting(
+    integer(1, 1_000_000),
+    4_096,
+    'announced to Envoy, which opens a further connection at it (its own `max_concurrent_streams`: 1,024 since 1.36)',
+  ),
+  'server.maxMessagesPerStream': setting(
+    integer(4, 100_000_000),
+    1_000_000,
+    'messages of one request; more end its stream (one per token where response bodies are shown; Envoy has no such limit)',
+  ),
+  'server.maxHeaders': setting(integer(1, 10_000), 256, 'headers of a request; more get 400 (Envoy: 100)'),
+  'server.maxHeaderBytes': setting(
+    size(KIB, 16 * MIB),
+    128 * KIB,
+    'names and values of those headers together; more get 400 (Envoy: 60 KiB)',
   ),
   'server.threads': setting(integer(1, 64), 1, 'serving threads sharing one port and one index'),
   'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
@@ -235,7 +287,7 @@ function setting<T>(kind: Kind<T>, defaultValue: NoInfer<T>, meaning: string): S
 /** Rules between keys, and values that this version cannot serve. */
 function contradictions(config: Config, place: (key: ConfigKey) => string): string[] {
   const found: string[] = [];
-  const { server, discovery, kvEvents } = config;
+  const { server, discovery, kvEvents, tokenizer } = config;
   const { certFile, keyFile, clientCaFile } = server.tls;
   if (certFile !== null && keyFile === null) {
     found.push(
@@ -250,6 +302,17 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
   if (clientCaFile !== null && certFile === null && keyFile === null) {
     found.push(
       `server.tls.clientCaFile needs server.tls.certFile and server.tls.keyFile, got neither (${place('server.tls.clientCaFile')})`,
+    );
+  }
+  if (server.tls.allowedClients.length > 0 && clientCaFile === null) {
+    found.push(
+      `server.tls.allowedClients needs server.tls.clientCaFile, got nothing (${place('server.tls.allowedClients')})`,
+    );
+  }
+  const { decisionDeadlineMs } = server;
+  if (decisionDeadlineMs !== null && decisionDeadlineMs <= tokenizer.budgetMs) {
+    found.push(
+      `server.decisionDeadlineMs must be above tokenizer.budgetMs (${tokenizer.budgetMs}), got ${decisionDeadlineMs} (${place('server.decisionDeadlineMs')})`,
     );
   }
   if (discovery.mode === 'kubernetes') {

@@ -17,6 +17,8 @@ export type RequestOutcome =
   | 'too_large'
   | 'cancelled'
   | 'error';
+/** How the end of an answer was learnt. */
+export type CompletionSignal = 'response' | 'stream' | 'observer' | 'estimate';
 /** With how much knowledge a request was decided. */
 export type DecisionRung = 'exact' | 'memo' | 'text' | 'load' | 'random';
 export type TokenizerResult = 'ok' | 'memo' | 'shared' | 'late' | 'timeout' | 'error' | 'rejected' | 'open';
@@ -58,6 +60,10 @@ export type Metrics = {
   readonly indexEvictedBlocksTotal: Counter;
   readonly extprocStreams: Gauge;
   readonly extprocStreamsTotal: LabelledCounter<{ readonly result: string }>;
+  readonly extprocCompletionsTotal: LabelledCounter<{ readonly signal: CompletionSignal }>;
+  readonly extprocBodiesNotShownTotal: Counter;
+  readonly requestReasonsTotal: LabelledCounter<{ readonly outcome: RequestOutcome; readonly reason: string }>;
+  readonly servedElsewhereTotal: Counter;
   readonly discoveryRelistsTotal: LabelledCounter<{ readonly reason: string }>;
   readonly discoveryAgeSeconds: Gauge;
 
@@ -152,6 +158,23 @@ export function createMetrics(): Metrics {
     indexEvictedBlocksTotal: counter.plain('index_evicted_blocks_total', 'blocks dropped to keep the byte budget'),
     extprocStreams: gauge.plain('extproc_streams', 'open ext_proc streams'),
     extprocStreamsTotal: counter.labelled('extproc_streams_total', 'ended ext_proc streams', ['result']),
+    extprocCompletionsTotal: counter.labelled(
+      'extproc_completions_total',
+      'routed requests by how the end of the answer was learnt',
+      ['signal'],
+    ),
+    extprocBodiesNotShownTotal: counter.plain(
+      'extproc_bodies_not_shown_total',
+      'requests in body mode STREAMED, where the choice must be made before the body is shown',
+    ),
+    requestReasonsTotal: counter.labelled('request_reasons_total', 'requests that were not routed, by cause', [
+      'outcome',
+      'reason',
+    ]),
+    servedElsewhereTotal: counter.plain(
+      'served_elsewhere_total',
+      'requests that the data plane says another endpoint than the first choice answered',
+    ),
     discoveryRelistsTotal: counter.labelled('discovery_relists_total', 'full readings of the fleet', ['reason']),
     discoveryAgeSeconds: gauge.plain('discovery_age_seconds', 'time since the fleet was last known to be right'),
 
@@ -161,9 +184,26 @@ export function createMetrics(): Metrics {
     beforeScrape: (write) => void writers.push(write),
     async text() {
       for (const write of writers) write();
+      series.flush();
       return registry.metrics();
     },
     contentType: registry.contentType,
+  };
+}
+
+type Cell = { add(value: number): void; flush(): void };
+
+function createCell(counter: prom.Counter<string>, labels: Readonly<Record<string, string>>): Cell {
+  let sum = 0;
+  return {
+    add(value) {
+      sum += value;
+    },
+    flush() {
+      if (sum === 0) return;
+      counter.inc(labels, sum);
+      sum = 0;
+    },
   };
 }
 
@@ -181,7 +221,12 @@ function createSeries(registry: prom.Registry, rules: LabelRules) {
     }
     return result;
   };
+  /** Counts since the last scrape, written down before the next: a request then pays for a look-up and an addition only. */
+  const pending: Map<string, Cell>[] = [];
   return {
+    flush(): void {
+      for (const cells of pending) for (const cell of cells.values()) cell.flush();
+    },
     counter: {
       plain(name: string, help: string): Counter {
         const one = new prom.Counter<string>({ name: nameOf(name), help, registers });
@@ -193,7 +238,20 @@ function createSeries(registry: prom.Registry, rules: LabelRules) {
         labelNames: (keyof L & string)[],
       ): LabelledCounter<L> {
         const one = new prom.Counter<string>({ name: nameOf(name), help, labelNames, registers });
-        return { inc: (labels, value = 1) => one.inc(checked(labels), value) };
+        const cells = new Map<string, Cell>();
+        pending.push(cells);
+        return {
+          inc(labels, value = 1) {
+            let key = '';
+            for (const label of labelNames) {
+              const rule = rules[label];
+              key += `${rule === undefined ? labels[label]! : rule(labels[label]!)}\0`;
+            }
+            let cell = cells.get(key);
+            if (cell === undefined) cells.set(key, (cell = createCell(one, checked(labels))));
+            cell.add(value);
+          },
+        };
       },
     },
     gauge: {

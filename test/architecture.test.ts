@@ -97,6 +97,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       '@grpc/grpc-js',
       '@grpc/proto-loader',
       'node:assert',
+      'node:crypto',
       'node:fs/promises',
       'node:http2',
       'node:tls',

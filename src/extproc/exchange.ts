@@ -42,6 +42,8 @@ export type ExchangeOptions = {
   readonly targetPodHeader: 'set' | 'off';
   /** Whether to ask, by `mode_override`, for response trailers: keeps the side stream open until the request is over. */
   readonly responseTrailers: 'as_configured' | 'ask';
+  /** What the end of a stream says of an answer that was not shown: that it is over, or nothing. */
+  readonly completion: 'stream' | 'estimate';
   readonly maxHeaders: number;
   readonly maxHeaderBytes: number;
   readonly maxMessages: number;
@@ -64,8 +66,8 @@ export type ExchangeResult = {
   /** Endpoint that answered, where the data plane says so. */
   readonly served: string | null;
   readonly usage: Usage | null;
-  /** How the end of the answer was learnt: seen in the response phase, or only by the end of the side stream. */
-  readonly completion: 'response' | 'stream';
+  /** How the end of the answer was learnt: seen in the response phase, by the end of the side stream, or not at all. */
+  readonly completion: 'response' | 'stream' | 'estimate';
   readonly requestBodyBytes: number;
   /** Request complete → decision, null without a decision. */
   readonly decisionMs: number | null;
@@ -84,6 +86,8 @@ export type ExchangeOutput = {
   pick(request: PickRequest, signal: AbortSignal): void;
   /** A stream that only observes the request with this `x-request-id`. */
   observe(requestId: string): Observer;
+  /** The stream is over and the answer it routed may not be: the reservation is to be given back later. */
+  unseen(reservation: Reservation): void;
   /** End the stream with status 0. */
   end(): void;
   /** End the stream with another status. */
@@ -307,6 +311,12 @@ export function createExchange(
     held.release(how);
   }
 
+  function handOver(): void {
+    const held = reservation!;
+    reservation = null;
+    output.unseen(held);
+  }
+
   function onHalfClose(): void {
     if (phase === 'finished') return;
     halfClosed = true;
@@ -347,6 +357,8 @@ export function createExchange(
     if (usage === null) usage = response?.usageSoFar() ?? null;
     // Where nothing of the answer is visible, the end of the stream is the end of the request.
     const cut = response !== null && !responseOver;
+    const unseen =
+      reservation !== null && response === null && options.completion === 'estimate' && ending !== 'failed';
     const result: ExchangeResult = {
       outcome,
       reason,
@@ -355,7 +367,7 @@ export function createExchange(
       endpoint,
       served,
       usage,
-      completion: responseOver ? 'response' : 'stream',
+      completion: responseOver ? 'response' : unseen ? 'estimate' : 'stream',
       requestBodyBytes: request?.bodyBytes ?? 0,
       decisionMs: picking.decisionMs,
       heldMs: answeredAtMs === null ? null : endedAtMs - answeredAtMs,
@@ -363,7 +375,8 @@ export function createExchange(
     };
     request?.dispose();
     try {
-      release(ending === 'failed' ? 'failed' : cut ? 'cancelled' : 'completed');
+      if (unseen) handOver();
+      else release(ending === 'failed' ? 'failed' : cut ? 'cancelled' : 'completed');
       observer?.gone();
       picking.cancel();
     } finally {

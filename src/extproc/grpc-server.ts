@@ -56,6 +56,7 @@ export function createGrpcServer(options: GrpcServerOptions): Server {
 /**
  * @param listen `host:port`, port 0 for any free one
  * @param key configuration key, named in the error
+ * @param onSession called with every new connection, before its first stream
  * @returns the address bound
  */
 export async function bind(
@@ -63,6 +64,7 @@ export async function bind(
   listen: string,
   credentials: ServerCredentials,
   key: string,
+  onSession: (session: ServerHttp2Session) => void = () => undefined,
 ): Promise<string> {
   // grpc-js writes its own view of a failed bind to the console; the error below says it better and once.
   setLogVerbosity(logVerbosity.NONE);
@@ -76,7 +78,9 @@ export async function bind(
   assert(http2Servers !== undefined, 'grpc-js no longer keeps its HTTP/2 servers where their sessions can be seen');
   for (const http2Server of http2Servers.keys()) {
     http2Server.on('session', (session: ServerHttp2Session) => {
-      if (!session.destroyed) session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
+      if (session.destroyed) return;
+      session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
+      onSession(session);
     });
   }
   return `${listen.slice(0, listen.lastIndexOf(':'))}:${port}`;

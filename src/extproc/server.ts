@@ -2,11 +2,14 @@
  * The external processor as a long-lived part: listens, gives every stream its exchange, reports health, drains.
  * What an answer says is exchange.ts; what gRPC needs under the hood is grpc-server.ts.
  */
+import type { ServerHttp2Session } from 'node:http2';
 import { ServerCredentials, type Server } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
+import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
+import { guardSession } from './client-identity.ts';
 import type { EndpointPicker } from './endpoint-picker.ts';
-import type { ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
+import type { ExchangeEnding, ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
 import { bind, createGrpcServer } from './grpc-server.ts';
 import { createHealth, type ServingStatus } from './health.ts';
 import { immediateResponse } from './messages.ts';
@@ -15,8 +18,9 @@ import type { RequestBodyMode } from './request-side.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import { loadServices } from './services.ts';
 import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
-import { createUsageJoin } from './usage-join.ts';
 import { createReloadingTls, type ReloadingTls, type TlsFiles } from './tls.ts';
+import { createUnseenEnds } from './unseen-ends.ts';
+import { createUsageJoin } from './usage-join.ts';
 
 export type { ExchangeOutcome, ExchangeResult } from './exchange.ts';
 export type { RequestBodyMode } from './request-side.ts';
@@ -55,6 +59,10 @@ export type ExtProcServerOptions = {
   readonly compatTargetPodHeader: boolean;
   /** `ask` where Envoy's configuration cannot say SEND but allows overrides (Envoy Gateway). Default `as_configured`. */
   readonly responseTrailers?: 'as_configured' | 'ask';
+  /** See ExchangeOptions.completion. Default `stream`. */
+  readonly completion?: 'stream' | 'estimate';
+  /** For `estimate`: how long an answer is taken to run on after its stream ended. */
+  readonly assumedAnswerMs?: number;
   readonly tls?: TlsFiles | null;
   readonly drainDelayMs: number;
   readonly drainTimeoutMs: number;
@@ -81,6 +89,7 @@ export type ExtProcServer = {
   openStreams(): number;
 };
 
+const DEFAULT_ASSUMED_ANSWER_MS = 10_000;
 /** Fault lines are written at most this often: a bug met by every request must not fill the disk. */
 const FAULT_LOG_EVERY_MS = 1_000;
 /** Time for the last statuses to reach the peers before connections are cut. */
@@ -95,6 +104,11 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const limits: ExtProcLimits = { ...DEFAULT_EXTPROC_LIMITS, ...options.limits };
   const health = createHealth();
   const usageJoin = createUsageJoin();
+  const unseenEnds = createUnseenEnds(clock, {
+    assumedAnswerMs: options.assumedAnswerMs ?? DEFAULT_ASSUMED_ANSWER_MS,
+    maxHeld: limits.maxStreams,
+    onFault: (error) => onFault('stream handler failed', errorText(error)),
+  });
   const streams = new Set<OpenStream>();
   const exchangeOptions = exchangeOptionsOf(options, limits);
   const onFault = limitedFaultLog(log, clock);
@@ -121,6 +135,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         options.grpcListen,
         tls?.credentials ?? ServerCredentials.createInsecure(),
         'server.grpcListen',
+        guardOf(options.tls?.allowedClients ?? []),
       );
       let healthAddress: string | null = null;
       if (options.healthListen !== null) {
@@ -145,6 +160,15 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     }
   }
 
+  function guardOf(allowed: readonly string[]): ((session: ServerHttp2Session) => void) | undefined {
+    if (allowed.length === 0) return undefined;
+    const refused = (): void => {
+      onFault('client not allowed', 'its certificate carries none of server.tls.allowedClients');
+      deps.onStream(notServed('client_not_allowed', 'failed'));
+    };
+    return (session) => guardSession(session, allowed, refused);
+  }
+
   function process(call: ProcessCall): void {
     if (streams.size >= limits.maxStreams) return turnAway(call);
     const stream: OpenStream = serveStream(
@@ -154,6 +178,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         clock,
         createUsageReader: deps.createUsageReader,
         usageJoin,
+        unseenEnds,
         onFault,
         onEnd(result) {
           streams.delete(stream);
@@ -185,7 +210,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     call.resume();
     call.write(immediateResponse(tooManyStreams()));
     call.end();
-    deps.onStream(TURNED_AWAY);
+    deps.onStream(notServed('too_many_streams', 'refused'));
   }
 
   async function stop(): Promise<void> {
@@ -201,6 +226,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
       const nExpired = streams.size;
       for (const stream of [...streams]) stream.expire();
       health.endWatches();
+      unseenEnds.releaseAll();
       await Promise.race([closed, wait(FLUSH_MS)]);
       log.info('ext_proc stopped', { expiredStreams: nExpired });
     }
@@ -248,6 +274,7 @@ function exchangeOptionsOf(options: ExtProcServerOptions, limits: ExtProcLimits)
     destinationHeader: options.destinationHeader.toLowerCase(),
     targetPodHeader: options.compatTargetPodHeader ? 'set' : 'off',
     responseTrailers: options.responseTrailers ?? 'as_configured',
+    completion: options.completion ?? 'stream',
     maxHeaders: limits.maxHeaders,
     maxHeaderBytes: limits.maxHeaderBytes,
     maxMessages: limits.maxMessagesPerStream,
@@ -269,17 +296,20 @@ function limitedFaultLog(log: Log, clock: Clock): (what: string, error: string) 
   };
 }
 
-const TURNED_AWAY: ExchangeResult = {
-  outcome: 'error',
-  reason: 'too_many_streams',
-  ending: 'refused',
-  mode: 'unknown',
-  endpoint: null,
-  served: null,
-  usage: null,
-  completion: 'stream',
-  requestBodyBytes: 0,
-  decisionMs: null,
-  heldMs: null,
-  requestId: null,
-};
+/** Of a stream that never became an exchange. */
+function notServed(reason: 'too_many_streams' | 'client_not_allowed', ending: ExchangeEnding): ExchangeResult {
+  return {
+    outcome: 'error',
+    reason,
+    ending,
+    mode: 'unknown',
+    endpoint: null,
+    served: null,
+    usage: null,
+    completion: 'stream',
+    requestBodyBytes: 0,
+    decisionMs: null,
+    heldMs: null,
+    requestId: null,
+  };
+}

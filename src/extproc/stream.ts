@@ -9,6 +9,7 @@ import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import { readMessage, type ProcessingResponse, type RawProcessingRequest } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
+import type { UnseenEnds } from './unseen-ends.ts';
 import type { UsageJoin } from './usage-join.ts';
 
 export type ProcessCall = ServerDuplexStream<RawProcessingRequest, ProcessingResponse>;
@@ -18,6 +19,7 @@ export type StreamDeps = {
   readonly clock: Clock;
   readonly createUsageReader: CreateUsageReader;
   readonly usageJoin: UsageJoin;
+  readonly unseenEnds: UnseenEnds;
   /** A bug, in this room or in the picker; never what a client sent. */
   onFault(what: 'picker failed' | 'stream handler failed', error: string): void;
   /** Called once, when nothing of the stream is left. */
@@ -57,6 +59,7 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
       decision.then(decided, pickFailed);
     },
     observe: deps.usageJoin.observe,
+    unseen: deps.unseenEnds.hold,
     end() {
       writable = false;
       call.end();

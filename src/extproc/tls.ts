@@ -14,6 +14,8 @@ export type TlsFiles = {
   readonly keyFile: string;
   /** CA clients must come from: mutual TLS. */
   readonly clientCaFile: string | null;
+  /** Names (SAN) of the clients that may ask, `DNS:…`, `URI:…` or `IP:…`; none = every client of the CA. */
+  readonly allowedClients?: readonly string[];
   /** How often the files are compared, default 10 s. By content: Kubernetes swaps a link, which no file watch survives. */
   readonly reloadEveryMs?: number;
 };

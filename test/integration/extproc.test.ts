@@ -542,6 +542,46 @@ describe('tls', () => {
     expect((await stranger.status).code).toBe(14);
   });
 
+  describe('with a list of client names', () => {
+    const CLIENT = 'URI:spiffe://cluster.local/ns/gateway/sa/envoy';
+    const mutual = (allowedClients: readonly string[]): Partial<ExtProcServerOptions> => ({
+      tls: {
+        certFile: `${TLS}server-a.crt`,
+        keyFile: `${TLS}server-a.key`,
+        clientCaFile: `${TLS}ca.crt`,
+        allowedClients,
+      },
+    });
+    const trusted = (): ReturnType<typeof credentials.createSsl> =>
+      credentials.createSsl(
+        readFileSync(`${TLS}server-a.crt`),
+        readFileSync(`${TLS}client.key`),
+        readFileSync(`${TLS}client.crt`),
+      );
+
+    test('a client on it is served', async () => {
+      const { address, results } = await serve(mutual(['DNS:other.test', CLIENT]));
+      const client = connect(address, trusted());
+      expect((await client.request({ mode: 'NONE', body: null })).map(({ metadata }) => metadata)).toEqual([POD]);
+      await until(() => results.length === 1, 'the stream ended');
+    });
+
+    test('another client of the same CA gets PERMISSION_DENIED for every stream, each counted, none seen by the picker', async () => {
+      const { address, requests, results, lines } = await serve(mutual([`${CLIENT}-2`]));
+      const client = connect(address, trusted());
+      for (let i = 0; i < 3; i++) {
+        const stream = client.open();
+        stream.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+        expect(await stream.status).toEqual({ code: 7, details: 'client identity not allowed' });
+      }
+      expect(requests).toEqual([]);
+      expect(results.map(({ reason, outcome }) => [outcome, reason])).toEqual(
+        Array(3).fill(['error', 'client_not_allowed']),
+      );
+      expect(lines.filter(({ msg }) => msg === 'client not allowed')).toHaveLength(1);
+    });
+  });
+
   test('a missing certificate is one clear error at start', async () => {
     await expect(
       serve({ tls: { certFile: '/nowhere/tls.crt', keyFile: `${TLS}server-a.key`, clientCaFile: null } }),

@@ -28,6 +28,7 @@ export const DEFAULT_EXCHANGE_OPTIONS: ExchangeOptions = {
   destinationHeader: 'x-gateway-destination-endpoint',
   targetPodHeader: 'off',
   responseTrailers: 'as_configured',
+  completion: 'stream',
   maxHeaders: 100,
   maxHeaderBytes: 60 * 1024,
   maxMessages: 10_000,
@@ -42,6 +43,7 @@ export type Harness = {
   readonly answers: Answer[];
   readonly picks: { request: PickRequest; signal: AbortSignal }[];
   readonly results: ExchangeResult[];
+  readonly unseen: Reservation[];
   /** Status 0, or the code it failed with; null while open. */
   ended(): 'ok' | FailureCode | null;
   /** Merges the parts into one message and feeds it. */
@@ -62,6 +64,7 @@ export function createHarness(
   const answers: Answer[] = [];
   const picks: Harness['picks'] = [];
   const results: ExchangeResult[] = [];
+  const unseen: Reservation[] = [];
   let ended: 'ok' | FailureCode | null = null;
   let nTaken = 0;
   const exchange = createExchange({ ...DEFAULT_EXCHANGE_OPTIONS, ...options }, clock, createUsageReader, {
@@ -71,6 +74,7 @@ export function createHarness(
     },
     pick: (request, signal) => void picks.push({ request, signal }),
     observe: () => ({ firstByte: () => undefined, complete: () => undefined, gone: () => undefined }),
+    unseen: (reservation) => void unseen.push(reservation),
     end() {
       if (ended !== null) throw new Error('the stream ended twice');
       ended = 'ok';
@@ -87,6 +91,7 @@ export function createHarness(
     answers,
     picks,
     results,
+    unseen,
     ended: () => ended,
     envoy: (...parts) => exchange.message(readMessage(decodeRequest(encodeRequest(Object.assign({}, ...parts))))),
     decoded: (raw) => exchange.message(readMessage(raw)),

@@ -884,3 +884,47 @@ test('two streams with the same request id are independent', () => {
   expect(held.fate.released).toEqual([]);
   expect(a.answers).toHaveLength(1);
 });
+
+describe('where the end of a stream says nothing of the answer', () => {
+  const routedIn = (completion: 'stream' | 'estimate') => {
+    const harness = createHarness({ completion });
+    harness.envoy(requestHeaders({ endOfStream: true }), announced('NONE'));
+    return { harness, held: harness.route(POD) };
+  };
+
+  test('the reservation outlives the stream and is handed over', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.exchange.halfClosed();
+    expect(held.released).toEqual([]);
+    expect(harness.unseen).toHaveLength(1);
+    expect(harness.results).toMatchObject([{ outcome: 'routed', completion: 'estimate' }]);
+  });
+
+  test('nothing is handed over while the stream is open, however long', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.clock.advance(24 * 3_600_000);
+    expect([held.released, harness.unseen]).toEqual([[], []]);
+  });
+
+  test('an answer that was seen to its end ends it, as ever', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.envoy(responseHeaders());
+    harness.envoy(responseBody('{}'));
+    expect(held.released).toEqual(['completed']);
+    harness.exchange.halfClosed();
+    expect([harness.unseen, harness.results[0]!.completion]).toEqual([[], 'response']);
+  });
+
+  test('an answer seen to be cut ends it too', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.envoy(responseHeaders());
+    harness.exchange.cancelled();
+    expect([held.released, harness.unseen]).toEqual([['cancelled'], []]);
+  });
+
+  test('by default the end of the stream is the end of the request', () => {
+    const { harness, held } = routedIn('stream');
+    harness.exchange.cancelled();
+    expect([held.released, harness.unseen]).toEqual([['completed'], []]);
+  });
+});
