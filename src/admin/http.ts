@@ -41,7 +41,10 @@ const MAX_CONNECTIONS = 512;
 const STOP_GRACE_MS = 1_000;
 
 type Answer = { readonly status: number; readonly type: string; readonly body: string };
-type Route = { readonly method: 'GET' | 'POST'; answer(request: IncomingMessage, url: URL): Promise<Answer> | Answer };
+type Route = {
+  readonly method: 'GET' | 'POST';
+  answer(request: IncomingMessage, query: URLSearchParams): Promise<Answer> | Answer;
+};
 
 export function createAdminServer(deps: AdminDeps, options: { readonly listen: string }): AdminServer {
   const routes = createRoutes(deps);
@@ -70,9 +73,9 @@ export function createAdminServer(deps: AdminDeps, options: { readonly listen: s
 }
 
 function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
-  const get = (answer: (url: URL) => Promise<Answer> | Answer): Route => ({
+  const get = (answer: (query: URLSearchParams) => Promise<Answer> | Answer): Route => ({
     method: 'GET',
-    answer: (_request, url) => answer(url),
+    answer: (_request, query) => answer(query),
   });
   return new Map<string, Route>([
     ['/metrics', get(async () => ({ status: 200, type: deps.metrics.contentType, body: await deps.metrics.text() }))],
@@ -85,7 +88,7 @@ function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
       }),
     ],
     ['/api/v1/endpoints', get(() => json(200, deps.endpoints()))],
-    ['/api/v1/decisions', get((url) => decisions(deps, url))],
+    ['/api/v1/decisions', get((query) => decisions(deps, query))],
     ['/api/v1/config', get(() => json(200, deps.config()))],
     ['/api/v1/explain', { method: 'POST', answer: (request) => explain(deps, request) }],
     ['/', get(() => ({ status: 200, type: 'text/html; charset=utf-8', body: statusPage() }))],
@@ -93,20 +96,20 @@ function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
 }
 
 async function handle(routes: ReadonlyMap<string, Route>, request: IncomingMessage): Promise<Answer> {
-  const url = URL.canParse(request.url ?? '', 'http://admin') ? new URL(request.url ?? '', 'http://admin') : null;
-  const route = url === null ? undefined : routes.get(url.pathname);
-  if (url === null || route === undefined) {
+  // Compared as it came: no path here needs decoding or normalising.
+  const [path = '', ...query] = (request.url ?? '').split('?');
+  const route = routes.get(path);
+  if (route === undefined)
     return json(404, { error: `no such path, expected one of ${[...routes.keys()].join(', ')}` });
-  }
   const method = request.method === 'HEAD' ? 'GET' : request.method;
   if (method !== route.method) {
     return json(405, { error: `method must be ${route.method}, got ${request.method ?? 'none'}`, allow: route.method });
   }
-  return route.answer(request, url);
+  return route.answer(request, new URLSearchParams(query.join('?')));
 }
 
-function decisions(deps: AdminDeps, url: URL): Answer {
-  const text = url.searchParams.get('limit') ?? String(DEFAULT_DECISIONS);
+function decisions(deps: AdminDeps, query: URLSearchParams): Answer {
+  const text = query.get('limit') ?? String(DEFAULT_DECISIONS);
   const limit = /^\d{1,9}$/.test(text) ? Number(text) : 0;
   if (limit < 1 || limit > MAX_DECISIONS) {
     return json(400, { error: `limit must be an integer from 1 to ${MAX_DECISIONS}, got ${JSON.stringify(text)}` });
