@@ -94,6 +94,8 @@ export async function setStage(options: StageOptions = {}): Promise<Stage> {
 export function stageConfig(pods: readonly RunningPod[], sections: StageOptions['config'] = {}): Config {
   const file = {
     discovery: { endpoints: pods.map(endpointEntry) },
+    // A busy test machine must not make a tokenizer late.
+    tokenizer: { budgetMs: 300 },
     ...sections,
     server: {
       grpcListen: '127.0.0.1:0',
