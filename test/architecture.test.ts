@@ -139,7 +139,7 @@ const RULES: Readonly<Record<string, Rule>> = {
 
   // Never subscribers or the index: it says which endpoints should be, others make it so.
   'kubernetes/': {
-    knows: ['clock.ts', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts'],
+    knows: ['clock.ts', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts', 'endpoints/endpoint-list.ts'],
     uses: [
       '@kubernetes/client-node',
       'node:fs',
