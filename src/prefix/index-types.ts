@@ -40,6 +40,9 @@ export type PrefixIndexReader = {
 };
 
 export type PrefixIndexWriter = {
+  readonly maxBytes: number;
+  /** Positions are below 8 times this. */
+  readonly nChunks: number;
   /** Tells `hooks` from now on; there is one observer. */
   observe(hooks: PrefixIndexHooks): void;
   openOwner(slot: number): IndexOwner;

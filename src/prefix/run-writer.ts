@@ -362,6 +362,8 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   }
 
   return {
+    maxBytes,
+    nChunks: chunks.nLines,
     observe(observer) {
       hooks = observer;
     },

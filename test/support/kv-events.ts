@@ -96,9 +96,9 @@ export function createIndexBench(options: BenchOptions = {}) {
   const writer = openPrefixIndexWriter(memory);
   const reader = openPrefixIndexReader(memory);
   const hasher = createBlockHasher(createHashSeed(seededWords(options.seed ?? 1)));
-  writer.sweep(0);
-  const emptyBytes = writer.stats().nBytes;
   const engineBlocks = createEngineBlocks({ index: writer, hasher, limits: options.limits });
+  engineBlocks.tidy(0);
+  const emptyBytes = writer.stats().nBytes;
   return {
     memory,
     engineBlocks,

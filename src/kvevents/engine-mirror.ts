@@ -1,0 +1,558 @@
+/**
+ * What one engine (one publisher and data-parallel rank) holds, kept equal to its announcements.
+ *
+ * Rules. A block is only placed behind a parent that this engine has announced, never at the root by default; until
+ * then it is parked. Copies count per medium and block, with a floor of zero. Only one KV group is mirrored, and only
+ * if it is the engine's only one: where an engine also has sliding-window, Mamba or further groups, resident
+ * full-attention blocks do not mean that a prompt can be resumed there, so such an engine is "not indexable" and
+ * nothing of it is in the index. The block size is learnt; a change of it forgets the engine's old blocks.
+ */
+import { canonicalExtraKeys, type BlockExtraKeys, type BlockHasher, type RootHash } from '../prefix/block-hash.ts';
+import {
+  NO_POSITION,
+  type BlockPosition,
+  type IndexOwner,
+  type MediumIndex,
+  type PrefixIndexWriter,
+} from '../prefix/prefix-index.ts';
+import type { EngineNames } from './engine-names.ts';
+import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
+import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './parked-blocks.ts';
+
+export type EngineBlocksLimits = {
+  /** Blocks of one engine that wait for their parent. */
+  readonly maxParkedBlocks: number;
+  /** Adapters of one engine whose roots are remembered. */
+  readonly maxRoots: number;
+  /** Data-parallel ranks in the batches of one source. */
+  readonly maxRanks: number;
+};
+
+export type ApplyResult = {
+  /** Events applied, by type. */
+  readonly nStored: number;
+  readonly nRemoved: number;
+  readonly nCleared: number;
+  /** Events of ranks beyond the limit. */
+  readonly nSkipped: number;
+  /** Blocks by what became of them; copies of a block count each. */
+  readonly blocksStored: number;
+  readonly blocksRemoved: number;
+  readonly blocksParked: number;
+  /** Parked blocks that found their parent. */
+  readonly blocksPlaced: number;
+  /** Parked blocks dropped because too many waited. */
+  readonly blocksDropped: number;
+  /** Blocks of groups, media or block sizes that cannot be indexed. */
+  readonly blocksUnindexable: number;
+  /** Blocks of events whose tokens or extra keys do not match their hashes one to one. */
+  readonly blocksSparse: number;
+  /** Removals of blocks this engine is not known to hold. */
+  readonly blocksUnknownRemoved: number;
+  /** Blocks announced under a hash that had named another block: the old one is forgotten. */
+  readonly blocksConflicting: number;
+  /** Blocks for which there was no room. */
+  readonly blocksNotStored: number;
+  /** Block sizes that replaced another one. */
+  readonly blockSizeChanges: number;
+};
+
+export type EngineBlocksStats = {
+  /** (block, medium) entries in the index. */
+  readonly nBlocks: number;
+  readonly blockSizeTokens: number | null;
+  /** Whether salts and images are visible in the events. */
+  readonly reportsExtraKeys: 'yes' | 'no' | 'unknown';
+  /** False: residency cannot be told from the events; the index holds nothing. */
+  readonly indexable: boolean;
+  /** True: blocks are missing that the engine may hold, dropped for lack of room. */
+  readonly partial: boolean;
+  /** Blocks that wait for their parent. */
+  readonly nOrphans: number;
+};
+
+/** What all engines share. */
+export type EngineShared = {
+  readonly index: PrefixIndexWriter;
+  readonly hasher: BlockHasher;
+  readonly names: EngineNames;
+  readonly byOwner: Map<IndexOwner, EngineMirror>;
+  readonly limits: EngineBlocksLimits;
+};
+
+export type EngineMirror = {
+  apply(events: readonly KvEvent[], counts: Counts): void;
+  /** The index drops a block of this engine to make room. */
+  evicted(position: BlockPosition): void;
+  close(): void;
+  stats(): EngineBlocksStats;
+};
+
+export type Counts = { -readonly [K in keyof ApplyResult]: ApplyResult[K] };
+
+const MEDIA_INDEXES: readonly MediumIndex[] = [0, 1, 2];
+const GPU = 0;
+const MAX_BLOCK_SIZE_TOKENS = 65_536;
+/** Groups whose resident blocks tell how far a prompt can be resumed; versions before kinds were reported say null. */
+const RESUMABLE_KINDS: readonly (string | null)[] = [
+  null,
+  'full_attention',
+  'sink_full_attention',
+  'mla',
+  'mla_attention',
+];
+const REMOVALS_AT_ONCE = 512;
+
+export function createEngineMirror(
+  { index, hasher, names, byOwner, limits }: EngineShared,
+  { slot, rank, model }: { slot: number; rank: number; model: string },
+): EngineMirror {
+  let owner = index.openOwner(slot);
+  const parked = createParkedBlocks(limits.maxParkedBlocks);
+  const roots = new Map<string, RootHash>();
+  /** Copies beyond the first, by position and medium: engines recompute the last block of a fully cached prompt. */
+  const extraCopies = new Map<number, number>();
+  const scratch = { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
+  const oneKey = new Uint32Array(2);
+  const onePosition = new Uint32Array(1);
+  const oneFlag = new Uint8Array(1);
+  const removal = { medium: GPU as MediumIndex, positions: new Uint32Array(REMOVALS_AT_ONCE), n: 0 };
+  let groupIdx: number | null = null;
+  let indexable = true;
+  let partial = false;
+  let blockSizeTokens: number | null = null;
+  let reportsExtraKeys: EngineBlocksStats['reportsExtraKeys'] = 'unknown';
+
+  const isHeld = (position: BlockPosition): boolean => index.mediaAt(owner, position) !== 0;
+
+  /** The block this engine holds under a hash. */
+  function held(hi: number, lo: number): BlockPosition {
+    const position = names.find(hi, lo, owner, isHeld);
+    return position !== NO_POSITION && isHeld(position) ? position : NO_POSITION;
+  }
+
+  // ---- stores
+
+  function store(event: BlockStored, counts: Counts): void {
+    const nBlocks = event.blockHashes.length / 2;
+    if (!isMirrored(event.groupIdx, event.kvCacheSpecKind)) {
+      counts.blocksUnindexable += nBlocks;
+      return;
+    }
+    if (nBlocks === 0) return;
+    const medium = mediumIndexOf(event.medium);
+    if (event.tokenIds.length === 0) {
+      locate(event.blockHashes, nBlocks, medium, counts);
+      return;
+    }
+    const size = event.blockSizeTokens;
+    const isDense =
+      size >= 1 &&
+      size <= MAX_BLOCK_SIZE_TOKENS &&
+      event.tokenIds.length === nBlocks * size &&
+      (event.extraKeys?.length ?? nBlocks) === nBlocks;
+    if (!isDense) {
+      counts.blocksSparse += nBlocks;
+      return;
+    }
+    if (size !== blockSizeTokens && !learnBlockSize(size, medium, counts)) {
+      counts.blocksUnindexable += nBlocks;
+      return;
+    }
+    if (medium === GPU) noteExtraKeys(event);
+    const extraKeys = canonicalExtraKeys(event.extraKeys, event.loraName);
+    if (event.parentBlockHash === null) {
+      const root = rootOf(event.loraName, event.loraId, size);
+      placeChain(event, nBlocks, medium, root[0], root[1], NO_POSITION, extraKeys, counts);
+      return;
+    }
+    const parent = held(event.parentBlockHash[0], event.parentBlockHash[1]);
+    if (parent === NO_POSITION) {
+      park(event, nBlocks, medium, extraKeys, counts);
+      return;
+    }
+    index.keyAt(parent, oneKey);
+    placeChain(event, nBlocks, medium, oneKey[0]!, oneKey[1]!, parent, extraKeys, counts);
+  }
+
+  /** @returns false when blocks of this event's group cannot be mirrored */
+  function isMirrored(group: number | null, kind: string | null): boolean {
+    if (!indexable) return false;
+    groupIdx ??= group ?? 0;
+    if (groupIdx === (group ?? 0) && RESUMABLE_KINDS.includes(kind)) return true;
+    // A second group: whatever is resident in the first no longer tells how far the engine can resume.
+    indexable = false;
+    forgetBlocks();
+    return false;
+  }
+
+  /** @returns false when blocks of this size cannot stand beside the engine's GPU blocks */
+  function learnBlockSize(size: number, medium: MediumIndex, counts: Counts): boolean {
+    if (blockSizeTokens !== null) {
+      if (medium !== GPU) return false;
+      counts.blockSizeChanges++;
+      forgetBlocks();
+    }
+    blockSizeTokens = size;
+    roots.clear();
+    return true;
+  }
+
+  /** One event without extra keys is enough to doubt all: salted blocks would look like plain ones. */
+  function noteExtraKeys(event: BlockStored): void {
+    if (event.extraKeys === undefined) reportsExtraKeys = 'no';
+    else if (reportsExtraKeys === 'unknown') reportsExtraKeys = 'yes';
+  }
+
+  function rootOf(loraName: string | null, loraId: number | null, size: number): RootHash {
+    // Ids are local to an engine: such blocks get a root that no request can ask for.
+    const adapter = loraName ?? (loraId === null ? null : `\0lora_id ${slot} ${rank} ${loraId}`);
+    const cacheKey = adapter === null ? '' : `=${adapter}`;
+    let root = roots.get(cacheKey);
+    if (root === undefined) {
+      if (roots.size >= limits.maxRoots) roots.clear();
+      root = hasher.root(model, adapter, size);
+      roots.set(cacheKey, root);
+    }
+    return root;
+  }
+
+  function placeChain(
+    event: BlockStored,
+    nBlocks: number,
+    medium: MediumIndex,
+    hi: number,
+    lo: number,
+    parent: BlockPosition,
+    extraKeys: BlockExtraKeys | null,
+    counts: Counts,
+  ): void {
+    reserve(nBlocks);
+    const { keys, positions, wasHeld } = scratch;
+    hasher.continueBlocks(hi, lo, event.tokenIds, nBlocks, event.blockSizeTokens, extraKeys, keys);
+    const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
+    const { blockHashes } = event;
+    for (let i = 0; i < nStored; i++) {
+      const position = positions[i]! as BlockPosition;
+      if (wasHeld[i] === 1) addCopies(position, medium, 1);
+      if (!name(blockHashes[2 * i]!, blockHashes[2 * i + 1]!, position, counts)) {
+        dropAll(position);
+        counts.blocksNotStored++;
+        partial = true;
+      } else counts.blocksStored++;
+    }
+    if (nStored < nBlocks) {
+      counts.blocksNotStored += nBlocks - nStored;
+      partial = true;
+    }
+    if (parked.size === 0) return;
+    const placed = positions.slice(0, nStored);
+    for (let i = 0; i < nStored; i++) {
+      settle(engineKey(blockHashes[2 * i]!, blockHashes[2 * i + 1]!), placed[i]! as BlockPosition, counts);
+    }
+  }
+
+  /** Makes a hash lead to a block. @returns false when there is no room for the name */
+  function name(hi: number, lo: number, position: BlockPosition, counts: Counts): boolean {
+    if (names.isFirst(position, hi, lo)) return true;
+    const other = held(hi, lo);
+    if (other === position) return true;
+    if (other !== NO_POSITION) {
+      // One hash for two blocks: the engine's word for the first is not to be trusted any more.
+      counts.blocksConflicting++;
+      dropAll(other);
+    }
+    return names.add(hi, lo, owner, position);
+  }
+
+  function addCopies(position: BlockPosition, medium: MediumIndex, n: number): void {
+    const at = copyKey(position, medium);
+    extraCopies.set(at, (extraCopies.get(at) ?? 0) + n);
+  }
+
+  /** Further copies of a block that this engine holds somewhere. @returns false when there is no room */
+  function holdCopies(position: BlockPosition, medium: MediumIndex, n: number): boolean {
+    const isNew = (index.mediaAt(owner, position) & (1 << medium)) === 0;
+    if (isNew && !index.hold(owner, medium, position)) return false;
+    if (n > 1 || !isNew) addCopies(position, medium, isNew ? n - 1 : n);
+    return true;
+  }
+
+  /** Placeholder events: no tokens, only "this hash is in this medium". */
+  function locate(hashes: Uint32Array, nBlocks: number, medium: MediumIndex, counts: Counts): void {
+    for (let i = 0; i < nBlocks; i++) {
+      const position = held(hashes[2 * i]!, hashes[2 * i + 1]!);
+      if (position === NO_POSITION) {
+        const dropped = parked.park(engineKey(hashes[2 * i]!, hashes[2 * i + 1]!), null, medium);
+        counts.blocksParked++;
+        counts.blocksDropped += dropped;
+        if (dropped > 0) partial = true;
+      } else if (holdCopies(position, medium, 1)) counts.blocksStored++;
+      else {
+        counts.blocksNotStored++;
+        partial = true;
+      }
+    }
+  }
+
+  // ---- blocks that wait
+
+  function park(
+    event: BlockStored,
+    nBlocks: number,
+    medium: MediumIndex,
+    extraKeys: BlockExtraKeys | null,
+    counts: Counts,
+  ): void {
+    const size = event.blockSizeTokens;
+    let parent = engineKey(event.parentBlockHash![0], event.parentBlockHash![1]);
+    for (let i = 0; i < nBlocks; i++) {
+      const hi = event.blockHashes[2 * i]!;
+      const lo = event.blockHashes[2 * i + 1]!;
+      const position = held(hi, lo);
+      if (position !== NO_POSITION) {
+        // Another copy of a block whose place is known, although its parent has gone: what follows has a place too.
+        if (holdCopies(position, medium, 1)) counts.blocksStored++;
+        const rest = {
+          ...event,
+          blockHashes: event.blockHashes.subarray(2 * i + 2),
+          tokenIds: event.tokenIds.subarray((i + 1) * size),
+        };
+        const restKeys = extraKeys === null ? null : extraKeys.slice(i + 1);
+        index.keyAt(position, oneKey);
+        placeChain(rest, nBlocks - i - 1, medium, oneKey[0]!, oneKey[1]!, position, restKeys, counts);
+        return;
+      }
+      const hash = engineKey(hi, lo);
+      const tokenIds = event.tokenIds.slice(i * size, (i + 1) * size);
+      const dropped = parked.park(hash, { parent, tokenIds, extraKeys: extraKeys?.[i] ?? null }, medium);
+      counts.blocksParked++;
+      counts.blocksDropped += dropped;
+      if (dropped > 0) partial = true;
+      parent = hash;
+    }
+  }
+
+  /** A block got its place: copies located before its tokens were known join it, blocks parked behind it follow. */
+  function settle(start: EngineHashKey, startPosition: BlockPosition, counts: Counts): void {
+    const open: [EngineHashKey, BlockPosition][] = [[start, startPosition]];
+    // Placed only for the sake of what hangs on them, until everything hangs.
+    const scaffold: BlockPosition[] = [];
+    for (let next = open.pop(); next !== undefined; next = open.pop()) {
+      const [hash, position] = next;
+      const early = parked.take(hash);
+      if (early !== undefined) enterCopies(position, early);
+      for (const childHash of parked.childrenOf(hash)) {
+        const child = parked.take(childHash)!;
+        const childPosition = placeOne(child, position, counts);
+        if (childPosition === NO_POSITION) {
+          counts.blocksNotStored++;
+          partial = true;
+          continue;
+        }
+        scaffold.push(childPosition);
+        enterCopies(childPosition, child);
+        if (child.copies.some((n) => n > 0)) counts.blocksPlaced++;
+        open.push([childHash, childPosition]);
+      }
+    }
+    for (const position of scaffold) removeCopy(position, GPU);
+  }
+
+  /** Places a parked block behind its parent, with one GPU copy. */
+  function placeOne(block: ParkedBlock, parent: BlockPosition, counts: Counts): BlockPosition {
+    const { tokenIds, extraKeys } = block.content!;
+    const key = new Uint32Array(2);
+    index.keyAt(parent, key);
+    const ofBlock = extraKeys === null ? null : [extraKeys];
+    hasher.continueBlocks(key[0]!, key[1]!, tokenIds, 1, tokenIds.length, ofBlock, key);
+    if (index.store(owner, GPU, parent, key, 1, onePosition, oneFlag) === 0) return NO_POSITION;
+    const position = onePosition[0]! as BlockPosition;
+    if (oneFlag[0] === 1) addCopies(position, GPU, 1);
+    const [hi, lo] = wordsOf(block.hash);
+    if (name(hi, lo, position, counts)) return position;
+    dropAll(position);
+    return NO_POSITION;
+  }
+
+  function enterCopies(position: BlockPosition, block: ParkedBlock): void {
+    for (const m of MEDIA_INDEXES) {
+      if (block.copies[m]! > 0 && !holdCopies(position, m, block.copies[m]!)) partial = true;
+    }
+  }
+
+  // ---- removals
+
+  function remove(event: BlockRemoved, counts: Counts): void {
+    const nBlocks = event.blockHashes.length / 2;
+    if (!indexable || (groupIdx !== null && groupIdx !== (event.groupIdx ?? 0))) {
+      counts.blocksUnindexable += nBlocks;
+      return;
+    }
+    const medium = mediumIndexOf(event.medium);
+    if (medium !== removal.medium) flushRemovals(counts);
+    removal.medium = medium;
+    for (let i = 0; i < nBlocks; i++) {
+      const hi = event.blockHashes[2 * i]!;
+      const lo = event.blockHashes[2 * i + 1]!;
+      const position = names.find(hi, lo, owner, isHeld);
+      if (position === NO_POSITION) removeParked(hi, lo, medium, counts);
+      else if (extraCopies.size > 0 && takeCopy(position, medium)) counts.blocksRemoved++;
+      else if (parked.size > 0 && (index.mediaAt(owner, position) & (1 << medium)) === 0) {
+        removeParked(hi, lo, medium, counts);
+      } else {
+        removal.positions[removal.n++] = position;
+        if (removal.n === REMOVALS_AT_ONCE) flushRemovals(counts);
+      }
+    }
+  }
+
+  function removeParked(hi: number, lo: number, medium: MediumIndex, counts: Counts): void {
+    if (parked.size > 0 && parked.removeCopy(engineKey(hi, lo), medium)) counts.blocksRemoved++;
+    else counts.blocksUnknownRemoved++;
+  }
+
+  /** Engines remove block by block; the index takes neighbours in one go. */
+  function flushRemovals(counts: Counts): void {
+    if (removal.n === 0) return;
+    const nGone = index.remove(owner, removal.medium, removal.positions, removal.n);
+    counts.blocksRemoved += nGone;
+    counts.blocksUnknownRemoved += removal.n - nGone;
+    for (let i = 0; i < removal.n; i++) {
+      const position = removal.positions[i]! as BlockPosition;
+      if (!isHeld(position)) names.dropOwn(owner, position);
+    }
+    removal.n = 0;
+  }
+
+  /** @returns false when there is no copy beyond the first */
+  function takeCopy(position: BlockPosition, medium: MediumIndex): boolean {
+    const at = copyKey(position, medium);
+    const n = extraCopies.get(at);
+    if (n === undefined) return false;
+    if (n === 1) extraCopies.delete(at);
+    else extraCopies.set(at, n - 1);
+    return true;
+  }
+
+  function removeCopy(position: BlockPosition, medium: MediumIndex): void {
+    if (takeCopy(position, medium)) return;
+    onePosition[0] = position;
+    index.remove(owner, medium, onePosition, 1);
+    if (!isHeld(position)) names.dropOwn(owner, position);
+  }
+
+  /** Forgets a block in all media, whatever its copies. */
+  function dropAll(position: BlockPosition): void {
+    onePosition[0] = position;
+    for (const m of MEDIA_INDEXES) {
+      extraCopies.delete(copyKey(position, m));
+      index.remove(owner, m, onePosition, 1);
+    }
+    names.dropOwn(owner, position);
+  }
+
+  function forgetBlocks(): void {
+    removal.n = 0;
+    extraCopies.clear();
+    parked.clear();
+    partial = false;
+    if (index.heldBy(owner) === 0) return;
+    // Out of sight at once; what it held is taken out bit by bit.
+    retire();
+    owner = index.openOwner(slot);
+    byOwner.set(owner, mirror);
+  }
+
+  function retire(): void {
+    byOwner.delete(owner);
+    index.retireOwner(owner);
+  }
+
+  function reserve(nBlocks: number): void {
+    if (scratch.positions.length >= nBlocks) return;
+    const n = 2 ** Math.ceil(Math.log2(nBlocks));
+    scratch.keys = new Uint32Array(2 * n);
+    scratch.positions = new Uint32Array(n);
+    scratch.wasHeld = new Uint8Array(n);
+  }
+
+  const mirror: EngineMirror = {
+    apply(events, counts) {
+      for (const event of events) {
+        if (event.type === 'BlockRemoved') {
+          counts.nRemoved++;
+          remove(event, counts);
+          continue;
+        }
+        flushRemovals(counts);
+        if (event.type === 'BlockStored') {
+          counts.nStored++;
+          store(event, counts);
+        } else {
+          counts.nCleared++;
+          forgetBlocks();
+        }
+      }
+      flushRemovals(counts);
+    },
+    evicted(position) {
+      partial = true;
+      for (const m of MEDIA_INDEXES) extraCopies.delete(copyKey(position, m));
+    },
+    close() {
+      parked.clear();
+      retire();
+    },
+    stats: () => ({
+      nBlocks: index.heldBy(owner),
+      blockSizeTokens,
+      reportsExtraKeys,
+      indexable,
+      partial,
+      nOrphans: parked.size,
+    }),
+  };
+  byOwner.set(owner, mirror);
+  return mirror;
+}
+
+export function noCounts(): Counts {
+  return {
+    nStored: 0,
+    nRemoved: 0,
+    nCleared: 0,
+    nSkipped: 0,
+    blocksStored: 0,
+    blocksRemoved: 0,
+    blocksParked: 0,
+    blocksPlaced: 0,
+    blocksDropped: 0,
+    blocksUnindexable: 0,
+    blocksSparse: 0,
+    blocksUnknownRemoved: 0,
+    blocksConflicting: 0,
+    blocksNotStored: 0,
+    blockSizeChanges: 0,
+  };
+}
+
+/** The speed class of a medium's name; what is neither the GPU nor host memory counts as the slowest. */
+function mediumIndexOf(medium: string | null): MediumIndex {
+  if (medium === null || medium === 'GPU') return GPU;
+  const name = medium.toUpperCase();
+  return name.startsWith('GPU') ? GPU : name.startsWith('CPU') || name === 'HOST' ? 1 : 2;
+}
+
+function copyKey(position: BlockPosition, medium: MediumIndex): number {
+  return position * MEDIA_INDEXES.length + medium;
+}
+
+function engineKey(hi: number, lo: number): EngineHashKey {
+  return `${hi}:${lo}` as EngineHashKey;
+}
+
+function wordsOf(key: EngineHashKey): [hi: number, lo: number] {
+  const [hi, lo] = key.split(':');
+  return [Number(hi), Number(lo)];
+}

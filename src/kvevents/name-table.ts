@@ -1,0 +1,248 @@
+/**
+ * A multimap from 64-bit names to small numbers that grows a kilobyte at a time: no pause, no half-empty doubling.
+ * Names are spread over sub-tables by their first bits (extendible hashing); a sub-table grows unit by unit to sixteen
+ * and then splits, so its load stays high while it grows. The table keeps only the lower word of a name; the upper one,
+ * which decides where an entry lies, is kept by the user and asked for when entries move.
+ *
+ * Names must be well mixed. A bucket is one cache line: eight lower words, eight values.
+ */
+
+export type NameTable = {
+  readonly nBytes: number;
+  /** @param value > 0, below 2^32. @returns false when there is no room */
+  insert(hi: number, lo: number, value: number): boolean;
+  /** Takes one entry out; it must be there. */
+  remove(hi: number, value: number): void;
+  /** First value under a name, 0 = none. Only the lower word is compared beside the place. */
+  first(hi: number, lo: number): number;
+  /** The next value under the name of the last `first`; nothing may be changed in between. */
+  next(): number;
+  /** Reads where a name would lie, so that several cache misses overlap. */
+  touch(hi: number): number;
+};
+
+const BUCKET_ENTRIES = 8;
+const BUCKET_WORDS = 16;
+const UNIT_BUCKETS = 4;
+const UNIT_ENTRIES = UNIT_BUCKETS * BUCKET_ENTRIES;
+const UNIT_WORDS = UNIT_BUCKETS * BUCKET_WORDS;
+/** Words, and a counter of two bytes per bucket. */
+const UNIT_BYTES = 4 * UNIT_WORDS + 2 * UNIT_BUCKETS;
+const MAX_UNITS = 16;
+const MAX_LOAD = 0.9;
+/** A sub-table that is emptier than this gives units back. */
+const MIN_LOAD = 0.4;
+const MAX_DEPTH = 20;
+
+/** @param hiOf upper word of the name a value is stored under */
+export function createNameTable(maxBytes: number, hiOf: (value: number) => number): NameTable {
+  const nUnits = Math.max(MAX_UNITS, Math.floor(maxBytes / UNIT_BYTES));
+  // Shared buffers start as untouched zero pages: only what is used takes memory.
+  const words = new Uint32Array(new SharedArrayBuffer(4 * UNIT_WORDS * nUnits));
+  /** Per bucket: entries that wanted to be in it or before it and lie behind it. */
+  const passed = new Uint16Array(new SharedArrayBuffer(2 * UNIT_BUCKETS * nUnits));
+  let directory = Uint32Array.of(0);
+  let depth = 0;
+  let subDepth = new Uint8Array(16);
+  let subUnits = new Uint8Array(16);
+  let subCount = new Uint16Array(16);
+  /** 16 unit numbers per sub-table. */
+  let units = new Uint32Array(16 * MAX_UNITS);
+  let nSubs = 0;
+  let nextUnit = 0;
+  const freeUnits: number[] = [];
+  const spill = { lo: new Uint32Array(MAX_UNITS * UNIT_ENTRIES), value: new Uint32Array(MAX_UNITS * UNIT_ENTRIES) };
+  const cursor = { sub: 0, bucket: 0, entry: 0, lo: 0, nBucketsLeft: 0 };
+  addSub(0, 1);
+
+  function addSub(itsDepth: number, itsUnits: number): number {
+    if (nSubs === subDepth.length) {
+      const n = 2 * nSubs;
+      subDepth = copyInto(new Uint8Array(n), subDepth);
+      subUnits = copyInto(new Uint8Array(n), subUnits);
+      subCount = copyInto(new Uint16Array(n), subCount);
+      units = copyInto(new Uint32Array(n * MAX_UNITS), units);
+    }
+    const sub = nSubs++;
+    subDepth[sub] = itsDepth;
+    addUnits(sub, itsUnits);
+    return sub;
+  }
+
+  function addUnits(sub: number, n: number): void {
+    for (let i = 0; i < n; i++) {
+      units[sub * MAX_UNITS + subUnits[sub]!] = freeUnits.pop() ?? nextUnit++;
+      subUnits[sub]!++;
+    }
+  }
+
+  function shrinkTo(sub: number, n: number): void {
+    while (subUnits[sub]! > n) freeUnits.push(units[sub * MAX_UNITS + --subUnits[sub]!]!);
+  }
+
+  const hasUnits = (n: number): boolean => freeUnits.length + nUnits - nextUnit >= n;
+  const subOf = (hi: number): number => directory[depth === 0 ? 0 : hi >>> (32 - depth)]!;
+  const capacityOf = (sub: number): number => Math.floor(subUnits[sub]! * UNIT_ENTRIES * MAX_LOAD);
+
+  function homeOf(sub: number, hi: number): number {
+    return Math.floor(((hi << subDepth[sub]!) >>> 0) * (subUnits[sub]! * UNIT_BUCKETS) * 2 ** -32);
+  }
+
+  /** Number of a bucket of a sub-table in the whole memory. */
+  function bucketAt(sub: number, bucket: number): number {
+    return units[sub * MAX_UNITS + (bucket >>> 2)]! * UNIT_BUCKETS + (bucket & 3);
+  }
+
+  function place(sub: number, hi: number, lo: number, value: number): void {
+    const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+    let bucket = homeOf(sub, hi);
+    for (;;) {
+      const at = bucketAt(sub, bucket);
+      const word = at * BUCKET_WORDS;
+      for (let k = word + BUCKET_ENTRIES; k < word + BUCKET_WORDS; k++) {
+        if (words[k] !== 0) continue;
+        words[k] = value;
+        words[k - BUCKET_ENTRIES] = lo;
+        subCount[sub]!++;
+        return;
+      }
+      passed[at]!++;
+      if (++bucket === nBuckets) bucket = 0;
+    }
+  }
+
+  /** Takes all entries of a sub-table out into `spill`. */
+  function empty(sub: number): number {
+    let n = 0;
+    for (let bucket = 0; bucket < subUnits[sub]! * UNIT_BUCKETS; bucket++) {
+      const at = bucketAt(sub, bucket);
+      const word = at * BUCKET_WORDS;
+      for (let k = word; k < word + BUCKET_ENTRIES; k++) {
+        if (words[k + BUCKET_ENTRIES] === 0) continue;
+        spill.lo[n] = words[k]!;
+        spill.value[n++] = words[k + BUCKET_ENTRIES]!;
+      }
+      words.fill(0, word, word + BUCKET_WORDS);
+      passed[at] = 0;
+    }
+    subCount[sub] = 0;
+    return n;
+  }
+
+  /** One unit more, or two sub-tables instead of one. @param someHi upper word of any name that belongs there */
+  function grow(sub: number, someHi: number): boolean {
+    if (subUnits[sub]! < MAX_UNITS) {
+      if (!hasUnits(1)) return false;
+      const n = empty(sub);
+      addUnits(sub, 1);
+      for (let i = 0; i < n; i++) place(sub, hiOf(spill.value[i]!), spill.lo[i]!, spill.value[i]!);
+      return true;
+    }
+    const itsDepth = subDepth[sub]!;
+    if (itsDepth >= MAX_DEPTH || !hasUnits(MAX_UNITS)) return false;
+    if (itsDepth === depth) {
+      const larger = new Uint32Array(2 * directory.length);
+      for (let i = 0; i < larger.length; i++) larger[i] = directory[i >>> 1]!;
+      directory = larger;
+      depth++;
+    }
+    const n = empty(sub);
+    const bit = 31 - itsDepth;
+    let nUpper = 0;
+    for (let i = 0; i < n; i++) nUpper += (hiOf(spill.value[i]!) >>> bit) & 1;
+    const half = 2 ** (depth - itsDepth - 1);
+    const entry = someHi >>> (32 - depth);
+    const first = entry - (entry % (2 * half));
+    shrinkTo(sub, unitsFor(n - nUpper));
+    subDepth[sub] = itsDepth + 1;
+    const upper = addSub(itsDepth + 1, unitsFor(nUpper));
+    directory.fill(upper, first + half, first + 2 * half);
+    for (let i = 0; i < n; i++) {
+      const hi = hiOf(spill.value[i]!);
+      place(((hi >>> bit) & 1) === 0 ? sub : upper, hi, spill.lo[i]!, spill.value[i]!);
+    }
+    return true;
+  }
+
+  /** The sub-table is emptied and filled again: few entries, rarely. */
+  function shrink(sub: number): void {
+    const n = empty(sub);
+    shrinkTo(sub, unitsFor(n));
+    for (let i = 0; i < n; i++) place(sub, hiOf(spill.value[i]!), spill.lo[i]!, spill.value[i]!);
+  }
+
+  function scan(): number {
+    const { sub, lo } = cursor;
+    const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+    // Once around at most, however many calls it takes.
+    while (cursor.nBucketsLeft > 0) {
+      const at = bucketAt(sub, cursor.bucket);
+      const word = at * BUCKET_WORDS;
+      for (let k = cursor.entry; k < BUCKET_ENTRIES; k++) {
+        if (words[word + k] !== lo || words[word + k + BUCKET_ENTRIES] === 0) continue;
+        cursor.entry = k + 1;
+        return words[word + k + BUCKET_ENTRIES]!;
+      }
+      if (passed[at] === 0) return 0;
+      cursor.entry = 0;
+      cursor.nBucketsLeft--;
+      if (++cursor.bucket === nBuckets) cursor.bucket = 0;
+    }
+    return 0;
+  }
+
+  return {
+    get nBytes() {
+      return (nextUnit - freeUnits.length) * UNIT_BYTES + nSubs * (4 + 4 * MAX_UNITS) + directory.byteLength;
+    },
+    insert(hi, lo, value) {
+      let sub = subOf(hi);
+      while (subCount[sub]! >= capacityOf(sub)) {
+        if (!grow(sub, hi)) return false;
+        sub = subOf(hi);
+      }
+      place(sub, hi, lo, value);
+      return true;
+    },
+    remove(hi, value) {
+      const sub = subOf(hi);
+      const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+      const home = homeOf(sub, hi);
+      for (let steps = 0, bucket = home; steps < nBuckets; steps++) {
+        const word = bucketAt(sub, bucket) * BUCKET_WORDS;
+        for (let k = word + BUCKET_ENTRIES; k < word + BUCKET_WORDS; k++) {
+          if (words[k] !== value) continue;
+          words[k] = 0;
+          subCount[sub]!--;
+          for (let b = home; b !== bucket; b = b + 1 === nBuckets ? 0 : b + 1) passed[bucketAt(sub, b)]!--;
+          if (subUnits[sub]! > 1 && subCount[sub]! < subUnits[sub]! * UNIT_ENTRIES * MIN_LOAD) shrink(sub);
+          return;
+        }
+        if (++bucket === nBuckets) bucket = 0;
+      }
+    },
+    first(hi, lo) {
+      cursor.sub = subOf(hi);
+      cursor.bucket = homeOf(cursor.sub, hi);
+      cursor.entry = 0;
+      cursor.lo = lo;
+      cursor.nBucketsLeft = subUnits[cursor.sub]! * UNIT_BUCKETS;
+      return scan();
+    },
+    next: scan,
+    touch(hi) {
+      const sub = subOf(hi);
+      return words[bucketAt(sub, homeOf(sub, hi)) * BUCKET_WORDS]!;
+    },
+  };
+}
+
+/** Units that hold so many entries and one more. */
+function unitsFor(nEntries: number): number {
+  return Math.min(MAX_UNITS, Math.max(1, Math.ceil((nEntries + 1) / (UNIT_ENTRIES * MAX_LOAD))));
+}
+
+function copyInto<T extends Uint8Array | Uint16Array | Uint32Array>(larger: T, old: T): T {
+  larger.set(old);
+  return larger;
+}
