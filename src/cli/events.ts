@@ -7,7 +7,9 @@ import { createKvEventDecoder, DEFAULT_DECODE_LIMITS } from '../kvevents/decode.
 import { createEventConnection } from '../kvevents/event-connection.ts';
 import { batchJson, eventJson, type TokenOutput } from '../kvevents/event-json.ts';
 import type { ApplyOutcome } from '../kvevents/event-stream.ts';
+import { createRedials } from '../kvevents/redials.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
+import { createZmqContext } from '../kvevents/zmq-frames.ts';
 
 const HELP = `usage: warmpath events ENDPOINT [--replay ENDPOINT] [--tokens]
        warmpath events --decode FILE|- [--tokens]
@@ -128,7 +130,9 @@ async function follow(
   const connection = createEventConnection(
     {
       clock: systemClock,
+      context: createZmqContext(),
       permits: createReplayPermits(1),
+      redials: createRedials(),
       apply: print,
       clear: () => note('what was printed so far no longer holds'),
       onGap: () => note('batches are missing'),

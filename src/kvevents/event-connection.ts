@@ -2,7 +2,7 @@
  * The sockets of one event source: a SUB for what it publishes and a DEALER for its replays, driving the sequence rules of
  * event-stream.ts. What a payload means, and what is done with it, is the caller's.
  */
-import { Subscriber } from 'zeromq';
+import { Subscriber, type Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import type { KvEventSource } from '../endpoints/endpoint.ts';
 import {
@@ -13,12 +13,15 @@ import {
   type StreamStatus,
 } from './event-stream.ts';
 import { createReplayClient } from './replay-client.ts';
+import type { Redials } from './redials.ts';
 import type { ReplayPermit, ReplayPermits } from './replay-permits.ts';
 import { pauseForOthers, readSeq, subscriberOptions } from './zmq-frames.ts';
 
 export type EventConnectionDeps = {
   readonly clock: Clock;
+  readonly context: Context;
   readonly permits: ReplayPermits;
+  readonly redials: Redials;
   /** @param origin live: sent just now; replay: sent before, perhaps long ago */
   apply(payload: Uint8Array, seq: bigint, origin: 'live' | 'replay'): ApplyOutcome;
   clear(): void;
@@ -40,10 +43,14 @@ export type EventConnection = {
   /** The process behind the source is another one. */
   restarted(): void;
   status(): StreamStatus;
+  /** Another number whenever `status` may have changed. */
+  revision(): number;
 };
 
 /** A socket that could not even be made (a malformed address, too many files) is tried again this often. */
 const REOPEN_MS = 2000;
+/** Longest time from an attempt to connect to its success or failure; ZMQ's own limits are 5 s each. */
+const ATTEMPT_MS = 12_000;
 
 export function createEventConnection(
   deps: EventConnectionDeps,
@@ -53,7 +60,10 @@ export function createEventConnection(
   const now = (): number => deps.clock.nowMs();
   let socket: Subscriber | null = null;
   let isOpen = false;
+  let isUp = false;
   let reopenAtMs = Infinity;
+  let dialAtMs = Infinity;
+  let nAttempts = 0;
   let reader: Promise<void> = Promise.resolve();
   let replayId = 0;
   let permit: ReplayPermit | null = null;
@@ -62,7 +72,7 @@ export function createEventConnection(
   const replays =
     source.replayEndpoint === null
       ? null
-      : createReplayClient(source.replayEndpoint, {
+      : createReplayClient(source.replayEndpoint, deps.context, {
           onBatch(seq, payload) {
             origin = 'replay';
             stream.replayReceived(seq, payload, now());
@@ -121,18 +131,52 @@ export function createEventConnection(
   const open = (): void => {
     reopenAtMs = Infinity;
     try {
-      const opened = new Subscriber(subscriberOptions(source.endpoint));
+      const opened = new Subscriber(subscriberOptions(source.endpoint, deps.context));
       socket = opened;
       opened.events.on('handshake', () => {
-        if (opened === socket) stream.connected(now());
+        if (opened === socket) up();
       });
-      opened.events.on('disconnect', () => {
-        if (opened === socket) stream.disconnected(now());
-      });
+      for (const event of ['disconnect', 'close'] as const) {
+        opened.events.on(event, () => {
+          if (opened === socket) down();
+        });
+      }
       // Before the connection exists, so that nothing sent on it is missed; topics are hints and never filtered by.
       opened.subscribe('');
       opened.connect(source.endpoint);
+      dialAtMs = now() + ATTEMPT_MS;
       reader = read(opened);
+    } catch (error) {
+      failed(error);
+    }
+  };
+
+  const up = (): void => {
+    if (!isUp) deps.redials.up();
+    isUp = true;
+    nAttempts = 0;
+    dialAtMs = Infinity;
+    stream.connected(now());
+  };
+
+  /** The connection is lost, or an attempt has failed. */
+  const down = (): void => {
+    if (isUp) {
+      deps.redials.down();
+      replays?.hangUp();
+      stream.disconnected(now());
+    }
+    isUp = false;
+    dialAtMs = now() + deps.redials.delayMs(nAttempts++);
+  };
+
+  const dial = (): void => {
+    const dialling = socket;
+    if (dialling === null) return;
+    dialAtMs = now() + ATTEMPT_MS;
+    try {
+      forgetEndpoint(dialling, source.endpoint);
+      dialling.connect(source.endpoint);
     } catch (error) {
       failed(error);
     }
@@ -141,8 +185,9 @@ export function createEventConnection(
   const failed = (error: unknown): void => {
     socket?.close();
     socket = null;
+    if (isUp) down();
+    dialAtMs = Infinity;
     deps.onFailure(error);
-    stream.disconnected(now());
     if (isOpen) reopenAtMs = now() + REOPEN_MS;
   };
 
@@ -176,9 +221,11 @@ export function createEventConnection(
   return {
     open() {
       isOpen = true;
+      deps.redials.down();
       open();
     },
     async close() {
+      if (isOpen && !isUp) deps.redials.up();
       isOpen = false;
       const closing = socket;
       socket = null;
@@ -189,10 +236,27 @@ export function createEventConnection(
     },
     tick() {
       if (!isOpen) return;
-      stream.tick(now());
-      if (now() >= reopenAtMs) open();
+      const nowMs = now();
+      stream.tick(nowMs);
+      if (nowMs >= reopenAtMs) open();
+      if (nowMs >= dialAtMs) dial();
     },
-    restarted: () => stream.restarted(now()),
+    restarted() {
+      stream.restarted(now());
+      // A new process is there, or soon will be.
+      nAttempts = 0;
+      if (!isUp && dialAtMs !== Infinity) dialAtMs = Math.min(dialAtMs, now() + deps.redials.delayMs(0));
+    },
     status: () => stream.status(),
+    revision: () => stream.revision(),
   };
+}
+
+/** A connection that was lost has been forgotten already, one that never came about has not. */
+function forgetEndpoint(socket: Subscriber, endpoint: string): void {
+  try {
+    socket.disconnect(endpoint);
+  } catch (error) {
+    if ((error as { code?: string }).code !== 'ENOENT') throw error;
+  }
 }

@@ -95,6 +95,8 @@ export type EventStream = {
   /** To be called several times a second. */
   tick(nowMs: number): void;
   status(): StreamStatus;
+  /** Another number whenever `status` may have changed. */
+  revision(): number;
 };
 
 type Session = {
@@ -148,6 +150,7 @@ export function createEventStream(
   let probeAtMs = Infinity;
   let buffered: Buffered[] = [];
   let bufferedBytes = 0;
+  let revision = 0;
 
   const replayUsable = (): boolean => options.canReplay && !replayBroken;
 
@@ -451,6 +454,7 @@ export function createEventStream(
 
   return {
     connected(nowMs) {
+      revision++;
       const isFirst = state === 'unknown';
       isConnected = true;
       downSinceMs = null;
@@ -464,6 +468,7 @@ export function createEventStream(
       lastHeardMs = nowMs;
     },
     disconnected(nowMs) {
+      revision++;
       isConnected = false;
       downSinceMs = nowMs;
       stopReplay();
@@ -471,6 +476,7 @@ export function createEventStream(
       if (state !== 'unknown') state = 'suspect';
     },
     received(seq, payload, nowMs) {
+      revision++;
       if (!isConnected) {
         // Of the old connection, or of the new one before its event: then the replay will have it.
         downSinceMs ??= nowMs;
@@ -490,20 +496,30 @@ export function createEventStream(
       else if (retry === null) acceptLive(seq, payload, nowMs);
       if (state === 'live') probeAtMs = Math.max(probeAtMs, nowMs + options.idleProbeMs);
     },
-    garbage: doubt,
+    garbage(nowMs) {
+      revision++;
+      doubt(nowMs);
+    },
     replayStarted(nowMs) {
+      revision++;
       if (session === null) return;
       session.started = true;
       session.deadlineMs = nowMs + options.replayTimeoutMs;
     },
     replayReceived(seq, payload, nowMs) {
+      revision++;
       if (session?.started) replayedBatch(session, seq, payload, nowMs);
     },
     replayEnded(nowMs) {
+      revision++;
       if (session?.started) endOfReplay(session, nowMs);
     },
-    replayFailed: replayGaveUp,
+    replayFailed(nowMs) {
+      revision++;
+      replayGaveUp(nowMs);
+    },
     restarted(nowMs) {
+      revision++;
       if (isConnected) restart();
       else {
         forget();
@@ -511,12 +527,16 @@ export function createEventStream(
       }
     },
     tick(nowMs) {
-      if (session !== null && nowMs > session.deadlineMs) replayGaveUp(nowMs);
+      if (session !== null && nowMs > session.deadlineMs) {
+        revision++;
+        replayGaveUp(nowMs);
+      }
       if (retry !== null && nowMs >= retry.atMs) startReplay(retry.purpose, retry.from);
       if (state === 'live' && isConnected && options.canReplay && session === null && nowMs >= probeAtMs) {
         startReplay('probe', lastApplied ?? 0n);
       }
     },
+    revision: () => revision,
     status: () => ({
       state,
       connected: isConnected,

@@ -23,10 +23,12 @@ export type ToIngestWorker =
 export type FromIngestWorker =
   | { readonly kind: 'ready' }
   | { readonly kind: 'reconciled'; readonly id: number }
-  /** Also a sign of life. `statuses` null: none has changed. */
+  /** Also a sign of life. */
   | {
       readonly kind: 'report';
-      readonly statuses: readonly SourceStatus[] | null;
+      /** all: there are no others. changed: of sources to which something happened. */
+      readonly scope: 'all' | 'changed';
+      readonly statuses: readonly SourceStatus[];
       readonly counters: KvEventCounters | null;
     }
   | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields }

@@ -11,14 +11,17 @@ import { openPrefixIndexWriter } from '../prefix/prefix-index.ts';
 import { createKvEventDecoder } from './decode.ts';
 import { createEngineBlocks } from './engine-blocks.ts';
 import type { FromIngestWorker, IngestWorkerOptions, ToIngestWorker } from './ingest-messages.ts';
+import { createRedials } from './redials.ts';
 import { createReplayPermits } from './replay-permits.ts';
-import { createCounterSink, type SourceStatus } from './source-status.ts';
+import { createCounterSink } from './source-status.ts';
 import { createSubscriber } from './subscriber.ts';
 import { createSubscriptions } from './subscriptions.ts';
+import { createZmqContext } from './zmq-frames.ts';
 
 const TICK_MS = 50;
-/** A report at least this often, as a sign of life. */
-const MAX_SILENCE_MS = 500;
+/** A report of everything at least this often; with many sources less often, since their ages are all that changes. */
+const REPORT_ALL_MS = 1000;
+const REPORT_ALL_MS_PER_SOURCE = 5;
 
 if (parentPort === null) throw new WarmpathError('worker_died', 'ingest-worker must be started as a worker thread');
 run(parentPort, workerData as IngestWorkerOptions);
@@ -28,31 +31,38 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const post = (message: FromIngestWorker): void => port.postMessage(message);
   const log = createPortLog(post, options.debugLog);
   const counters = createCounterSink();
-  const decoder = createKvEventDecoder();
-  const permits = createReplayPermits(options.maxParallelReplays);
+  const shared = {
+    clock,
+    log,
+    decoder: createKvEventDecoder(),
+    context: createZmqContext(),
+    permits: createReplayPermits(options.maxParallelReplays),
+    redials: createRedials(),
+    counters,
+  };
   const engineBlocks = createEngineBlocks({
     index: openPrefixIndexWriter(options.memory),
     hasher: createBlockHasher(options.seed),
   });
   const subscriptions = createSubscriptions((source) => {
     const blocks = engineBlocks.openSource({ slot: source.slot, rank: source.rank, model: source.model });
-    return createSubscriber({ clock, log, decoder, blocks, permits, counters }, source, options.stream);
+    return createSubscriber({ ...shared, blocks }, source, options.stream);
   });
 
-  let reported = '';
-  let reportedAtMs = -Infinity;
-  const report = (): void => {
-    const statuses = subscriptions.statuses();
-    const digest = digestOf(statuses);
+  let reportAllAtMs = -Infinity;
+  const report = (scope: 'all' | 'changed'): void => {
+    const statuses = scope === 'all' ? subscriptions.statuses() : subscriptions.changedStatuses();
     const counted = counters.take();
-    const nowMs = clock.nowMs();
-    if (digest === reported && counted === null && nowMs - reportedAtMs < MAX_SILENCE_MS) return;
-    reported = digest;
-    reportedAtMs = nowMs;
-    post({ kind: 'report', statuses, counters: counted });
+    if (scope === 'all') {
+      reportAllAtMs = clock.nowMs() + Math.max(REPORT_ALL_MS, REPORT_ALL_MS_PER_SOURCE * statuses.length);
+    }
+    if (scope === 'changed' && statuses.length === 0 && counted === null) return;
+    post({ kind: 'report', scope, statuses, counters: counted });
   };
+  /** All of them now and then: their ages have changed, and it is a sign of life. */
+  const reportDue = (): void => report(clock.nowMs() >= reportAllAtMs ? 'all' : 'changed');
 
-  const timers = [setInterval(() => subscriptions.tick(), TICK_MS), setInterval(report, options.reportMs)];
+  const timers = [setInterval(() => subscriptions.tick(), TICK_MS), setInterval(reportDue, options.reportMs)];
 
   const stop = async (): Promise<void> => {
     timers.forEach(clearInterval);
@@ -76,7 +86,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const reconcile = async (id: number, sources: Parameters<typeof subscriptions.reconcile>[0]): Promise<void> => {
     await subscriptions.reconcile(sources);
     // First what is followed now, so that nobody reads of a slot that is free already.
-    report();
+    report('all');
     post({ kind: 'reconciled', id });
   };
 
@@ -85,15 +95,6 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     (message.kind === 'stop' ? stop() : reconcile(message.id, message.sources)).catch(die);
   });
   post({ kind: 'ready' });
-}
-
-/** What a reader would notice, without ages. */
-function digestOf(statuses: readonly SourceStatus[]): string {
-  let digest = '';
-  for (const s of statuses) {
-    digest += `${s.endpointId} ${s.rank} ${s.state} ${s.trust} ${s.lastSeq} ${s.nBlocks} ${s.errors} ${s.replays} ${s.partial};`;
-  }
-  return digest;
 }
 
 function createPortLog(post: (message: FromIngestWorker) => void, debugLog: 'on' | 'off', fields: LogFields = {}): Log {

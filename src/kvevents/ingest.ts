@@ -41,7 +41,7 @@ export type Ingest = {
 };
 
 const DEFAULTS = { maxParallelReplays: 8, reportMs: 50, stream: {} };
-/** The thread reports every 500 ms at least; one long replay batch takes some tens of milliseconds. */
+/** The thread reports every 5 s at least with a thousand sources; one long replay batch takes some tens of milliseconds. */
 const SILENCE_LIMIT_MS = 10_000;
 const WATCH_MS = 1000;
 const RESTART_BASE_MS = 100;
@@ -113,7 +113,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const receive = (message: Exclude<FromIngestWorker, { kind: 'ready' | 'dying' }>): void => {
     switch (message.kind) {
       case 'report':
-        if (message.statuses !== null) statuses = message.statuses;
+        statuses = message.scope === 'all' ? message.statuses : updated(statuses, message.statuses);
         if (message.counters !== null) onCounters(message.counters);
         return;
       case 'reconciled':
@@ -211,6 +211,12 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
     statuses: () => statuses,
     alive: () => worker !== null && isReady && !isSilent,
   };
+}
+
+function updated(known: readonly SourceStatus[], changed: readonly SourceStatus[]): readonly SourceStatus[] {
+  if (changed.length === 0) return known;
+  const newer = new Map(changed.map((status) => [`${status.endpointId} ${status.rank}`, status]));
+  return known.map((status) => newer.get(`${status.endpointId} ${status.rank}`) ?? status);
 }
 
 /** Sources run by type stripping in development, compiled ones when packed. */

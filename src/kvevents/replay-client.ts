@@ -2,7 +2,7 @@
  * Asks a publisher's ROUTER for batches again, over a DEALER (a REQ could read one reply only). One replay at a time;
  * what its answers mean is decided in event-stream.ts.
  */
-import { Dealer } from 'zeromq';
+import { Dealer, type Context } from 'zeromq';
 import { dealerOptions, pauseForOthers, readSeq, seqFrame } from './zmq-frames.ts';
 
 export type ReplayHandlers = {
@@ -18,13 +18,15 @@ export type ReplayClient = {
   /** Replaces the replay that may be running. */
   request(fromSeq: bigint): void;
   cancel(): void;
+  /** The publisher is gone: lets go of the connection too. */
+  hangUp(): void;
   /** Resolves when the socket is closed. */
   close(): Promise<void>;
 };
 
 const EMPTY = Buffer.alloc(0);
 
-export function createReplayClient(endpoint: string, handlers: ReplayHandlers): ReplayClient {
+export function createReplayClient(endpoint: string, context: Context, handlers: ReplayHandlers): ReplayClient {
   let socket: Dealer | null = null;
   /** An answer is still on its way: the socket cannot serve another request, its replies could not be told apart. */
   let isAwaiting = false;
@@ -37,7 +39,7 @@ export function createReplayClient(endpoint: string, handlers: ReplayHandlers): 
   };
 
   const open = (): Dealer => {
-    const opened = new Dealer(dealerOptions(endpoint));
+    const opened = new Dealer(dealerOptions(endpoint, context));
     opened.connect(endpoint);
     readers = Promise.all([readers, read(opened)]);
     return opened;
@@ -94,6 +96,7 @@ export function createReplayClient(endpoint: string, handlers: ReplayHandlers): 
     cancel() {
       if (isAwaiting) drop();
     },
+    hangUp: drop,
     async close() {
       drop();
       await readers;

@@ -2,6 +2,7 @@
  * Follows one publisher: its payloads are decoded and applied to its engine's blocks, and whatever cannot be understood is
  * counted and ends in less being believed. Sequence rules are in event-stream.ts, sockets in event-connection.ts.
  */
+import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -10,6 +11,7 @@ import type { ApplyResult, EngineBlocksSource } from './engine-blocks.ts';
 import { createEventConnection } from './event-connection.ts';
 import type { ApplyOutcome, EventStreamOptions, StreamState } from './event-stream.ts';
 import type { KvEventBatch } from './kv-event.ts';
+import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
 import type { CounterSink, IngestSource, SourceStatus } from './source-status.ts';
 import { deriveTrust } from './trust.ts';
@@ -20,7 +22,9 @@ export type SubscriberDeps = {
   /** Shared by all sources: a batch is applied before the next one is decoded. */
   readonly decoder: KvEventDecoder;
   readonly blocks: EngineBlocksSource;
+  readonly context: Context;
   readonly permits: ReplayPermits;
+  readonly redials: Redials;
   readonly counters: CounterSink;
 };
 
@@ -35,6 +39,8 @@ export type Subscriber = {
   /** The process behind the source is another one. */
   restarted(): void;
   status(): SourceStatus;
+  /** Another number whenever more than ages may have changed in `status`. */
+  revision(): number;
 };
 
 /** Timestamps above are in milliseconds (Mooncake), not in seconds: the year 5138. */
@@ -50,6 +56,7 @@ export function createSubscriber(
   const counts = { gaps: 0, restarts: 0, replays: 0, errors: 0 };
   let lagMs: number | null = null;
   let loggedState: StreamState = 'unknown';
+  let tickedRevision = -1;
   let lastFailure: string | null = null;
 
   const error = (reason: string): void => {
@@ -115,7 +122,9 @@ export function createSubscriber(
   const connection = createEventConnection(
     {
       clock,
+      context: deps.context,
       permits: deps.permits,
+      redials: deps.redials,
       apply,
       clear: () => blocks.clear(),
       onGap() {
@@ -151,12 +160,17 @@ export function createSubscriber(
     abandon: () => connection.close(),
     tick() {
       connection.tick();
+      const revision = connection.revision();
+      if (revision === tickedRevision) return;
+      tickedRevision = revision;
       const { state } = connection.status();
       if (state === loggedState) return;
       log.info('kv event stream changed', { state, before: loggedState });
       loggedState = state;
     },
     restarted: () => connection.restarted(),
+    // Whatever is counted or applied comes from the stream, but for failing sockets.
+    revision: () => connection.revision() + counts.errors,
     status() {
       const stream = connection.status();
       const held = blocks.stats();

@@ -11,12 +11,14 @@ export type Subscriptions = {
   /** To be called several times a second. */
   tick(): void;
   statuses(): SourceStatus[];
+  /** Of sources to which something happened since the last call of this. */
+  changedStatuses(): SourceStatus[];
   stop(): Promise<void>;
   /** Closes all sockets and touches nothing else: for a thread that must end after a fault. */
   abandon(): Promise<void>;
 };
 
-type Followed = { source: IngestSource; readonly subscriber: Subscriber };
+type Followed = { source: IngestSource; readonly subscriber: Subscriber; toldRevision: number };
 
 export function createSubscriptions(open: (source: IngestSource) => Subscriber): Subscriptions {
   const followed = new Map<string, Followed>();
@@ -42,7 +44,7 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
       const present = followed.get(key);
       if (present === undefined) {
         const subscriber = open(source);
-        followed.set(key, { source, subscriber });
+        followed.set(key, { source, subscriber, toldRevision: -1 });
         subscriber.start();
       } else if (present.source.incarnation !== source.incarnation) {
         present.source = source;
@@ -62,6 +64,16 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
       for (const { subscriber } of followed.values()) subscriber.tick();
     },
     statuses: () => [...followed.values()].map(({ subscriber }) => subscriber.status()),
+    changedStatuses() {
+      const changed: SourceStatus[] = [];
+      for (const one of followed.values()) {
+        const revision = one.subscriber.revision();
+        if (revision === one.toldRevision) continue;
+        one.toldRevision = revision;
+        changed.push(one.subscriber.status());
+      }
+      return changed;
+    },
     stop: () => enqueue(() => carryOut([])),
     async abandon() {
       const left = [...followed.values()];

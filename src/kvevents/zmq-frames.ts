@@ -1,4 +1,5 @@
 /** What SUB and DEALER sockets of an event source have in common: frames, socket options, and taking turns. */
+import { Context } from 'zeromq';
 
 /** @returns the big-endian sequence number, null for a frame that is none */
 export function readSeq(frame: Buffer): bigint | null {
@@ -27,22 +28,32 @@ const COMMON = {
   heartbeatInterval: 2000,
   heartbeatTimeout: 6000,
   connectTimeout: 5000,
+  handshakeInterval: 5000,
 } as const;
 
-/** Doubles after every failed attempt; drawn per socket, since ZMQ itself adds no jitter. */
-function reconnect(random: () => number): { reconnectInterval: number; reconnectMaxInterval: number } {
+/** Each source takes a SUB, its monitor and a DEALER; ZMQ's default of 1023 is used up by 340 of them. */
+const MAX_SOCKETS = 16_384;
+
+/** Where the sockets of a thread live. */
+export function createZmqContext(): Context {
+  return new Context({ maxSockets: MAX_SOCKETS });
+}
+
+/** Connects once; when to try again is not left to ZMQ (see redials.ts). */
+export function subscriberOptions(endpoint: string, context: Context): object {
+  return { ...COMMON, context, reconnectInterval: -1, ipv6: endpoint.includes('[') };
+}
+
+/** Only open while a publisher is connected, so its own attempts to connect are few. */
+export function dealerOptions(endpoint: string, context: Context): object {
   return {
-    reconnectInterval: Math.round(60 + 60 * random()),
-    reconnectMaxInterval: Math.round(700 + 300 * random()),
+    ...COMMON,
+    context,
+    reconnectInterval: 100,
+    reconnectMaxInterval: 1000,
+    ipv6: endpoint.includes('['),
+    sendTimeout: 1000,
   };
-}
-
-export function subscriberOptions(endpoint: string, random: () => number = Math.random): object {
-  return { ...COMMON, ...reconnect(random), ipv6: endpoint.includes('[') };
-}
-
-export function dealerOptions(endpoint: string, random: () => number = Math.random): object {
-  return { ...COMMON, ...reconnect(random), ipv6: endpoint.includes('['), sendTimeout: 1000 };
 }
 
 const MAX_MESSAGES_PER_TURN = 256;

@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import type { EndpointId, EndpointSlot } from '../../../src/endpoints/endpoint.ts';
+import { createRedials } from '../../../src/kvevents/redials.ts';
 import { createReplayPermits } from '../../../src/kvevents/replay-permits.ts';
 import { createCounterSink, MAX_LAG_SAMPLES, type IngestSource } from '../../../src/kvevents/source-status.ts';
 import { createSubscriptions } from '../../../src/kvevents/subscriptions.ts';
@@ -33,6 +34,7 @@ function someSubscriptions() {
       stop: stop('stop'),
       abandon: stop('abandon'),
       tick: () => done.push(`tick ${name}`),
+      revision: () => 0,
       restarted: () => done.push(`restarted ${name}`),
       status: () => ({ endpointId: name }) as never,
     };
@@ -132,6 +134,21 @@ describe('reconciling', () => {
       'abandon b',
       'gone b',
     ]);
+  });
+});
+
+describe('connecting again', () => {
+  test('backs off with jitter up to a second, and less often the more are gone', () => {
+    const redials = createRedials(() => 0.5);
+    redials.down();
+    expect([0, 1, 2, 3, 4, 5, 9].map((attempt) => redials.delayMs(attempt))).toEqual([45, 90, 180, 360, 720, 750, 750]);
+    for (let i = 1; i < 800; i++) redials.down();
+    expect([redials.delayMs(0), redials.delayMs(3)]).toEqual([45, 20_000]);
+    for (let i = 1; i < 800; i++) redials.up();
+    expect(redials.delayMs(3)).toBe(360);
+    const early = createRedials(() => 0).delayMs(4);
+    const late = createRedials(() => 1).delayMs(4);
+    expect(late).toBeGreaterThan(1.5 * early);
   });
 });
 
