@@ -12,5 +12,7 @@ export default {
   },
   reporters: ['default', '<rootDir>/test/support/summary-reporter.js'],
   maxWorkers: 2,
+  // A fresh process per file: zeromq's native part lives once per process and keeps the first file's environment.
+  workerIdleMemoryLimit: '1MB',
   testTimeout: 20_000,
 };

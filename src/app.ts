@@ -120,24 +120,23 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
     { listen: config.server.adminListen },
   );
-  /** Why the present list is not the newest one; null = it is. */
-  let discoveryProblem: string | null = null;
+  endpoints.onChange((change) => applyFleet(change));
   const discovery = createStaticEndpoints(
     {
       log,
       onEndpoints(specs) {
-        applyFleet(endpoints.replace(specs));
+        for (const problem of endpoints.replace(specs).problems) log.warn('endpoint not used', { problem });
         readiness.set('endpoints', 'ok');
       },
-      // A list that cannot be read changes nothing: the last good one goes on serving.
-      onProblem: (problem) => {
-        discoveryProblem = problem;
-      },
+      // A list that cannot be read changes nothing: the last good one goes on serving, and `/readyz` says so.
+      onProblem: (problem) =>
+        readiness.set('endpoints', problem === null ? 'ok' : `ok, but not the newest list: ${problem}`),
     },
     {
       file: config.discovery.file,
       inline: config.discovery.endpoints,
-      kvPort: config.kvEvents.port,
+      // Without events nobody subscribes, and several endpoints on one IP need no ports of their own.
+      kvPort: config.kvEvents.enabled ? config.kvEvents.port : null,
       replayPort: config.kvEvents.replayPort,
     },
   );
@@ -148,7 +147,6 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
 
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
-    for (const problem of change.problems) log.warn('endpoint not used', { problem });
     for (const { before, what } of change.changed) if (what === 'restarted') routed.forget(before.slot);
     const removed = change.removed.map(({ slot }) => slot);
     for (const slot of removed) routed.forget(slot);

@@ -14,6 +14,8 @@ export type AdminDeps = {
   readonly metrics: Pick<Metrics, 'text' | 'contentType'>;
   readonly readiness: Pick<Readiness, 'snapshot'>;
   endpoints(): readonly object[];
+  /** What discovery found and does not use, each with its reason: shown on top with `?all=1`. */
+  excluded(): readonly { readonly name: string; readonly reason: string }[];
   explain(input: unknown): Promise<{ readonly status: number; readonly body: unknown }>;
   /** Newest first. */
   decisions(limit: number): readonly object[];
@@ -87,7 +89,7 @@ function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
         return json(snapshot.ready ? 200 : 503, snapshot);
       }),
     ],
-    ['/api/v1/endpoints', get(() => json(200, deps.endpoints()))],
+    ['/api/v1/endpoints', get((url) => json(200, endpoints(deps, url)))],
     ['/api/v1/decisions', get((query) => decisions(deps, query))],
     ['/api/v1/config', get(() => json(200, deps.config()))],
     ['/api/v1/explain', { method: 'POST', answer: (request) => explain(deps, request) }],

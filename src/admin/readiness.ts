@@ -1,7 +1,7 @@
-/** Readiness as a set of named conditions: each is `ok` or the reason why not. */
+/** Readiness as a set of named conditions: each is `ok`, `ok, but …` for what still serves, or the reason why not. */
 
 export type Readiness = {
-  /** @param value `ok`, or a reason in a few words; @param name one of the names given at creation */
+  /** @param name one of the names given at creation; @param value `ok`, `ok, but …`, or a reason in a few words */
   set(name: string, value: string): void;
   ready(): boolean;
   snapshot(): { readonly ready: boolean; readonly conditions: Readonly<Record<string, string>> };
@@ -13,7 +13,8 @@ export type Readiness = {
 export function createReadiness(names: readonly string[]): Readiness {
   const conditions = new Map<string, string>(names.map((name) => [name, 'starting']));
   const listeners = new Set<(ready: boolean) => void>();
-  const ready = (): boolean => [...conditions.values()].every((value) => value === 'ok');
+  const ready = (): boolean =>
+    [...conditions.values()].every((value) => value === 'ok' || value.startsWith('ok, but '));
   return {
     set(name, value) {
       const before = conditions.get(name);

@@ -34,3 +34,12 @@ test('listeners hear every change of a condition, nothing twice, and no more aft
 test('a condition nobody declared is a bug and says so', () => {
   expect(() => createReadiness(['a']).set('b', 'ok')).toThrow('unknown readiness condition b, expected one of a');
 });
+
+test('what still serves with a fault is ready, and the fault is named', () => {
+  const readiness = createReadiness(['endpoints']);
+  readiness.set('endpoints', 'ok, but not the newest list: endpoints.yaml: expected a list');
+  expect(readiness.snapshot()).toEqual({
+    ready: true,
+    conditions: { endpoints: 'ok, but not the newest list: endpoints.yaml: expected a list' },
+  });
+});
