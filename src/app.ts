@@ -11,11 +11,12 @@ import type { Clock } from './clock.ts';
 import { redactedConfig, type Config } from './config.ts';
 import { createEndpointPicker, type EndpointKnowledge } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
-import type { Endpoint, EndpointSlot } from './endpoints/endpoint.ts';
+import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
 import { createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
+import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { ASSUMED_PREFILL_TOKENS_PER_SECOND, createInFlight } from './load/in-flight.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
@@ -114,6 +115,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       readiness,
       log,
       endpoints: reporter.endpointViews,
+      excluded: () => kubernetes?.excluded() ?? [],
       explain: (input) => explain(picker, config.routing.strategy, config.routing.fallbackEndpoints, input),
       decisions: (limit) => decisions.recent(limit),
       config: () => ({ ...redactedConfig(config), completionSignals: reporter.completions() }),
@@ -121,25 +123,53 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     { listen: config.server.adminListen },
   );
   endpoints.onChange((change) => applyFleet(change));
-  const discovery = createStaticEndpoints(
-    {
-      log,
-      onEndpoints(specs) {
-        for (const problem of endpoints.replace(specs).problems) log.warn('endpoint not used', { problem });
-        readiness.set('endpoints', 'ok');
+  /** Null = discovery is in order. What it had last goes on serving, and `/readyz` says so. */
+  let discoveryProblem: string | null = null;
+  let hasFleet = false;
+  const showDiscovery = (): void => {
+    const problem = discoveryProblem;
+    if (problem === null) readiness.set('endpoints', hasFleet ? 'ok' : 'starting');
+    else readiness.set('endpoints', hasFleet ? `ok, but ${problem}` : problem);
+  };
+  const discoveryDeps = {
+    log,
+    onEndpoints(specs: readonly EndpointSpec[]): void {
+      for (const problem of endpoints.replace(specs).problems) log.warn('endpoint not used', { problem });
+      hasFleet = true;
+      showDiscovery();
+    },
+    onProblem(problem: string | null): void {
+      discoveryProblem = problem;
+      showDiscovery();
+    },
+  };
+  const eventPorts = {
+    // Without events nobody subscribes, and several endpoints on one IP need no ports of their own.
+    kvPort: config.kvEvents.enabled ? config.kvEvents.port : null,
+    replayPort: config.kvEvents.replayPort,
+  };
+  const kubernetes =
+    config.discovery.mode === 'kubernetes'
+      ? createKubernetesEndpoints(
+          {
+            ...discoveryDeps,
+            clock,
+            onRelist: (reason) => metrics.discoveryRelistsTotal.inc({ reason }),
+            onFailure: (cause) => metrics.discoveryErrorsTotal.inc({ cause }),
+          },
+          { ...config.discovery.kubernetes, ...eventPorts },
+        )
+      : null;
+  const discovery =
+    kubernetes ??
+    createStaticEndpoints(
+      {
+        ...discoveryDeps,
+        // A list that cannot be read changes nothing.
+        onProblem: (problem) => discoveryDeps.onProblem(problem === null ? null : `not the newest list: ${problem}`),
       },
-      // A list that cannot be read changes nothing: the last good one goes on serving, and `/readyz` says so.
-      onProblem: (problem) =>
-        readiness.set('endpoints', problem === null ? 'ok' : `ok, but not the newest list: ${problem}`),
-    },
-    {
-      file: config.discovery.file,
-      inline: config.discovery.endpoints,
-      // Without events nobody subscribes, and several endpoints on one IP need no ports of their own.
-      kvPort: config.kvEvents.enabled ? config.kvEvents.port : null,
-      replayPort: config.kvEvents.replayPort,
-    },
-  );
+      { file: config.discovery.file, inline: config.discovery.endpoints, ...eventPorts },
+    );
 
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
   const emptied = new Set<EndpointSlot>();
@@ -182,6 +212,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   metrics.beforeScrape(() => {
     reporter.writeGauges();
     metrics.extprocStreams.set(extProc.openStreams());
+    metrics.discoveryAgeSeconds.set((kubernetes?.ageMs() ?? 0) / 1000);
   });
 
   /** Undone in reverse order, by `stop` and by a start that fails half-way. */
@@ -194,8 +225,9 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     started.push(() => tokenizer.close());
     const { address } = await admin.start();
     started.push(() => admin.stop());
-    await discovery.start();
+    // In this order, because the first list may be long in coming and `stop` must not wait for it.
     started.push(() => discovery.stop());
+    await discovery.start();
     await ingest.start();
     ingestRunning = true;
     started.push(async () => {

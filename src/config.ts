@@ -118,6 +118,11 @@ const SETTINGS = {
   'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
   'discovery.endpoints': setting(structure, null, 'static endpoints, inline; same format as the list in the file'),
   'discovery.kubernetes.namespace': setting(optional(kubernetesName), null, 'namespace of the pods; none = its own'),
+  'discovery.kubernetes.kubeconfig': setting(
+    optional(filePath),
+    null,
+    'how to reach and to sign in at the API server; none = the service account, else what kubectl would use',
+  ),
   'discovery.kubernetes.labelSelector': setting(labelSelector, 'model.aibrix.ai/name', 'which pods are endpoints'),
   'discovery.kubernetes.inferencePool': setting(
     optional(kubernetesName),
@@ -315,9 +320,10 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
       `server.decisionDeadlineMs must be above tokenizer.budgetMs (${tokenizer.budgetMs}), got ${decisionDeadlineMs} (${place('server.decisionDeadlineMs')})`,
     );
   }
-  if (discovery.mode === 'kubernetes') {
+  for (const key of ['file', 'endpoints'] as const) {
+    if (discovery.mode !== 'kubernetes' || discovery[key] === null) continue;
     found.push(
-      `discovery.mode must be static, got "kubernetes": not available in this version yet (${place('discovery.mode')})`,
+      `discovery.${key} must not be given where discovery.mode is kubernetes (${place(`discovery.${key}`)}, ${place('discovery.mode')})`,
     );
   }
   if (discovery.file !== null && discovery.endpoints !== null) {

@@ -65,6 +65,7 @@ export type Metrics = {
   readonly requestReasonsTotal: LabelledCounter<{ readonly outcome: RequestOutcome; readonly reason: string }>;
   readonly servedElsewhereTotal: Counter;
   readonly discoveryRelistsTotal: LabelledCounter<{ readonly reason: string }>;
+  readonly discoveryErrorsTotal: LabelledCounter<{ readonly cause: string }>;
   readonly discoveryAgeSeconds: Gauge;
 
   /** Models the fleet serves, by canonical name. A name that was known keeps its label: its counters must not restart. */
@@ -100,6 +101,7 @@ export function createMetrics(): Metrics {
     reason: createWordCap(MAX_WORD_LABELS),
     result: createWordCap(MAX_WORD_LABELS),
     api: createWordCap(MAX_WORD_LABELS),
+    cause: createWordCap(MAX_WORD_LABELS),
   });
   const { counter, gauge, histogram } = series;
   const waiting = 'requests waiting in the engine, as it reports';
@@ -176,6 +178,7 @@ export function createMetrics(): Metrics {
       'requests that the data plane says another endpoint than the first choice answered',
     ),
     discoveryRelistsTotal: counter.labelled('discovery_relists_total', 'full readings of the fleet', ['reason']),
+    discoveryErrorsTotal: counter.labelled('discovery_errors_total', 'failed requests to the API server', ['cause']),
     discoveryAgeSeconds: gauge.plain('discovery_age_seconds', 'time since the fleet was last known to be right'),
 
     setModels(names) {

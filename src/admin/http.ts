@@ -89,7 +89,7 @@ function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
         return json(snapshot.ready ? 200 : 503, snapshot);
       }),
     ],
-    ['/api/v1/endpoints', get((url) => json(200, endpoints(deps, url)))],
+    ['/api/v1/endpoints', get((query) => json(200, endpoints(deps, query)))],
     ['/api/v1/decisions', get((query) => decisions(deps, query))],
     ['/api/v1/config', get(() => json(200, deps.config()))],
     ['/api/v1/explain', { method: 'POST', answer: (request) => explain(deps, request) }],
@@ -108,6 +108,11 @@ async function handle(routes: ReadonlyMap<string, Route>, request: IncomingMessa
     return json(405, { error: `method must be ${route.method}, got ${request.method ?? 'none'}`, allow: route.method });
   }
   return route.answer(request, new URLSearchParams(query.join('?')));
+}
+
+function endpoints(deps: AdminDeps, query: URLSearchParams): readonly object[] {
+  if (query.get('all') !== '1') return deps.endpoints();
+  return [...deps.endpoints(), ...deps.excluded().map(({ name, reason }) => ({ name, ready: false, reason }))];
 }
 
 function decisions(deps: AdminDeps, query: URLSearchParams): Answer {

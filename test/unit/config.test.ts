@@ -231,8 +231,8 @@ describe('mistakes', () => {
 
   test.each([
     [
-      ['discovery.mode=kubernetes'],
-      'discovery.mode must be static, got "kubernetes": not available in this version yet (--set)',
+      ['discovery.mode=kubernetes', 'discovery.file=a'],
+      'discovery.file must not be given where discovery.mode is kubernetes (--set, --set)',
     ],
     [
       ['discovery.file=a', 'discovery.endpoints=[]'],

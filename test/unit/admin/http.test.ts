@@ -18,6 +18,7 @@ function anAdmin(given: Partial<AdminDeps> = {}, listen = '127.0.0.1:0'): AdminS
       metrics: createMetrics(),
       readiness: createReadiness([]),
       endpoints: () => [],
+      excluded: () => [],
       explain: async () => ({ status: 200, body: {} }),
       decisions: () => [],
       config: () => ({}),
@@ -38,6 +39,18 @@ async function started(given: Partial<AdminDeps> = {}): Promise<string> {
 const post = (url: string, body: string): Promise<Response> => fetch(`${url}/api/v1/explain`, { method: 'POST', body });
 
 describe('what is shown', () => {
+  test('/api/v1/endpoints?all=1 adds what discovery does not use, with its reason', async () => {
+    const url = await started({
+      endpoints: () => [{ name: 'pod-a' }],
+      excluded: () => [{ name: 'pod-b', reason: 'has no IP address yet' }],
+    });
+    expect(await (await fetch(`${url}/api/v1/endpoints`)).json()).toEqual([{ name: 'pod-a' }]);
+    expect(await (await fetch(`${url}/api/v1/endpoints?all=1`)).json()).toEqual([
+      { name: 'pod-a' },
+      { name: 'pod-b', ready: false, reason: 'has no IP address yet' },
+    ]);
+  });
+
   test('metrics in Prometheus form, with its content type', async () => {
     const metrics = createMetrics();
     metrics.kvEventGapsTotal.inc(3);
