@@ -254,15 +254,17 @@ export function createEngineMirror(
 
   /** Makes a hash lead to a block. @returns false when there is no room for the name */
   function name(hi: number, lo: number, position: BlockPosition, counts: Counts): boolean {
-    if (names.isFirst(position, hi, lo)) return true;
+    const given = names.give(hi, lo, owner, position);
+    if (given <= 0) return given === 0;
+    // The name is known. Other engines may mean something else by it; for one engine it is one block.
     const other = held(hi, lo);
     if (other === position) return true;
     if (other !== NO_POSITION) {
-      // One hash for two blocks: the engine's word for the first is not to be trusted any more.
+      // The engine's word for the first block is not to be trusted any more.
       counts.blocksConflicting++;
       dropAll(other);
     }
-    return names.add(hi, lo, owner, position);
+    return names.giveToo(hi, lo, owner, position) === 0;
   }
 
   function addCopies(position: BlockPosition, medium: MediumIndex, n: number): void {

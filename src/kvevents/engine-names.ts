@@ -4,11 +4,10 @@
  * algorithm or seed), that name goes into a strip of that engine's own, eight neighbouring blocks each.
  *
  * Names are the engines' 64-bit hashes, mixed by a bijection (so nothing is lost), because some engines count from 1.
- * 32 bits lie in the table, the place there and the rest beside the position: 80 bits are compared to find a block, 48
- * to see that a name is the known one.
+ * All 64 bits are compared to find a block, 48 to see that a block's first name is the one announced again.
  */
 import { NO_POSITION, type BlockPosition, type IndexOwner } from '../prefix/prefix-index.ts';
-import { createNameTable } from './name-table.ts';
+import { createNameTable, TABLE_FULL } from './name-table.ts';
 
 export type EngineNames = {
   readonly nBytes: number;
@@ -17,10 +16,13 @@ export type EngineNames = {
    * @param isHeld asked only where a name is given twice
    */
   find(hi: number, lo: number, owner: IndexOwner, isHeld: (position: BlockPosition) => boolean): BlockPosition;
-  /** Whether this is the name a block was first announced under. */
-  isFirst(position: BlockPosition, hi: number, lo: number): boolean;
-  /** Gives a block a name; the owner must not have the name in use. @returns false when there is no room */
-  add(hi: number, lo: number, owner: IndexOwner, position: BlockPosition): boolean;
+  /**
+   * Makes a name lead to a block, unless it does already or leads to another block.
+   * @returns 0 when it leads to the block now, the other block's position, `NO_ROOM` when there is no memory for it
+   */
+  give(hi: number, lo: number, owner: IndexOwner, position: BlockPosition): number;
+  /** The same although other blocks have this name too. */
+  giveToo(hi: number, lo: number, owner: IndexOwner, position: BlockPosition): number;
   /** Forgets the names that only this owner has for a block. */
   dropOwn(owner: IndexOwner, position: BlockPosition): void;
   /** Forgets all names of a block. */
@@ -29,19 +31,21 @@ export type EngineNames = {
   touch(hi: number, lo: number): number;
 };
 
+export const NO_ROOM = TABLE_FULL;
 /** Memory for every 8 positions: 6 bytes per name, which of them are set, first strip. */
 export const NAME_BYTES_PER_CHUNK = 8 * 6 + 1 + 4;
 
 const CHUNK = 8;
 /** Values with this bit lead to a name in a strip, others to a position. */
 const IN_STRIP = 0x8000_0000;
-// Words of a strip: next of its chunk, chunk, owner, names that are set, 8 upper words.
-const STRIP_WORDS = 12;
+// Words of a strip: next of its chunk, chunk, owner, names that are set, 8 upper words, 8 lower half words.
+const STRIP_WORDS = 16;
 const NEXT = 0;
 const OF_CHUNK = 1;
 const OWNER = 2;
 const SET = 3;
 const NAMES = 4;
+const HALVES = 24;
 
 /** @param nChunks chunks of the index, the highest position is below 8 · nChunks */
 export function createEngineNames(nChunks: number, maxBytes: number): EngineNames {
@@ -50,7 +54,9 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   const isSet = new Uint8Array(new SharedArrayBuffer(nChunks));
   const firstStrip = new Uint32Array(new SharedArrayBuffer(4 * nChunks));
   const nStrips = Math.floor(maxBytes / (4 * STRIP_WORDS));
-  const strips = new Uint32Array(new SharedArrayBuffer(4 * STRIP_WORDS * nStrips));
+  const stripMemory = new SharedArrayBuffer(4 * STRIP_WORDS * nStrips);
+  const strips = new Uint32Array(stripMemory);
+  const halves = new Uint16Array(stripMemory);
   /** Names an owner has in strips. */
   const nOwn: number[] = [];
   let nextStrip = 1;
@@ -116,10 +122,30 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     return strip;
   }
 
+  /** Gives the block the mixed name in a strip of the owner. */
+  function addToStrip(owner: number, position: number): number {
+    const strip = openStrip(owner, position);
+    if (strip === 0) return NO_ROOM;
+    const at = strip * STRIP_WORDS;
+    const index = position & 7;
+    strips[at + NAMES + index] = hiOfMixed;
+    halves[2 * at + HALVES + index] = loOfMixed & 0xffff;
+    if (table.insert(hiOfMixed, loOfMixed, IN_STRIP + strip * CHUNK + index, 'always') !== 0) return NO_ROOM;
+    strips[at + SET]! |= 1 << index;
+    nOwn[owner] = (nOwn[owner] ?? 0) + 1;
+    return 0;
+  }
+
+  function positionOf(value: number): number {
+    if (value < IN_STRIP) return value;
+    return strips[((value - IN_STRIP) >>> 3) * STRIP_WORDS + OF_CHUNK]! * CHUNK + (value & 7);
+  }
+
   function dropFromStrip(strip: number, position: number): void {
     const at = strip * STRIP_WORDS;
     const index = position & 7;
-    table.remove(strips[at + NAMES + index]!, IN_STRIP + strip * CHUNK + index);
+    const lo = halves[2 * at + HALVES + index]!;
+    table.remove(strips[at + NAMES + index]!, lo, IN_STRIP + strip * CHUNK + index);
     nOwn[strips[at + OWNER]!]!--;
     strips[at + SET]! &= ~(1 << index);
     if (strips[at + SET] !== 0) return;
@@ -143,7 +169,6 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       mix(hi, lo);
       let found = NO_POSITION;
       for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
-        if (hiOf(value) !== hiOfMixed) continue;
         if (value >= IN_STRIP) {
           const at = ((value - IN_STRIP) >>> 3) * STRIP_WORDS;
           if (strips[at + OWNER] !== owner) continue;
@@ -160,31 +185,33 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       }
       return found;
     },
-    isFirst(position, hi, lo) {
-      if (!isNamed(position)) return false;
+    give(hi, lo, owner, position) {
       mix(hi, lo);
-      return firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff);
-    },
-    add(hi, lo, owner, position) {
-      mix(hi, lo);
-      if (!isNamed(position)) {
-        firstHi[position] = hiOfMixed;
-        firstLo[position] = loOfMixed & 0xffff;
-        if (!table.insert(hiOfMixed, loOfMixed, position)) return false;
-        isSet[position >>> 3]! |= 1 << (position & 7);
-        return true;
+      if (isNamed(position)) {
+        if (firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff)) return 0;
+        for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
+          if (value < IN_STRIP) return value;
+          const at = ((value - IN_STRIP) >>> 3) * STRIP_WORDS;
+          if (strips[at + OWNER] !== owner) continue;
+          const other = strips[at + OF_CHUNK]! * CHUNK + (value & 7);
+          return other === position ? 0 : other;
+        }
+        return addToStrip(owner, position);
       }
-      const strip = openStrip(owner, position);
-      if (strip === 0) return false;
-      const at = strip * STRIP_WORDS;
-      const index = position & 7;
-      strips[at + NAMES + index] = hiOfMixed;
-      strips[at + SET]! |= 1 << index;
-      nOwn[owner] = (nOwn[owner] ?? 0) + 1;
-      if (table.insert(hiOfMixed, loOfMixed, IN_STRIP + strip * CHUNK + index)) return true;
-      strips[at + SET]! &= ~(1 << index);
-      nOwn[owner]!--;
-      return false;
+      firstHi[position] = hiOfMixed;
+      firstLo[position] = loOfMixed & 0xffff;
+      const known = table.insert(hiOfMixed, loOfMixed, position, 'unless present');
+      if (known === 0) isSet[position >>> 3]! |= 1 << (position & 7);
+      return known > 0 ? positionOf(known) : known;
+    },
+    giveToo(hi, lo, owner, position) {
+      mix(hi, lo);
+      if (isNamed(position)) return addToStrip(owner, position);
+      firstHi[position] = hiOfMixed;
+      firstLo[position] = loOfMixed & 0xffff;
+      const full = table.insert(hiOfMixed, loOfMixed, position, 'always');
+      if (full === 0) isSet[position >>> 3]! |= 1 << (position & 7);
+      return full;
     },
     dropOwn(owner, position) {
       if ((nOwn[owner] ?? 0) === 0) return;
@@ -194,7 +221,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     },
     drop(position) {
       if (isNamed(position)) {
-        table.remove(firstHi[position]!, position);
+        table.remove(firstHi[position]!, firstLo[position]!, position);
         isSet[position >>> 3]! &= ~(1 << (position & 7));
       }
       for (let strip = firstStrip[position >>> 3]!; strip !== 0;) {
@@ -205,7 +232,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     },
     touch(hi, lo) {
       mix(hi, lo);
-      return table.touch(hiOfMixed);
+      return table.touch(hiOfMixed, loOfMixed);
     },
   };
 }

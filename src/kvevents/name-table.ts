@@ -1,26 +1,31 @@
 /**
  * A multimap from 64-bit names to small numbers that grows a kilobyte at a time: no pause, no half-empty doubling.
- * Names are spread over sub-tables by their first bits (extendible hashing); a sub-table grows unit by unit to sixteen
- * and then splits, so its load stays high while it grows. The table keeps only the lower word of a name; the upper one,
- * which decides where an entry lies, is kept by the user and asked for when entries move.
+ * Names are spread over sub-tables by their first bits (extendible hashing); a sub-table grows to sixteen units and then
+ * splits. The table keeps the lower word of a name, which decides the bucket; the upper one, which decides the
+ * sub-table, is kept by the user and asked for when a sub-table splits.
  *
  * Names must be well mixed. A bucket is one cache line: eight lower words, eight values.
  */
 
 export type NameTable = {
   readonly nBytes: number;
-  /** @param value > 0, below 2^32. @returns false when there is no room */
-  insert(hi: number, lo: number, value: number): boolean;
-  /** Takes one entry out; it must be there. */
-  remove(hi: number, value: number): void;
-  /** First value under a name, 0 = none. Only the lower word is compared beside the place. */
+  /**
+   * Adds a value under a name, or tells that there is one already.
+   * @param value > 0, below 2^32
+   * @returns 0 when added, the value found under the name when not, `TABLE_FULL` when there is no room
+   */
+  insert(hi: number, lo: number, value: number, mode: 'unless present' | 'always'): number;
+  /** Takes one entry out; it must be there. @param lo its lower 16 bits are enough */
+  remove(hi: number, lo: number, value: number): void;
+  /** First value under a name, 0 = none. */
   first(hi: number, lo: number): number;
   /** The next value under the name of the last `first`; nothing may be changed in between. */
   next(): number;
   /** Reads where a name would lie, so that several cache misses overlap. */
-  touch(hi: number): number;
+  touch(hi: number, lo: number): number;
 };
 
+export const TABLE_FULL = -1;
 const BUCKET_ENTRIES = 8;
 const BUCKET_WORDS = 16;
 const UNIT_BUCKETS = 4;
@@ -28,10 +33,12 @@ const UNIT_ENTRIES = UNIT_BUCKETS * BUCKET_ENTRIES;
 const UNIT_WORDS = UNIT_BUCKETS * BUCKET_WORDS;
 /** Words, and a counter of two bytes per bucket. */
 const UNIT_BYTES = 4 * UNIT_WORDS + 2 * UNIT_BUCKETS;
+/** Sizes of a sub-table, in units. */
+const SIZES = [1, 2, 3, 4, 6, 8, 12, 16];
 const MAX_UNITS = 16;
 const MAX_LOAD = 0.9;
 /** A sub-table that is emptier than this gives units back. */
-const MIN_LOAD = 0.4;
+const MIN_LOAD = 0.35;
 const MAX_DEPTH = 20;
 
 /** @param hiOf upper word of the name a value is stored under */
@@ -52,7 +59,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   let nextUnit = 0;
   const freeUnits: number[] = [];
   const spill = { lo: new Uint32Array(MAX_UNITS * UNIT_ENTRIES), value: new Uint32Array(MAX_UNITS * UNIT_ENTRIES) };
-  const cursor = { sub: 0, bucket: 0, entry: 0, lo: 0, nBucketsLeft: 0 };
+  const cursor = { sub: 0, bucket: 0, entry: 0, hi: 0, lo: 0, nBucketsLeft: 0 };
   addSub(0, 1);
 
   function addSub(itsDepth: number, itsUnits: number): number {
@@ -84,8 +91,8 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   const subOf = (hi: number): number => directory[depth === 0 ? 0 : hi >>> (32 - depth)]!;
   const capacityOf = (sub: number): number => Math.floor(subUnits[sub]! * UNIT_ENTRIES * MAX_LOAD);
 
-  function homeOf(sub: number, hi: number): number {
-    return Math.floor(((hi << subDepth[sub]!) >>> 0) * (subUnits[sub]! * UNIT_BUCKETS) * 2 ** -32);
+  function homeOf(sub: number, lo: number): number {
+    return ((lo & 0xffff) * (subUnits[sub]! * UNIT_BUCKETS)) >>> 16;
   }
 
   /** Number of a bucket of a sub-table in the whole memory. */
@@ -93,9 +100,9 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     return units[sub * MAX_UNITS + (bucket >>> 2)]! * UNIT_BUCKETS + (bucket & 3);
   }
 
-  function place(sub: number, hi: number, lo: number, value: number): void {
+  function place(sub: number, lo: number, value: number): void {
     const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
-    let bucket = homeOf(sub, hi);
+    let bucket = homeOf(sub, lo);
     for (;;) {
       const at = bucketAt(sub, bucket);
       const word = at * BUCKET_WORDS;
@@ -129,13 +136,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     return n;
   }
 
-  /** One unit more, or two sub-tables instead of one. @param someHi upper word of any name that belongs there */
+  /** Some units more, or two sub-tables instead of one. @param someHi upper word of any name that belongs there */
   function grow(sub: number, someHi: number): boolean {
     if (subUnits[sub]! < MAX_UNITS) {
-      if (!hasUnits(1)) return false;
+      const more = sizeFor(subUnits[sub]! + 1) - subUnits[sub]!;
+      if (!hasUnits(more)) return false;
       const n = empty(sub);
-      addUnits(sub, 1);
-      for (let i = 0; i < n; i++) place(sub, hiOf(spill.value[i]!), spill.lo[i]!, spill.value[i]!);
+      addUnits(sub, more);
+      for (let i = 0; i < n; i++) place(sub, spill.lo[i]!, spill.value[i]!);
       return true;
     }
     const itsDepth = subDepth[sub]!;
@@ -153,13 +161,15 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     const half = 2 ** (depth - itsDepth - 1);
     const entry = someHi >>> (32 - depth);
     const first = entry - (entry % (2 * half));
-    shrinkTo(sub, unitsFor(n - nUpper));
+    const nLowerUnits = unitsFor(n - nUpper);
+    shrinkTo(sub, nLowerUnits);
+    addUnits(sub, nLowerUnits - subUnits[sub]!);
     subDepth[sub] = itsDepth + 1;
     const upper = addSub(itsDepth + 1, unitsFor(nUpper));
     directory.fill(upper, first + half, first + 2 * half);
     for (let i = 0; i < n; i++) {
-      const hi = hiOf(spill.value[i]!);
-      place(((hi >>> bit) & 1) === 0 ? sub : upper, hi, spill.lo[i]!, spill.value[i]!);
+      const isUpper = (hiOf(spill.value[i]!) >>> bit) & 1;
+      place(isUpper === 0 ? sub : upper, spill.lo[i]!, spill.value[i]!);
     }
     return true;
   }
@@ -168,7 +178,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   function shrink(sub: number): void {
     const n = empty(sub);
     shrinkTo(sub, unitsFor(n));
-    for (let i = 0; i < n; i++) place(sub, hiOf(spill.value[i]!), spill.lo[i]!, spill.value[i]!);
+    for (let i = 0; i < n; i++) place(sub, spill.lo[i]!, spill.value[i]!);
   }
 
   function scan(): number {
@@ -179,9 +189,11 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
       const at = bucketAt(sub, cursor.bucket);
       const word = at * BUCKET_WORDS;
       for (let k = cursor.entry; k < BUCKET_ENTRIES; k++) {
-        if (words[word + k] !== lo || words[word + k + BUCKET_ENTRIES] === 0) continue;
+        if (words[word + k] !== lo) continue;
+        const value = words[word + k + BUCKET_ENTRIES]!;
+        if (value === 0 || hiOf(value) !== cursor.hi) continue;
         cursor.entry = k + 1;
-        return words[word + k + BUCKET_ENTRIES]!;
+        return value;
       }
       if (passed[at] === 0) return 0;
       cursor.entry = 0;
@@ -191,23 +203,37 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     return 0;
   }
 
+  function first(hi: number, lo: number): number {
+    cursor.sub = subOf(hi);
+    cursor.bucket = homeOf(cursor.sub, lo);
+    cursor.entry = 0;
+    cursor.hi = hi;
+    cursor.lo = lo;
+    cursor.nBucketsLeft = subUnits[cursor.sub]! * UNIT_BUCKETS;
+    return scan();
+  }
+
   return {
     get nBytes() {
       return (nextUnit - freeUnits.length) * UNIT_BYTES + nSubs * (4 + 4 * MAX_UNITS) + directory.byteLength;
     },
-    insert(hi, lo, value) {
+    insert(hi, lo, value, mode) {
+      if (mode === 'unless present') {
+        const known = first(hi, lo);
+        if (known !== 0) return known;
+      }
       let sub = subOf(hi);
       while (subCount[sub]! >= capacityOf(sub)) {
-        if (!grow(sub, hi)) return false;
+        if (!grow(sub, hi)) return TABLE_FULL;
         sub = subOf(hi);
       }
-      place(sub, hi, lo, value);
-      return true;
+      place(sub, lo, value);
+      return 0;
     },
-    remove(hi, value) {
+    remove(hi, lo, value) {
       const sub = subOf(hi);
       const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
-      const home = homeOf(sub, hi);
+      const home = homeOf(sub, lo);
       for (let steps = 0, bucket = home; steps < nBuckets; steps++) {
         const word = bucketAt(sub, bucket) * BUCKET_WORDS;
         for (let k = word + BUCKET_ENTRIES; k < word + BUCKET_WORDS; k++) {
@@ -221,25 +247,23 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
         if (++bucket === nBuckets) bucket = 0;
       }
     },
-    first(hi, lo) {
-      cursor.sub = subOf(hi);
-      cursor.bucket = homeOf(cursor.sub, hi);
-      cursor.entry = 0;
-      cursor.lo = lo;
-      cursor.nBucketsLeft = subUnits[cursor.sub]! * UNIT_BUCKETS;
-      return scan();
-    },
+    first,
     next: scan,
-    touch(hi) {
+    touch(hi, lo) {
       const sub = subOf(hi);
-      return words[bucketAt(sub, homeOf(sub, hi)) * BUCKET_WORDS]!;
+      return words[bucketAt(sub, homeOf(sub, lo)) * BUCKET_WORDS]!;
     },
   };
 }
 
-/** Units that hold so many entries and one more. */
+/** The size that has so many units at least. */
+function sizeFor(nUnits: number): number {
+  return SIZES.find((size) => size >= nUnits) ?? MAX_UNITS;
+}
+
+/** Units that hold so many entries and a few more. */
 function unitsFor(nEntries: number): number {
-  return Math.min(MAX_UNITS, Math.max(1, Math.ceil((nEntries + 1) / (UNIT_ENTRIES * MAX_LOAD))));
+  return sizeFor((nEntries * 1.05 + 1) / (UNIT_ENTRIES * MAX_LOAD));
 }
 
 function copyInto<T extends Uint8Array | Uint16Array | Uint32Array>(larger: T, old: T): T {
