@@ -34,6 +34,8 @@ export type App = {
   start(): Promise<AppAddresses>;
   /** Drains and stops everything; idempotent. */
   stop(): Promise<void>;
+  /** Before an end at once: stops only what aborts the process when it is cut off, the thread with ZMQ sockets. */
+  abandon(): Promise<void>;
 };
 
 const DECISION_LOG_ENTRIES = 1000;
@@ -258,6 +260,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       }
     },
     stop: () => (stopping ??= stop()),
+    abandon: () => ingest.stop(),
   };
 }
 

@@ -80,10 +80,10 @@ function processIo(): Io {
   };
   process.on('SIGINT', onSignal);
   process.on('SIGTERM', onSignal);
-  // A reader that went away (`| head`) is no failure of ours.
+  // A reader that went away (`| head`) is no failure of ours: whatever runs ends in order.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(0);
-    throw error;
+    if (error.code !== 'EPIPE') throw error;
+    first.abort();
   });
   return {
     stdout: (line) => void process.stdout.write(`${line}\n`),
