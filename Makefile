@@ -42,4 +42,10 @@ test-kv-sync: setup ## KV events: decoding, engine blocks, streams
 test-zmq: setup ## KV events over real sockets
 	$(JEST) test/integration/kv-stream
 
-.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq
+bench-extproc: setup ## CPU and latency of one ext_proc request, next to a server that only answers (ARGS="--quick")
+	@$(NODE) test/bench/extproc.bench.ts $(ARGS)
+
+soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
+	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
+
+.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq bench-extproc soak

@@ -1,0 +1,290 @@
+/**
+ * What one request costs the server: `make bench-extproc`. The server is a process of its own on loopback; the load comes
+ * from here. CPU is that of the server process, all threads. "null" is an ext_proc server on the same grpc-js that answers
+ * without looking; "warmpath" is the whole product with three endpoints and no tokenizer; "decision" has a tokenizer over
+ * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|decision`, `--cpu-prof DIR`.
+ */
+import { fork, type ChildProcess } from 'node:child_process';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { loadServices } from '../../src/extproc/services.ts';
+import { FakePublisher, stored } from '../support/fake-publisher.ts';
+import { grpcFrame, openLoadConnection, type Exchange, type LoadConnection } from './grpc-load.ts';
+
+const { values: args } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    'cpu-prof': { type: 'string' },
+  },
+});
+
+type Mode = Exchange['mode'];
+type Run = { readonly nRequests: number; readonly perSecond: number; readonly cpuUs: number } & Percentiles;
+type Percentiles = { readonly p50Ms: number; readonly p99Ms: number };
+type ServerProcess = { readonly address: string; cpuUs(): Promise<number>; stop(): Promise<void> };
+
+const MODES: readonly Mode[] = ['BUFFERED', 'FULL_DUPLEX_STREAMED'];
+const SIZES = [1_000, 4_000, 64_000, 220_000];
+const RATES = [500, 1_000, 2_000];
+const N_CONNECTIONS = 2;
+const SECONDS = args.quick ? 1.5 : 4;
+const N_WINDOWS = 4;
+const WARM_UP_SECONDS = args.quick ? 1 : 2;
+/** An HTTP/1.1 request of this length reaches Envoy's filter in pieces of about this size. */
+const CHUNK_BYTES = 65_536;
+const MODEL = 'demo-model';
+
+const process_ = loadServices().externalProcessor['Process']!;
+const encode = (message: object): Buffer => grpcFrame(process_.requestSerialize(message) as Buffer);
+
+/** A chat of about `nBytes` that differs from every other by its number. */
+function chatBody(nBytes: number, id: number): Buffer {
+  const start = `{"model":"${MODEL}","messages":[{"role":"user","content":"${String(id).padStart(9, '0')} `;
+  const end = '"}],"max_tokens":16}';
+  const word = 'the quick brown fox jumps over the lazy dog ';
+  const text = word.repeat(Math.ceil(nBytes / word.length)).slice(0, Math.max(0, nBytes - start.length - end.length));
+  return Buffer.from(`${start}${text}${end}`);
+}
+
+function exchangeOf(mode: Mode, body: Buffer): Exchange {
+  const headers: Record<string, string> = {
+    ':authority': 'llm.example',
+    ':path': '/v1/chat/completions',
+    ':method': 'POST',
+    ':scheme': 'http',
+    'user-agent': 'OpenAI/Python 1.99.1',
+    accept: 'application/json',
+    'accept-encoding': 'gzip, deflate',
+    authorization: 'Bearer 0123456789abcdef0123456789abcdef',
+    'content-type': 'application/json',
+    'content-length': String(body.length),
+    'x-forwarded-for': '10.1.2.3',
+    'x-forwarded-proto': 'http',
+    'x-request-id': '6e9a3a3e-1f7d-4c1c-9a5b-0d2f4f3d2c1b',
+    'x-stainless-lang': 'python',
+    'x-stainless-retry-count': '0',
+  };
+  const first = encode({
+    request_headers: {
+      headers: { headers: Object.entries(headers).map(([key, value]) => ({ key, raw_value: Buffer.from(value) })) },
+    },
+    metadata_context: {},
+    protocol_config: { request_body_mode: mode },
+  });
+  const pieces: Buffer[] = [];
+  const step = mode === 'BUFFERED' ? body.length : CHUNK_BYTES;
+  for (let at = 0; at < body.length; at += step) {
+    const piece = body.subarray(at, at + step);
+    pieces.push(
+      encode({ request_body: { body: piece, end_of_stream: at + step >= body.length }, metadata_context: {} }),
+    );
+  }
+  return { mode, headers: first, body: Buffer.concat(pieces), echoBytes: mode === 'BUFFERED' ? 0 : body.length };
+}
+
+function startServer(kind: string, sections: object): Promise<ServerProcess> {
+  const profile = args['cpu-prof'];
+  const child: ChildProcess = fork(
+    fileURLToPath(new URL('extproc-server.ts', import.meta.url)),
+    [kind, JSON.stringify(sections)],
+    { execArgv: profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${profile}`] },
+  );
+  const next = <T>(): Promise<T> => new Promise((resolve) => child.once('message', (message) => resolve(message as T)));
+  return next<{ address: string }>().then(({ address }) => ({
+    address,
+    async cpuUs() {
+      const answer = next<{ cpuUs: number }>();
+      child.send('cpu');
+      return (await answer).cpuUs;
+    },
+    stop: () =>
+      new Promise<void>((resolve) => {
+        child.once('exit', () => resolve());
+        child.disconnect();
+      }),
+  }));
+}
+
+/** @param pace requests per second, started on time whatever the server does; or so many always in flight */
+async function run(
+  server: ServerProcess,
+  connections: readonly LoadConnection[],
+  next: () => Exchange,
+  pace: { readonly perSecond: number } | { readonly parallel: number },
+  seconds: number,
+): Promise<Run> {
+  const latencies: number[] = [];
+  const endings: Promise<void>[] = [];
+  let n = 0;
+  const send = async (dueMs: number): Promise<void> => {
+    const answeredAtMs = await connections[n++ % connections.length]!.request(next());
+    latencies.push(answeredAtMs - dueMs);
+  };
+  const cpuBefore = await server.cpuUs();
+  const startMs = performance.now();
+  const endMs = startMs + seconds * 1000;
+  if ('parallel' in pace) {
+    const loop = async (): Promise<void> => {
+      while (performance.now() < endMs) await send(performance.now());
+    };
+    await Promise.all(Array.from({ length: pace.parallel }, loop));
+  } else {
+    for (let due = startMs; due < endMs; due = startMs + (n * 1000) / pace.perSecond) {
+      while (performance.now() < due) await new Promise((resolve) => setTimeout(resolve, 1));
+      endings.push(send(due));
+    }
+    await Promise.all(endings);
+  }
+  const tookMs = performance.now() - startMs;
+  const cpuUs = ((await server.cpuUs()) - cpuBefore) / latencies.length;
+  latencies.sort((a, b) => a - b);
+  const at = (share: number): number =>
+    latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))]!;
+  return {
+    nRequests: latencies.length,
+    perSecond: (latencies.length * 1000) / tookMs,
+    cpuUs,
+    p50Ms: at(0.5),
+    p99Ms: at(0.99),
+  };
+}
+
+async function measure(
+  name: string,
+  server: ServerProcess,
+  next: () => Exchange,
+  parallel: number,
+  rates: readonly number[],
+): Promise<number> {
+  const connections = await Promise.all(
+    Array.from({ length: N_CONNECTIONS }, () => openLoadConnection(server.address)),
+  );
+  await run(server, connections, next, { parallel }, WARM_UP_SECONDS);
+  // The quietest of several windows: on a machine with other work the rest measure that work.
+  const windows: Run[] = [];
+  for (let i = 0; i < N_WINDOWS; i++) {
+    windows.push(await run(server, connections, next, { parallel }, SECONDS / N_WINDOWS));
+  }
+  const most = windows.reduce((a, b) => (b.cpuUs < a.cpuUs ? b : a));
+  const cells = [name, most.cpuUs.toFixed(0), `${Math.round(most.perSecond)}`];
+  for (const rate of rates) {
+    const isBeyond = rate > most.perSecond;
+    const paced = isBeyond ? null : await run(server, connections, next, { perSecond: rate }, SECONDS);
+    cells.push(
+      paced === null ? '–' : `${paced.cpuUs.toFixed(0)}; ${paced.p50Ms.toFixed(2)} / ${paced.p99Ms.toFixed(1)}`,
+    );
+  }
+  for (const connection of connections) connection.close();
+  print(`| ${cells.join(' | ')} |`);
+  return most.cpuUs;
+}
+
+function print(line: string): void {
+  process.stdout.write(`${line}\n`);
+}
+
+function printHead(rates: readonly number[]): void {
+  const paced = rates.map((rate) => `at ${rate}/s: CPU µs; p50 / p99 ms`);
+  print(`| ${['', 'CPU µs per request at most', 'most, requests/s', ...paced].join(' | ')} |`);
+  print(`|${'---|'.repeat(3 + rates.length)}`);
+}
+
+const ENDPOINTS = [1, 2, 3].map((n) => ({
+  name: `pod-${n}`,
+  address: `127.0.0.1:${n}`,
+  model: MODEL,
+  kvEvents: 'none',
+}));
+
+async function benchModes(): Promise<void> {
+  printHead(RATES);
+  for (const mode of MODES) {
+    for (const size of SIZES) {
+      const cpu: number[] = [];
+      for (const kind of ['null', 'warmpath'].filter((one) => args.only === undefined || args.only === one)) {
+        const server = await startServer(kind, { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } });
+        const bodies = Array.from({ length: 64 }, (_, i) => exchangeOf(mode, chatBody(size, i)));
+        let n = 0;
+        const next = (): Exchange => bodies[n++ % bodies.length]!;
+        cpu.push(await measure(`${kind}, ${mode}, ${size / 1000} KB`, server, next, size > 100_000 ? 8 : 32, RATES));
+        await server.stop();
+      }
+      if (cpu.length === 2)
+        print(`| warmpath ÷ null | ${(cpu[1]! / cpu[0]!).toFixed(2)} | ${'| '.repeat(1 + RATES.length)}`);
+    }
+  }
+}
+
+/** Answers every text with the same number of tokens, different ones for different prompts, from memory. */
+async function startTokenizer(nTokens: number): Promise<Server> {
+  const answers = Array.from({ length: 64 }, (_, id) => {
+    const tokens = Array.from({ length: nTokens }, (_, i) => (i * 7919 + id * 31) % 128_000);
+    return Buffer.from(JSON.stringify({ count: nTokens, max_model_len: 131_072, tokens, token_strs: null }));
+  });
+  let n = 0;
+  const server = createServer((request, response) => {
+    request.resume();
+    request.on('end', () => {
+      const answer = answers[n++ % answers.length]!;
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': answer.length }).end(answer);
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return server;
+}
+
+/** Each endpoint announces a new chain of 8 blocks 50 times a second. */
+function publish(publishers: readonly FakePublisher[]): () => void {
+  let n = 0;
+  const timer = setInterval(() => {
+    for (const publisher of publishers) {
+      const hashes = Array.from({ length: 8 }, () => ++n);
+      void publisher.publish(
+        stored(
+          hashes,
+          null,
+          Array.from({ length: 128 }, (_, i) => (n * 31 + i) % 128_000),
+        ),
+      );
+    }
+  }, 20);
+  return () => clearInterval(timer);
+}
+
+async function benchDecision(): Promise<void> {
+  printHead([]);
+  for (const [name, nTokens, nBytes] of [
+    ['1k tokens, 4 KB', 1_000, 4_000],
+    ['8k tokens, 32 KB', 8_000, 32_000],
+    ['50k tokens, 220 KB', 50_000, 220_000],
+  ] as const) {
+    const tokenizer = await startTokenizer(nTokens);
+    const publishers = await Promise.all(ENDPOINTS.map(() => FakePublisher.start()));
+    const stopPublishing = publish(publishers);
+    const endpoints = ENDPOINTS.map((endpoint, i) => ({
+      ...endpoint,
+      kvEvents: publishers[i]!.endpoint,
+      replay: publishers[i]!.replayEndpoint,
+    }));
+    const url = `http://127.0.0.1:${(tokenizer.address() as AddressInfo).port}`;
+    const server = await startServer('decision', {
+      discovery: { endpoints },
+      tokenizer: { api: 'tokenize', urls: [url], budgetMs: 2000, maxInFlight: 256 },
+    });
+    // Every prompt is new: nothing is answered from a memo.
+    let n = 0;
+    const next = (): Exchange => exchangeOf('BUFFERED', chatBody(nBytes, n++));
+    await measure(`decision, ${name}`, server, next, 16, []);
+    await server.stop();
+    stopPublishing();
+    tokenizer.close();
+    tokenizer.closeAllConnections();
+    await Promise.all(publishers.map((publisher) => publisher.stop()));
+  }
+}
+
+if (args.only !== 'decision') await benchModes();
+if (args.only === undefined || args.only === 'decision') await benchDecision();
