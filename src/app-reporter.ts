@@ -94,10 +94,11 @@ export function createReporter(deps: ReporterDeps): Reporter {
       });
     },
     end({ endpoint, model, usage }) {
-      if (usage?.cachedTokens == null) return;
-      metrics.observedCachedTokensTotal.inc({ model }, usage.cachedTokens);
+      const cached = usage?.cachedTokens ?? null;
+      if (cached === null) return;
+      metrics.observedCachedTokensTotal.inc({ model }, cached);
       const counts = cachedTokensOf(endpoint.id);
-      counts.observed = (counts.observed ?? 0) + usage.cachedTokens;
+      counts.observed = (counts.observed ?? 0) + cached;
     },
     stream(result) {
       metrics.extprocStreamsTotal.inc({ result: result.ending });
