@@ -15,7 +15,7 @@ import {
   type MediumIndex,
   type PrefixIndexWriter,
 } from '../prefix/prefix-index.ts';
-import type { EngineNames } from './engine-names.ts';
+import { NO_ROOM, type EngineNames } from './engine-names.ts';
 import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
 import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './parked-blocks.ts';
 
@@ -116,7 +116,12 @@ export function createEngineMirror(
   const oneKey = new Uint32Array(2);
   const onePosition = new Uint32Array(1);
   const oneFlag = new Uint8Array(1);
-  const removal = { medium: GPU as MediumIndex, positions: new Uint32Array(REMOVALS_AT_ONCE), n: 0 };
+  const removal = {
+    medium: GPU as MediumIndex,
+    hashes: new Uint32Array(2 * REMOVALS_AT_ONCE),
+    positions: new Uint32Array(REMOVALS_AT_ONCE),
+    n: 0,
+  };
   let groupIdx: number | null = null;
   let indexable = true;
   let partial = false;
@@ -127,7 +132,13 @@ export function createEngineMirror(
 
   /** The block this engine holds under a hash. */
   function held(hi: number, lo: number): BlockPosition {
-    const position = names.find(hi, lo, owner, isHeld);
+    names.choose(hi, lo);
+    return heldChosen();
+  }
+
+  /** The block this engine holds under the chosen name. */
+  function heldChosen(): BlockPosition {
+    const position = names.find(owner, isHeld);
     return position !== NO_POSITION && isHeld(position) ? position : NO_POSITION;
   }
 
@@ -232,10 +243,12 @@ export function createEngineMirror(
     hasher.continueBlocks(hi, lo, event.tokenIds, nBlocks, event.blockSizeTokens, extraKeys, keys);
     const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
     const { blockHashes } = event;
+    names.prepare(blockHashes, nStored, positions);
     for (let i = 0; i < nStored; i++) {
       const position = positions[i]! as BlockPosition;
+      names.chooseAt(i);
       if (wasHeld[i] === 1) addCopies(position, medium, 1);
-      if (!name(blockHashes[2 * i]!, blockHashes[2 * i + 1]!, position, counts)) {
+      if (!name(position, counts)) {
         dropAll(position);
         counts.blocksNotStored++;
         partial = true;
@@ -252,19 +265,19 @@ export function createEngineMirror(
     }
   }
 
-  /** Makes a hash lead to a block. @returns false when there is no room for the name */
-  function name(hi: number, lo: number, position: BlockPosition, counts: Counts): boolean {
-    const given = names.give(hi, lo, owner, position);
-    if (given <= 0) return given === 0;
+  /** Makes the chosen name lead to a block. @returns false when there is no room for it */
+  function name(position: BlockPosition, counts: Counts): boolean {
+    const given = names.give(owner, position);
+    if (given === 0 || given === NO_ROOM) return given === 0;
     // The name is known. Other engines may mean something else by it; for one engine it is one block.
-    const other = held(hi, lo);
+    const other = heldChosen();
     if (other === position) return true;
     if (other !== NO_POSITION) {
       // The engine's word for the first block is not to be trusted any more.
       counts.blocksConflicting++;
       dropAll(other);
     }
-    return names.giveToo(hi, lo, owner, position) === 0;
+    return names.giveToo(owner, position) === 0;
   }
 
   function addCopies(position: BlockPosition, medium: MediumIndex, n: number): void {
@@ -371,8 +384,8 @@ export function createEngineMirror(
     if (index.store(owner, GPU, parent, key, 1, onePosition, oneFlag) === 0) return NO_POSITION;
     const position = onePosition[0]! as BlockPosition;
     if (oneFlag[0] === 1) addCopies(position, GPU, 1);
-    const [hi, lo] = wordsOf(block.hash);
-    if (name(hi, lo, position, counts)) return position;
+    names.choose(...wordsOf(block.hash));
+    if (name(position, counts)) return position;
     dropAll(position);
     return NO_POSITION;
   }
@@ -394,37 +407,42 @@ export function createEngineMirror(
     const medium = mediumIndexOf(event.medium);
     if (medium !== removal.medium) flushRemovals(counts);
     removal.medium = medium;
-    for (let i = 0; i < nBlocks; i++) {
-      const hi = event.blockHashes[2 * i]!;
-      const lo = event.blockHashes[2 * i + 1]!;
-      const position = names.find(hi, lo, owner, isHeld);
-      if (position === NO_POSITION) removeParked(hi, lo, medium, counts);
+    for (let i = 0; i < event.blockHashes.length;) {
+      if (removal.n === REMOVALS_AT_ONCE) flushRemovals(counts);
+      removal.hashes[2 * removal.n] = event.blockHashes[i++]!;
+      removal.hashes[2 * removal.n++ + 1] = event.blockHashes[i++]!;
+    }
+  }
+
+  /** Engines remove block by block; neighbours are taken out of the index in one go. */
+  function flushRemovals(counts: Counts): void {
+    const { medium, hashes, positions, n } = removal;
+    if (n === 0) return;
+    removal.n = 0;
+    names.prepare(hashes, n, null);
+    let nFound = 0;
+    for (let i = 0; i < n; i++) {
+      names.chooseAt(i);
+      const position = names.find(owner, isHeld);
+      if (position === NO_POSITION) removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
       else if (extraCopies.size > 0 && takeCopy(position, medium)) counts.blocksRemoved++;
       else if (parked.size > 0 && (index.mediaAt(owner, position) & (1 << medium)) === 0) {
-        removeParked(hi, lo, medium, counts);
-      } else {
-        removal.positions[removal.n++] = position;
-        if (removal.n === REMOVALS_AT_ONCE) flushRemovals(counts);
-      }
+        removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
+      } else positions[nFound++] = position;
+    }
+    const nGone = index.remove(owner, medium, positions, nFound);
+    counts.blocksRemoved += nGone;
+    counts.blocksUnknownRemoved += nFound - nGone;
+    if (!names.hasOwn(owner)) return;
+    for (let i = 0; i < nFound; i++) {
+      const position = positions[i]! as BlockPosition;
+      if (!isHeld(position)) names.dropOwn(owner, position);
     }
   }
 
   function removeParked(hi: number, lo: number, medium: MediumIndex, counts: Counts): void {
     if (parked.size > 0 && parked.removeCopy(engineKey(hi, lo), medium)) counts.blocksRemoved++;
     else counts.blocksUnknownRemoved++;
-  }
-
-  /** Engines remove block by block; the index takes neighbours in one go. */
-  function flushRemovals(counts: Counts): void {
-    if (removal.n === 0) return;
-    const nGone = index.remove(owner, removal.medium, removal.positions, removal.n);
-    counts.blocksRemoved += nGone;
-    counts.blocksUnknownRemoved += removal.n - nGone;
-    for (let i = 0; i < removal.n; i++) {
-      const position = removal.positions[i]! as BlockPosition;
-      if (!isHeld(position)) names.dropOwn(owner, position);
-    }
-    removal.n = 0;
   }
 
   /** @returns false when there is no copy beyond the first */

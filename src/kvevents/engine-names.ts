@@ -11,24 +11,34 @@ import { createNameTable, TABLE_FULL } from './name-table.ts';
 
 export type EngineNames = {
   readonly nBytes: number;
+  /** Chooses the name that the next calls are about. */
+  choose(hi: number, lo: number): void;
   /**
-   * The block an engine means, `NO_POSITION` if none has this name. Whether the engine holds it, the index knows.
+   * Makes `chooseAt` ready for many names and reads where they lie, so that their cache misses overlap.
+   * @param positions of blocks about to get these names: those that have one already need no look
+   */
+  prepare(hashes: Uint32Array, n: number, positions: Uint32Array | null): void;
+  /** Chooses the i-th name of the last `prepare`. */
+  chooseAt(i: number): void;
+  /**
+   * The block an engine means by the chosen name, `NO_POSITION` if none has it. Whether the engine holds it, the index
+   * knows.
    * @param isHeld asked only where a name is given twice
    */
-  find(hi: number, lo: number, owner: IndexOwner, isHeld: (position: BlockPosition) => boolean): BlockPosition;
+  find(owner: IndexOwner, isHeld: (position: BlockPosition) => boolean): BlockPosition;
   /**
-   * Makes a name lead to a block, unless it does already or leads to another block.
+   * Makes the chosen name lead to a block, unless it does already or leads to another block.
    * @returns 0 when it leads to the block now, the other block's position, `NO_ROOM` when there is no memory for it
    */
-  give(hi: number, lo: number, owner: IndexOwner, position: BlockPosition): number;
+  give(owner: IndexOwner, position: BlockPosition): number;
   /** The same although other blocks have this name too. */
-  giveToo(hi: number, lo: number, owner: IndexOwner, position: BlockPosition): number;
+  giveToo(owner: IndexOwner, position: BlockPosition): number;
+  /** Whether an owner calls any block by a name that only it uses. */
+  hasOwn(owner: IndexOwner): boolean;
   /** Forgets the names that only this owner has for a block. */
   dropOwn(owner: IndexOwner, position: BlockPosition): void;
   /** Forgets all names of a block. */
   drop(position: BlockPosition): void;
-  /** Reads where a name would be, so that cache misses of several overlap. */
-  touch(hi: number, lo: number): number;
 };
 
 export const NO_ROOM = TABLE_FULL;
@@ -36,8 +46,8 @@ export const NO_ROOM = TABLE_FULL;
 export const NAME_BYTES_PER_CHUNK = 8 * 6 + 1 + 4;
 
 const CHUNK = 8;
-/** Values with this bit lead to a name in a strip, others to a position. */
-const IN_STRIP = 0x8000_0000;
+/** Values with this bit, the negative ones, lead to a name in a strip; others are positions. */
+const IN_STRIP = 0x8000_0000 | 0;
 // Words of a strip: next of its chunk, chunk, owner, names that are set, 8 upper words, 8 lower half words.
 const STRIP_WORDS = 16;
 const NEXT = 0;
@@ -49,13 +59,13 @@ const HALVES = 24;
 
 /** @param nChunks chunks of the index, the highest position is below 8 · nChunks */
 export function createEngineNames(nChunks: number, maxBytes: number): EngineNames {
-  const firstHi = new Uint32Array(new SharedArrayBuffer(4 * CHUNK * nChunks));
+  const firstHi = new Int32Array(new SharedArrayBuffer(4 * CHUNK * nChunks));
   const firstLo = new Uint16Array(new SharedArrayBuffer(2 * CHUNK * nChunks));
   const isSet = new Uint8Array(new SharedArrayBuffer(nChunks));
   const firstStrip = new Uint32Array(new SharedArrayBuffer(4 * nChunks));
   const nStrips = Math.floor(maxBytes / (4 * STRIP_WORDS));
   const stripMemory = new SharedArrayBuffer(4 * STRIP_WORDS * nStrips);
-  const strips = new Uint32Array(stripMemory);
+  const strips = new Int32Array(stripMemory);
   const halves = new Uint16Array(stripMemory);
   /** Names an owner has in strips. */
   const nOwn: number[] = [];
@@ -64,12 +74,14 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   let nFree = 0;
   let hiOfMixed = 0;
   let loOfMixed = 0;
+  let prepared = new Int32Array(128);
+  let lastRead = 0;
 
   const table = createNameTable(maxBytes, hiOf);
 
   function hiOf(value: number): number {
-    if (value < IN_STRIP) return firstHi[value]!;
-    const name = value - IN_STRIP;
+    if (value > 0) return firstHi[value]!;
+    const name = value ^ IN_STRIP;
     return strips[(name >>> 3) * STRIP_WORDS + NAMES + (name & 7)]!;
   }
 
@@ -83,8 +95,8 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     l ^= x ^ (x >>> 15);
     x = Math.imul(l ^ (l >>> 16), 0x2c1b3c6d);
     h ^= x ^ (x >>> 15);
-    hiOfMixed = h >>> 0;
-    loOfMixed = l >>> 0;
+    hiOfMixed = h | 0;
+    loOfMixed = l | 0;
   }
 
   const isNamed = (position: number): boolean => ((isSet[position >>> 3]! >>> (position & 7)) & 1) === 1;
@@ -130,22 +142,24 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     const index = position & 7;
     strips[at + NAMES + index] = hiOfMixed;
     halves[2 * at + HALVES + index] = loOfMixed & 0xffff;
-    if (table.insert(hiOfMixed, loOfMixed, IN_STRIP + strip * CHUNK + index, 'always') !== 0) return NO_ROOM;
+    if (table.insert(hiOfMixed, loOfMixed, IN_STRIP | (strip * CHUNK + index), 'always') !== 0) return NO_ROOM;
     strips[at + SET]! |= 1 << index;
     nOwn[owner] = (nOwn[owner] ?? 0) + 1;
     return 0;
   }
 
+  const hasOwn = (owner: number): boolean => (nOwn[owner] ?? 0) > 0;
+
   function positionOf(value: number): number {
-    if (value < IN_STRIP) return value;
-    return strips[((value - IN_STRIP) >>> 3) * STRIP_WORDS + OF_CHUNK]! * CHUNK + (value & 7);
+    if (value > 0) return value;
+    return strips[((value ^ IN_STRIP) >>> 3) * STRIP_WORDS + OF_CHUNK]! * CHUNK + (value & 7);
   }
 
   function dropFromStrip(strip: number, position: number): void {
     const at = strip * STRIP_WORDS;
     const index = position & 7;
     const lo = halves[2 * at + HALVES + index]!;
-    table.remove(strips[at + NAMES + index]!, lo, IN_STRIP + strip * CHUNK + index);
+    table.remove(strips[at + NAMES + index]!, lo, IN_STRIP | (strip * CHUNK + index));
     nOwn[strips[at + OWNER]!]!--;
     strips[at + SET]! &= ~(1 << index);
     if (strips[at + SET] !== 0) return;
@@ -163,14 +177,32 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
 
   return {
     get nBytes() {
-      return table.nBytes + (nextStrip - 1 - nFree) * 4 * STRIP_WORDS;
+      return (lastRead & 0) + table.nBytes + (nextStrip - 1 - nFree) * 4 * STRIP_WORDS;
     },
-    find(hi, lo, owner, isHeld) {
-      mix(hi, lo);
+    choose(hi, lo) {
+      mix(hi | 0, lo | 0);
+    },
+    prepare(hashes, n, positions) {
+      if (prepared.length < 2 * n) prepared = new Int32Array(2 ** Math.ceil(Math.log2(2 * n)));
+      let read = 0;
+      for (let i = 0; i < 2 * n; i += 2) {
+        mix(hashes[i]! | 0, hashes[i + 1]! | 0);
+        prepared[i] = hiOfMixed;
+        prepared[i + 1] = loOfMixed;
+        if (positions === null || !isNamed(positions[i >>> 1]!)) read ^= table.touch(hiOfMixed, loOfMixed);
+      }
+      // Used, so that the reads are not optimised away.
+      lastRead = read;
+    },
+    chooseAt(i) {
+      hiOfMixed = prepared[2 * i]!;
+      loOfMixed = prepared[2 * i + 1]!;
+    },
+    find(owner, isHeld) {
       let found = NO_POSITION;
       for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
-        if (value >= IN_STRIP) {
-          const at = ((value - IN_STRIP) >>> 3) * STRIP_WORDS;
+        if (value < 0) {
+          const at = ((value ^ IN_STRIP) >>> 3) * STRIP_WORDS;
           if (strips[at + OWNER] !== owner) continue;
           return (strips[at + OF_CHUNK]! * CHUNK + (value & 7)) as BlockPosition;
         }
@@ -185,13 +217,12 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       }
       return found;
     },
-    give(hi, lo, owner, position) {
-      mix(hi, lo);
+    give(owner, position) {
       if (isNamed(position)) {
         if (firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff)) return 0;
         for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
-          if (value < IN_STRIP) return value;
-          const at = ((value - IN_STRIP) >>> 3) * STRIP_WORDS;
+          if (value > 0) return value;
+          const at = ((value ^ IN_STRIP) >>> 3) * STRIP_WORDS;
           if (strips[at + OWNER] !== owner) continue;
           const other = strips[at + OF_CHUNK]! * CHUNK + (value & 7);
           return other === position ? 0 : other;
@@ -202,10 +233,9 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       firstLo[position] = loOfMixed & 0xffff;
       const known = table.insert(hiOfMixed, loOfMixed, position, 'unless present');
       if (known === 0) isSet[position >>> 3]! |= 1 << (position & 7);
-      return known > 0 ? positionOf(known) : known;
+      return known === 0 || known === NO_ROOM ? known : positionOf(known);
     },
-    giveToo(hi, lo, owner, position) {
-      mix(hi, lo);
+    giveToo(owner, position) {
       if (isNamed(position)) return addToStrip(owner, position);
       firstHi[position] = hiOfMixed;
       firstLo[position] = loOfMixed & 0xffff;
@@ -213,8 +243,9 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       if (full === 0) isSet[position >>> 3]! |= 1 << (position & 7);
       return full;
     },
+    hasOwn,
     dropOwn(owner, position) {
-      if ((nOwn[owner] ?? 0) === 0) return;
+      if (!hasOwn(owner)) return;
       for (let strip = ownStrip(owner, position); strip !== 0; strip = ownStrip(owner, position)) {
         dropFromStrip(strip, position);
       }
@@ -229,10 +260,6 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
         if (((strips[strip * STRIP_WORDS + SET]! >>> (position & 7)) & 1) === 1) dropFromStrip(strip, position);
         strip = next;
       }
-    },
-    touch(hi, lo) {
-      mix(hi, lo);
-      return table.touch(hiOfMixed, loOfMixed);
     },
   };
 }

@@ -4,14 +4,15 @@
  * splits. The table keeps the lower word of a name, which decides the bucket; the upper one, which decides the
  * sub-table, is kept by the user and asked for when a sub-table splits.
  *
- * Names must be well mixed. A bucket is one cache line: eight lower words, eight values.
+ * Names must be well mixed. A bucket is one cache line: eight lower words, eight values. All words are signed here:
+ * V8 keeps a larger number that is stored or handed over on the heap.
  */
 
 export type NameTable = {
   readonly nBytes: number;
   /**
    * Adds a value under a name, or tells that there is one already.
-   * @param value > 0, below 2^32
+   * @param value not 0
    * @returns 0 when added, the value found under the name when not, `TABLE_FULL` when there is no room
    */
   insert(hi: number, lo: number, value: number, mode: 'unless present' | 'always'): number;
@@ -25,7 +26,7 @@ export type NameTable = {
   touch(hi: number, lo: number): number;
 };
 
-export const TABLE_FULL = -1;
+export const TABLE_FULL = 0x8000_0000 | 0;
 const BUCKET_ENTRIES = 8;
 const BUCKET_WORDS = 16;
 const UNIT_BUCKETS = 4;
@@ -45,7 +46,7 @@ const MAX_DEPTH = 20;
 export function createNameTable(maxBytes: number, hiOf: (value: number) => number): NameTable {
   const nUnits = Math.max(MAX_UNITS, Math.floor(maxBytes / UNIT_BYTES));
   // Shared buffers start as untouched zero pages: only what is used takes memory.
-  const words = new Uint32Array(new SharedArrayBuffer(4 * UNIT_WORDS * nUnits));
+  const words = new Int32Array(new SharedArrayBuffer(4 * UNIT_WORDS * nUnits));
   /** Per bucket: entries that wanted to be in it or before it and lie behind it. */
   const passed = new Uint16Array(new SharedArrayBuffer(2 * UNIT_BUCKETS * nUnits));
   let directory = Uint32Array.of(0);
@@ -58,7 +59,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   let nSubs = 0;
   let nextUnit = 0;
   const freeUnits: number[] = [];
-  const spill = { lo: new Uint32Array(MAX_UNITS * UNIT_ENTRIES), value: new Uint32Array(MAX_UNITS * UNIT_ENTRIES) };
+  const spill = { lo: new Int32Array(MAX_UNITS * UNIT_ENTRIES), value: new Int32Array(MAX_UNITS * UNIT_ENTRIES) };
   const cursor = { sub: 0, bucket: 0, entry: 0, hi: 0, lo: 0, nBucketsLeft: 0 };
   addSub(0, 1);
 
