@@ -1,0 +1,75 @@
+/** Builders for tests about Kubernetes: pods, pools, adapters, and how to reach a fake API server. */
+import type { ApiAccess } from '../../src/kubernetes/api-client.ts';
+import type { FakeApiServer } from './fake-api-server.ts';
+import type { ObjectDraft } from './fake-api-store.ts';
+
+export type PodGiven = {
+  readonly name?: string;
+  readonly ip?: string | null;
+  readonly phase?: string;
+  readonly ready?: 'True' | 'False';
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly annotations?: Readonly<Record<string, string>>;
+  readonly restarts?: number;
+  readonly containerPorts?: readonly number[];
+};
+
+export const MODEL_LABEL = 'model.aibrix.ai/name';
+
+/** A running, ready vLLM pod unless told otherwise. */
+export function aPod(given: PodGiven = {}): ObjectDraft {
+  const { name = 'vllm-0', ip = '10.50.0.1', phase = 'Running', ready = 'True', restarts = 0 } = given;
+  const containerID = `containerd://${name}-${restarts}`;
+  return {
+    metadata: {
+      name,
+      labels: { [MODEL_LABEL]: 'demo-model', ...given.labels },
+      ...(given.annotations === undefined ? {} : { annotations: given.annotations }),
+    },
+    spec: {
+      containers: [
+        { name: 'vllm', ports: (given.containerPorts ?? [8000]).map((containerPort) => ({ containerPort })) },
+      ],
+    },
+    status: {
+      phase,
+      ...(ip === null ? {} : { podIP: ip, podIPs: [{ ip }] }),
+      conditions: [
+        { type: 'Initialized', status: 'True' },
+        { type: 'Ready', status: ready },
+      ],
+      containerStatuses: [{ name: 'vllm', restartCount: restarts, containerID }],
+    },
+  };
+}
+
+export function aPool(
+  given: { name?: string; matchLabels?: Record<string, string>; ports?: readonly number[] } = {},
+): ObjectDraft {
+  const { name = 'pool', matchLabels = { app: 'vllm' }, ports = [8000] } = given;
+  return {
+    metadata: { name },
+    spec: {
+      selector: { matchLabels },
+      targetPorts: ports.map((number) => ({ number })),
+      endpointPickerRef: { name: 'warmpath' },
+    },
+  };
+}
+
+export function anAdapter(name: string, instances: readonly string[]): ObjectDraft {
+  return {
+    metadata: { name },
+    spec: { baseModel: 'demo-model', artifactURL: `huggingface://org/${name}`, podSelector: {} },
+    status: { phase: 'Running', instances },
+  };
+}
+
+/** The access a service account gives; the token is the one the server wants now unless told otherwise. */
+export function accessTo(server: FakeApiServer, token: () => string = () => server.token): ApiAccess {
+  return {
+    server: new URL(server.url),
+    namespace: server.namespace,
+    credentials: async () => ({ headers: { authorization: `Bearer ${token()}` }, tls: {} }),
+  };
+}
