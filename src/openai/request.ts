@@ -15,8 +15,8 @@ export type Api = 'chat' | 'completions' | 'other';
 
 /** Prompt of a request, as far as it matters for the KV cache. */
 export type Prompt =
-  /** Chat: the template turns it into tokens, only the engine's tokenizer knows how. */
-  | { readonly kind: 'messages' }
+  /** Chat: the template turns it into tokens, only the engine's tokenizer knows how. `ranges` are the messages in the body. */
+  | { readonly kind: 'messages'; readonly ranges: readonly ByteRange[] }
   /** One chain per text; `ranges` are the JSON strings in the body, quotes included. */
   | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly ranges: readonly ByteRange[] }
   /** Already tokens: one chain per list, ids in 0…2³²−1. */
@@ -120,6 +120,8 @@ export function apiOf(path: string): Api {
 type Scan = {
   readonly fields: ReadonlyMap<FieldName, FieldValue>;
   readonly prompt: PromptReading | null;
+  /** Elements of `messages`, of the last one of several. */
+  readonly messages: readonly ByteRange[];
   readonly problem: JsonProblem | null;
 };
 
@@ -130,6 +132,7 @@ function scanBody(api: Api, body: Uint8Array): Scan {
   let prompt: PromptReading | null = null;
   let nPrompts = 0;
   let lastPrompt = 0;
+  let messages: ByteRange[] = [];
   const visit = (key: string): boolean => {
     if (!KNOWN_FIELDS.has(key)) return scanner.skipValue();
     const start = scanner.pos;
@@ -139,6 +142,8 @@ function scanBody(api: Api, body: Uint8Array): Scan {
       prompt = nPrompts++ === 0 ? readPrompt(scanner) : { kind: 'absent' };
       lastPrompt = start;
       if (nPrompts > 1) scanner.skipValue();
+    } else if (key === 'messages' && api === 'chat' && kind === 'array') {
+      messages = readElements(scanner);
     } else {
       scanner.skipValue();
     }
@@ -156,7 +161,19 @@ function scanBody(api: Api, body: Uint8Array): Scan {
     again.pos = lastPrompt;
     prompt = readPrompt(again);
   }
-  return { fields, prompt, problem: complete ? null : scanner.problem };
+  return { fields, prompt, messages, problem: complete ? null : scanner.problem };
+}
+
+/** Where the elements of a list stand. */
+function readElements(scanner: JsonScanner): ByteRange[] {
+  const ranges: ByteRange[] = [];
+  scanner.array(() => {
+    const start = scanner.pos;
+    const complete = scanner.skipValue();
+    ranges.push({ start, end: scanner.pos });
+    return complete;
+  });
+  return ranges;
 }
 
 function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, cut: 'yes' | 'no'): ParsedRequest {
@@ -198,7 +215,7 @@ function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, c
   };
 }
 
-function chatPrompt(body: Uint8Array, { fields }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {
+function chatPrompt(body: Uint8Array, { fields, messages: ranges }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {
   const messages = fields.get('messages');
   if (messages !== undefined && messages.kind !== 'array') {
     return bad(`\`messages\` must be a list of messages, got ${describe(body, messages)}`, 'messages');
@@ -206,10 +223,8 @@ function chatPrompt(body: Uint8Array, { fields }: Scan, cut: 'yes' | 'no'): Prom
   // Tools and template arguments behind the cut change the tokens, so messages alone are worth nothing.
   if (cut === 'yes') return { kind: 'none' };
   if (messages === undefined) return bad('`messages` must be a list of messages, got nothing', 'messages');
-  const scanner = new JsonScanner(body.subarray(messages.start + 1, messages.end - 1));
-  if (scanner.peekKind() === null)
-    return bad('`messages` must hold at least one message, got an empty list', 'messages');
-  return { kind: 'messages' };
+  if (ranges.length === 0) return bad('`messages` must hold at least one message, got an empty list', 'messages');
+  return { kind: 'messages', ranges };
 }
 
 function completionsPrompt({ prompt, fields }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {

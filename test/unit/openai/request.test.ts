@@ -43,7 +43,7 @@ describe('a chat request', () => {
       api: 'chat',
       model: 'demo-model',
       stream: true,
-      prompt: { kind: 'messages' },
+      prompt: { kind: 'messages', ranges: [expect.anything()] },
       cacheSalt: 'a\u00e9"',
       maxTokens: 7,
     });
@@ -100,7 +100,11 @@ describe('a chat request', () => {
     ['tool calls', [{ role: 'assistant', content: null, tool_calls: [{ id: '1' }] }]],
     ['shapes nobody knows yet', [{ role: 'user', content: 5 }, 'text']],
   ])('with %s is left to the engine', (_, messages) => {
-    expect(aChatRequest({ messages }).prompt).toEqual({ kind: 'messages' });
+    const { prompt, body } = aChatRequest({ messages });
+    if (prompt.kind !== 'messages') throw new Error(`expected messages, got ${prompt.kind}`);
+    expect(prompt.ranges.map(({ start, end }) => JSON.parse(Buffer.from(body).toString('utf8', start, end)))).toEqual(
+      messages,
+    );
   });
 });
 
