@@ -2,6 +2,8 @@
  * The ZMQ side of a simulated engine: a PUB socket for live batches and a ROUTER that replays buffered ones, with vLLM's
  * frames, limits and silences. One loop serves both, so a long replay delays live batches, as in vLLM.
  */
+import { createServer } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Publisher, Router } from 'zeromq';
 import { WarmpathError, errorText } from '../errors.ts';
 
@@ -49,7 +51,8 @@ const EMPTY = Buffer.alloc(0);
 /** Waiting at once; further ones are dropped, as a full ZMQ queue would. */
 const MAX_REPLAY_REQUESTS = 1000;
 /** The port may then still be taken for a moment; nothing else depends on it. */
-const UNBIND_TIMEOUT_MS = 500;
+const FREE_TIMEOUT_MS = 500;
+const FREE_POLL_MS = 2;
 const END_SEQ = Buffer.alloc(8, 0xff);
 
 export function createEventPublisher(options: EventPublisherOptions): EventPublisher {
@@ -173,10 +176,11 @@ export function createEventPublisher(options: EventPublisherOptions): EventPubli
       sockets = null;
       outgoing.length = 0;
       notify();
-      await Promise.allSettled([unbind(publisher), unbind(router)]);
+      const endpoints = [publisher.lastEndpoint, router.lastEndpoint];
       publisher.close();
       router.close();
       await loops;
+      for (const endpoint of endpoints) if (endpoint !== null) await whenFree(endpoint);
     },
   };
 }
@@ -200,17 +204,23 @@ async function bind(socket: Publisher | Router, host: string, port: number): Pro
   }
 }
 
-/** Resolves when the listening port is free: ZMQ closes it in its own thread some time after `unbind` returned. */
-async function unbind(socket: Publisher | Router): Promise<void> {
-  const endpoint = socket.lastEndpoint;
-  if (endpoint === null) return;
-  await new Promise<void>((resolve) => {
-    const giveUp = setTimeout(resolve, UNBIND_TIMEOUT_MS);
-    socket.events.on('close', ({ address }) => {
-      if (address !== endpoint) return;
-      clearTimeout(giveUp);
-      resolve();
-    });
-    socket.unbind(endpoint).catch(resolve);
+/**
+ * Resolves when the port may be listened on again: ZMQ gives it back in its own thread some time after `close` returned.
+ * Asked for by listening: an `unbind` with clients connected can fail an assertion of libzmq 4.3.5 and end the process.
+ */
+async function whenFree(endpoint: string): Promise<void> {
+  const { hostname, port } = new URL(endpoint.replace(/^tcp:/, 'http:'));
+  const deadlineMs = performance.now() + FREE_TIMEOUT_MS;
+  while (!(await isFree(hostname.replace(/^\[|\]$/g, ''), Number(port)))) {
+    if (performance.now() > deadlineMs) return;
+    await delay(FREE_POLL_MS);
+  }
+}
+
+function isFree(host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen({ host, port, exclusive: true }, () => server.close(() => resolve(true)));
   });
 }
