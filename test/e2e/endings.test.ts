@@ -1,0 +1,419 @@
+/** Every size and framing of a request, and every way a request can end, through a real Envoy. */
+import { createHash, randomBytes } from 'node:crypto';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import http2 from 'node:http2';
+import { request as httpRequest } from 'node:http';
+import { createInterface } from 'node:readline';
+import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { createApp, type App, type AppAddresses } from '../../src/app.ts';
+import { systemClock } from '../../src/clock.ts';
+import type { EnvoyBootstrap, EnvoyTemplate } from '../../src/demo/envoy-config.ts';
+import type { EnvoyProcess } from '../../src/demo/envoy-process.ts';
+import { silentLog } from '../../src/log.ts';
+import { startEchoUpstream, type Echo, type EchoUpstream } from '../support/echo-upstream.ts';
+import { startTestEnvoy } from '../support/envoy.ts';
+import { eventually, MODEL, stageConfig } from './stage.ts';
+
+type Stage = {
+  readonly upstream: EchoUpstream;
+  readonly warmpath: AppAddresses;
+  readonly envoy: EnvoyProcess;
+  end(): Promise<void>;
+};
+type Change = (bootstrap: Filters) => void;
+/** The parts of a bootstrap these tests turn. */
+type Filters = {
+  static_resources: {
+    listeners: [
+      {
+        filter_chains: [
+          {
+            filters: [{ typed_config: { http_filters: { typed_config: FilterConfig }[] } }];
+          },
+        ];
+      },
+    ];
+    clusters: { name: string; health_checks?: HealthCheck[]; load_assignment: LoadAssignment }[];
+  };
+};
+type FilterConfig = { failure_mode_allow: boolean; processing_mode: Record<string, string> };
+type HealthCheck = { interval: string; no_traffic_interval: string };
+type LoadAssignment = { endpoints: [{ lb_endpoints: object[] }] };
+
+const filterOf = (bootstrap: Filters): FilterConfig =>
+  bootstrap.static_resources.listeners[0].filter_chains[0].filters[0].typed_config.http_filters[0]!.typed_config;
+const failClosed: Change = (bootstrap) => void (filterOf(bootstrap).failure_mode_allow = false);
+
+async function setUp(template: EnvoyTemplate, change: Change = () => undefined): Promise<Stage> {
+  const upstream = await startEchoUpstream();
+  const app = createApp(appConfig(upstream), { log: silentLog, clock: systemClock });
+  const warmpath = await app.start();
+  const envoy = await startTestEnvoy(
+    { template, withExtProc: 'yes', extProcAddress: warmpath.grpc, pods: [upstream.address] },
+    (bootstrap: EnvoyBootstrap) => change(bootstrap as unknown as Filters),
+  );
+  return {
+    upstream,
+    warmpath,
+    envoy,
+    async end() {
+      await envoy.stop();
+      await app.stop();
+      await upstream.stop();
+    },
+  };
+}
+
+function appConfig(upstream: EchoUpstream, server: object = {}): ReturnType<typeof stageConfig> {
+  const endpoints = [{ name: 'echo', address: upstream.address, model: MODEL, kvEvents: 'none' }];
+  return stageConfig([], { discovery: { endpoints }, tokenizer: { api: 'none' }, server });
+}
+
+async function nothingLeft({ warmpath }: Pick<Stage, 'warmpath'>): Promise<void> {
+  await eventually(async () => {
+    const text = await (await fetch(`http://${warmpath.admin}/metrics`)).text();
+    const left = /^warmpath_(?:extproc_streams|endpoint_in_flight_\w+)(?:\{.*\})? [^0].*$/m.exec(text);
+    return left === null ? 'done' : `left over: ${left[0]}`;
+  });
+}
+
+describe('bodies of every size and framing arrive unchanged', () => {
+  const modes: readonly { name: string; template: EnvoyTemplate; change?: Change }[] = [
+    { name: 'BUFFERED', template: 'buffered' },
+    {
+      name: 'BUFFERED_PARTIAL',
+      template: 'buffered',
+      change: (bootstrap) => void (filterOf(bootstrap).processing_mode['request_body_mode'] = 'BUFFERED_PARTIAL'),
+    },
+    { name: 'FULL_DUPLEX_STREAMED', template: 'full-duplex' },
+    {
+      name: 'STREAMED',
+      template: 'buffered',
+      change: (bootstrap) => void (filterOf(bootstrap).processing_mode['request_body_mode'] = 'STREAMED'),
+    },
+    { name: 'NONE', template: 'headers-only' },
+  ];
+  const sizes = [1024, 64 * 1024, 1024 * 1024, 8 * 1024 * 1024];
+  const framings = {
+    'content-length': viaHttp1,
+    chunked: viaHttp1,
+    'expect: 100-continue': viaHttp1,
+    'HTTP/2': viaHttp2,
+  };
+
+  test.each(modes)('in $name', async ({ template, change }) => {
+    const stage = await setUp(template, change);
+    try {
+      for (const size of sizes) {
+        const body = randomBytes(size);
+        const md5 = createHash('md5').update(body).digest('hex');
+        for (const [framing, send] of Object.entries(framings)) {
+          const { status, text } = await send(stage.envoy.listenerAddress, body, framing);
+          const got = status === 200 ? (JSON.parse(text) as Echo) : { bytes: -1, md5: text };
+          expect({ size, framing, status, bytes: got.bytes, md5: got.md5 }).toEqual({
+            size,
+            framing,
+            status: 200,
+            bytes: size,
+            md5,
+          });
+        }
+      }
+      await nothingLeft(stage);
+    } finally {
+      await stage.end();
+    }
+  });
+});
+
+async function viaHttp1(address: string, body: Buffer, framing: string): Promise<{ status: number; text: string }> {
+  const headers: Record<string, string> = { 'content-type': 'application/octet-stream' };
+  if (framing !== 'chunked') headers['content-length'] = String(body.length);
+  if (framing.startsWith('expect')) headers['expect'] = '100-continue';
+  const request = httpRequest(`http://${address}/anything`, { method: 'POST', headers, agent: false });
+  if (framing.startsWith('expect')) {
+    request.flushHeaders();
+    await once(request, 'continue');
+  }
+  const answered = once(request, 'response');
+  for (let at = 0; at < body.length; at += 100_000) request.write(body.subarray(at, at + 100_000));
+  request.end();
+  const [response] = (await answered) as [NodeJS.ReadableStream & { statusCode: number }];
+  return { status: response.statusCode, text: await textOf(response) };
+}
+
+async function viaHttp2(address: string, body: Buffer): Promise<{ status: number; text: string }> {
+  const session = http2.connect(`http://${address}`);
+  try {
+    const stream = session.request({ ':method': 'POST', ':path': '/anything' });
+    const answered = once(stream, 'response');
+    stream.end(body);
+    const [headers] = (await answered) as [http2.IncomingHttpHeaders & { ':status': number }];
+    return { status: headers[':status'], text: await textOf(stream) };
+  } finally {
+    session.destroy();
+  }
+}
+
+async function textOf(stream: NodeJS.ReadableStream): Promise<string> {
+  let text = '';
+  for await (const chunk of stream) text += String(chunk);
+  return text;
+}
+
+describe.each(['buffered', 'full-duplex'] as const)('%s', (template) => {
+  let stage: Stage;
+  beforeAll(async () => {
+    stage = await setUp(template);
+  });
+  afterAll(() => stage.end());
+
+  test('a client may go away in the middle of its body, while it waits, and in the middle of its answer', async () => {
+    const { listenerAddress } = stage.envoy;
+    const post = (path: string): ReturnType<typeof httpRequest> => {
+      const request = httpRequest(`http://${listenerAddress}${path}`, {
+        method: 'POST',
+        headers: { 'content-length': '2000' },
+        agent: false,
+      });
+      request.on('error', () => undefined);
+      return request;
+    };
+    for (let i = 0; i < 3; i++) {
+      const sending = post('/anything');
+      sending.write('x'.repeat(1000));
+      const waiting = post('/slow?ms=5000');
+      waiting.end('x'.repeat(2000));
+      const reading = post('/stream?ms=5000');
+      reading.end('x'.repeat(2000));
+      const [answer] = (await once(reading, 'response')) as [NodeJS.ReadableStream];
+      await once(answer, 'data');
+      for (const request of [sending, waiting, reading]) request.destroy();
+    }
+    await nothingLeft(stage);
+    await eventually(() => (stage.upstream.nOpen() === 0 ? 'done' : `${stage.upstream.nOpen()} answers still open`));
+  });
+
+  test('a pod may reset before its answer and in the middle of it', async () => {
+    const { listenerAddress } = stage.envoy;
+    const before = await fetch(`http://${listenerAddress}/reset`, { method: 'POST', body: '{}' });
+    expect(before.status).toBe(503);
+    const cut = await fetch(`http://${listenerAddress}/cut`, { method: 'POST', body: '{}' });
+    await expect(cut.text()).rejects.toThrow();
+    await nothingLeft(stage);
+  });
+
+  test('2,000 slow requests at once are all answered', async () => {
+    const sessions = [0, 1].map(() => http2.connect(`http://${stage.envoy.listenerAddress}`));
+    const send = async (i: number): Promise<string> => {
+      const stream = sessions[i % 2]!.request({ ':method': 'POST', ':path': '/slow?ms=1500' });
+      stream.end(JSON.stringify({ model: MODEL, i }));
+      const [headers] = (await once(stream, 'response')) as [{ ':status': number }];
+      return `${headers[':status']} ${await textOf(stream)}`;
+    };
+    let most = 0;
+    const watch = setInterval(() => (most = Math.max(most, stage.upstream.nOpen())), 20);
+    try {
+      const answers = await Promise.all(Array.from({ length: 2_000 }, (_, i) => send(i)));
+      expect(new Set(answers)).toEqual(new Set(['200 slow']));
+      // They really were there together, most of them.
+      expect(most).toBeGreaterThan(1_000);
+    } finally {
+      clearInterval(watch);
+      for (const session of sessions) session.destroy();
+    }
+    await nothingLeft(stage);
+  });
+});
+
+describe('a Warmpath that is killed', () => {
+  const cases: readonly { name: string; template: EnvoyTemplate; change: Change; running: string; later: number }[] = [
+    {
+      name: 'fail-open, BUFFERED: answers go on, new requests too',
+      template: 'buffered',
+      change: () => undefined,
+      running: 'whole',
+      later: 200,
+    },
+    {
+      name: 'fail-closed, BUFFERED: answers in flight are cut, new requests are refused',
+      template: 'buffered',
+      change: failClosed,
+      running: 'cut',
+      later: 500,
+    },
+    {
+      name: 'fail-open, FULL_DUPLEX_STREAMED: answers in flight are cut, new requests go on',
+      template: 'full-duplex',
+      change: () => undefined,
+      running: 'cut',
+      later: 200,
+    },
+  ];
+  test.each(cases)('$name; and it is asked again once it is back', async ({ template, change, running, later }) => {
+    const upstream = await startEchoUpstream();
+    const first = await startProcess(upstream, '127.0.0.1:0');
+    const envoy = await startTestEnvoy(
+      { template, withExtProc: 'yes', extProcAddress: first.grpc, pods: [upstream.address] },
+      (bootstrap: EnvoyBootstrap) => {
+        const filters = bootstrap as unknown as Filters;
+        change(filters);
+        checkOften(filters);
+      },
+    );
+    let second: Awaited<ReturnType<typeof startProcess>> | null = null;
+    const send = (path: string): Promise<Response> =>
+      fetch(`http://${envoy.listenerAddress}${path}`, { method: 'POST', body: '{}' });
+    try {
+      const answer = await send('/stream?ms=1500');
+      expect(answer.status).toBe(200);
+      const text = answer.text().then(
+        (whole) => (whole.endsWith('whole') ? 'whole' : 'cut'),
+        () => 'cut',
+      );
+      await first.kill();
+      expect(await text).toBe(running);
+      // Until the next health check sees it.
+      await eventually(async () => {
+        const { status } = await send('/anything');
+        return status === later ? 'done' : `answered with ${status}`;
+      });
+      second = await startProcess(upstream, first.grpc);
+      await eventually(async () => {
+        await send('/anything');
+        const picked = envoy.accessLog().at(-1) ?? '';
+        return picked.includes(`picked=${upstream.address}`) ? 'done' : picked;
+      });
+    } finally {
+      await envoy.stop();
+      await second?.kill();
+      await first.kill();
+      await upstream.stop();
+    }
+  });
+});
+
+/** `warmpath serve` as a process that can be killed. */
+async function startProcess(
+  upstream: EchoUpstream,
+  grpcListen: string,
+): Promise<{ grpc: string; kill(): Promise<void> }> {
+  const endpoints = JSON.stringify([{ name: 'echo', address: upstream.address, model: MODEL, kvEvents: 'none' }]);
+  const sets = {
+    'server.grpcListen': grpcListen,
+    'server.healthListen': '127.0.0.1:0',
+    'server.adminListen': '127.0.0.1:0',
+    'tokenizer.api': 'none',
+    'discovery.endpoints': endpoints,
+  };
+  const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+  const args = Object.entries(sets).flatMap(([key, value]) => ['--set', `${key}=${value}`]);
+  const child: ChildProcess = spawn(process.execPath, [main, 'serve', ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: {},
+  });
+  const exit = once(child, 'exit');
+  for await (const line of createInterface({ input: child.stdout! })) {
+    if (!line.includes('"msg":"serving"')) continue;
+    const { grpc } = JSON.parse(line) as { grpc: string };
+    child.stdout!.resume();
+    return {
+      grpc,
+      async kill() {
+        child.kill('SIGKILL');
+        await exit;
+      },
+    };
+  }
+  throw new Error('warmpath serve ended before it served');
+}
+
+/** A test cannot wait the two seconds that production can. */
+function checkOften({ static_resources: { clusters } }: Filters): void {
+  for (const { health_checks: checks } of clusters) {
+    for (const check of checks ?? []) check.interval = check.no_traffic_interval = '0.2s';
+  }
+}
+
+describe('two replicas', () => {
+  test('a rolling restart under steady load loses no request, though Envoy forgives nothing', async () => {
+    const upstream = await startEchoUpstream();
+    // Envoy's checks every 0.2 s, and the second for which it collects changes of health before it acts on them.
+    const drain = { drainDelayMs: 1_500, drainTimeoutMs: 3_000 };
+    const apps: App[] = [];
+    const addresses: string[] = [];
+    const startReplica = async (i: number): Promise<void> => {
+      const server = { ...drain, ...(addresses[i] === undefined ? {} : { grpcListen: addresses[i] }) };
+      apps[i] = createApp(appConfig(upstream, server), { log: silentLog, clock: systemClock });
+      addresses[i] = (await apps[i]!.start()).grpc;
+    };
+    await startReplica(0);
+    await startReplica(1);
+    const envoys = await Promise.all(
+      (['buffered', 'full-duplex'] as const).map((template) =>
+        startTestEnvoy(
+          { template, withExtProc: 'yes', extProcAddress: addresses[0]!, pods: [upstream.address] },
+          (bootstrap: EnvoyBootstrap) => {
+            const filters = bootstrap as unknown as Filters;
+            failClosed(filters);
+            checkOften(filters);
+            setMembers(filters, addresses);
+          },
+        ),
+      ),
+    );
+    const met = new Map<string, number>();
+    const count = (what: string): void => void met.set(what, (met.get(what) ?? 0) + 1);
+    const sent: Promise<void>[] = [];
+    let running = true;
+    const send = async (listener: string, path: string): Promise<void> => {
+      const response = await fetch(`http://${listener}${path}`, { method: 'POST', body: '{"model":"x"}' });
+      const text = await response.text();
+      const isWhole = !path.startsWith('/stream') || text.endsWith('whole');
+      count(isWhole ? String(response.status) : `${response.status} cut`);
+    };
+    const load = async ({ listenerAddress }: EnvoyProcess): Promise<void> => {
+      for (let n = 0; running; n++) {
+        const path = n % 4 === 0 ? '/stream?ms=900' : '/anything';
+        sent.push(send(listenerAddress, path).catch((error: unknown) => count(String(error))));
+        await delay(8);
+      }
+    };
+    try {
+      const loading = envoys.map(load);
+      await delay(50);
+      for (const i of [0, 1]) {
+        await apps[i]!.stop();
+        await startReplica(i);
+        // Both Envoys must be using it again before the other one goes.
+        for (const envoy of envoys) await eventually(() => isAsked(envoy, addresses[i]!));
+      }
+      running = false;
+      await Promise.all(loading);
+      await Promise.all(sent);
+      expect([...met.keys()]).toEqual(['200']);
+      expect(met.get('200')).toBeGreaterThan(200);
+    } finally {
+      running = false;
+      await Promise.all(apps.map((app) => app.stop()));
+      await Promise.all(envoys.map((envoy) => envoy.stop()));
+      await upstream.stop();
+    }
+  });
+});
+
+function setMembers({ static_resources: { clusters } }: Filters, addresses: readonly string[]): void {
+  const members = clusters.find(({ name }) => name === 'warmpath')!.load_assignment;
+  members.endpoints[0].lb_endpoints = addresses.map((address) => {
+    const [host, port] = address.split(':');
+    return { endpoint: { address: { socket_address: { address: host, port_value: Number(port) } } } };
+  });
+}
+
+async function isAsked({ adminAddress }: EnvoyProcess, member: string): Promise<string> {
+  const clusters = await (await fetch(`http://${adminAddress}/clusters`)).text();
+  return clusters.includes(`warmpath::${member}::cx_active::0`) ? `${member} is not asked yet` : 'done';
+}
