@@ -17,7 +17,7 @@ import { createExtProcServer, type ExtProcServerOptions } from './extproc/server
 import { createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
-import { ASSUMED_PREFILL_TOKENS_PER_SECOND, createInFlight } from './load/in-flight.ts';
+import { createInFlight } from './load/in-flight.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
@@ -88,7 +88,6 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     {
       budgetMs: config.tokenizer.budgetMs,
       fallbackEndpoints: config.routing.fallbackEndpoints,
-      prefillTokensPerSecond: ASSUMED_PREFILL_TOKENS_PER_SECOND,
     },
   );
   const extProc = createExtProcServer(

@@ -90,7 +90,6 @@ export type PickerDeps = {
 export type PickerOptions = {
   readonly budgetMs: number;
   readonly fallbackEndpoints: number;
-  readonly prefillTokensPerSecond: number;
 };
 
 /** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
@@ -198,6 +197,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const load = inFlight.load(endpoint.slot);
       return { endpoint, trust, matchedBlocks, matchedTokens, uncachedTokens: promptTokens - matchedTokens, load };
     });
+    const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
+    const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const { order, costsMs, reason } = schedule({
       candidates: views.map(({ endpoint, trust, matchedTokens, load }) => ({
         address: endpoint.address,
@@ -206,8 +207,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         load,
       })),
       promptTokens,
-      tieKey: matches[0]?.tieKey ?? 0,
-      prefillTokensPerSecond: options.prefillTokensPerSecond,
+      tieKey,
+      sharers,
     });
     const chains = new Map<number, readonly BlockHashes[]>();
     for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
@@ -234,7 +235,6 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     readonly usableBlocks: readonly number[];
     readonly announced: readonly PrefixMatch[];
     readonly routed: readonly RoutedMatch[];
-    readonly tieKey: number;
   };
 
   function matchChains(
@@ -250,14 +250,29 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const extraKeys = requestExtraKeys(request.cacheSalt, features, blockSizeTokens, nBlocks);
       return deps.hasher.blocks(tokenIds, root, blockSizeTokens, extraKeys);
     });
-    const longest = hashes.reduce<BlockHashes | null>((a, b) => (a === null || b.length > a.length ? b : a), null);
     return {
       blockSizeTokens,
       hashes,
       usableBlocks: tokenChains.map(({ tokenIds }) => Math.floor(Math.max(0, tokenIds.length - 1) / blockSizeTokens)),
       announced: hashes.map((chain) => deps.index.longestMatch(chain)),
       routed: hashes.map((chain) => routed.longestMatch(chain)),
-      tieKey: longest && longest.length > 0 ? longest[longest.length - 1]! : 0,
+    };
+  }
+
+  /** What the scheduler wants to know of the prefix, taken from the longest of the chains. */
+  function prefixTraits(
+    { hashes, routed: onTheWay, blockSizeTokens }: ChainMatches,
+    mostCachedTokens: number,
+    among: readonly Endpoint[],
+  ): { tieKey: number; sharers: number } {
+    const longest = hashes.reduce((best, chain, i) => (chain.length > hashes[best]!.length ? i : best), 0);
+    const chain = hashes[longest];
+    if (!chain || chain.length === 0) return { tieKey: 0, sharers: 0 };
+    const nCached = Math.min(Math.floor(mostCachedTokens / blockSizeTokens), chain.length / 2);
+    const nextBlock = Math.min(nCached, chain.length / 2 - 1);
+    return {
+      tieKey: chain[2 * nextBlock + 1]!,
+      sharers: among.reduce((sum, { slot }) => sum + onTheWay[longest]!.bookings(slot, nCached), 0),
     };
   }
 
@@ -287,7 +302,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   function reserve(evaluation: Evaluation, view: CandidateView): Reservation {
     const { endpoint } = view;
     const { blockSizeTokens } = deps.knowledge(endpoint);
-    const load = inFlight.reserve(endpoint.slot, view.uncachedTokens);
+    const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
+    const load = inFlight.reserve(endpoint.slot, view.uncachedTokens, answer);
     const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
     const booked = chains.map((chain) => routed.book(endpoint.slot, chain));
     let usage: Usage | null = null;
@@ -297,7 +313,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         usage = seen;
       },
       release(outcome) {
-        if (!load.release()) return;
+        if (!load.release(computedTokens(usage))) return;
         const { trust } = deps.knowledge(endpoint);
         // Without events the engine's cache is known only from what was sent there and served.
         const keep = outcome !== 'completed' ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
@@ -340,6 +356,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       };
     },
   };
+}
+
+/** What the engine really computed of the prompt, where it says so. */
+function computedTokens(usage: Usage | null): number | undefined {
+  return usage === null || usage.cachedTokens === null ? undefined : usage.promptTokens - usage.cachedTokens;
 }
 
 function badRequest(message: string, param: string | null): PickError {

@@ -259,23 +259,12 @@ function defaultBlocks(timing: TimingName): string {
   return timing === 'polynomial' ? '2048' : '2000';
 }
 
-/** What prompts of the polynomial model take in passes of full size, for what asks for one rate. */
-const POLYNOMIAL_TOKENS_PER_SECOND = 48_400;
-
-function engineModel(
-  name: TimingName,
-  prefillRate: number,
-  blocks: number,
-): Pick<Scenario, 'timing' | 'cacheBlocks' | 'prefillTokensPerSecond'> {
+function engineModel(name: TimingName, prefillRate: number, blocks: number): Pick<Scenario, 'timing' | 'cacheBlocks'> {
   if (name === 'simple') {
-    return {
-      timing: simpleTiming(prefillRate, TRACE_BLOCK_TOKENS),
-      cacheBlocks: blocks,
-      prefillTokensPerSecond: prefillRate,
-    };
+    return { timing: simpleTiming(prefillRate, TRACE_BLOCK_TOKENS), cacheBlocks: blocks };
   }
   const cacheBlocks = (blocks * TRACE_BLOCK_TOKENS) / polynomialTiming.blockTokens;
-  return { timing: polynomialTiming, cacheBlocks, prefillTokensPerSecond: POLYNOMIAL_TOKENS_PER_SECOND };
+  return { timing: polynomialTiming, cacheBlocks };
 }
 
 function crash(text: string, nEngines: number): Crash {

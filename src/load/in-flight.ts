@@ -2,82 +2,201 @@
  * Own load per endpoint slot, made atomically at the choice and released exactly once. Synchronous and exact: the fast
  * signal beside the engines' slower metrics.
  *
- * Prefill is a backlog that drains: a request adds its uncached tokens, the engine works them off at its prefill rate.
- * Where the first response byte is visible the rest of that request's share goes at once; where it is not (the cheapest
- * Envoy set-up shows only the end), time drains it. Deliberately not here: what an engine says of itself.
+ * Prefill is a queue: an engine computes prompts one after the other in the order they were sent. A prompt leaves the
+ * queue when its first token is seen, and what it took teaches how fast the engine is. Where no first token can be seen
+ * (an answer that comes in one piece, an Envoy that reports only the end) the prompt leaves when by that speed it is due.
+ * Deliberately not here: what an engine says of itself.
  */
 import type { Clock } from '../clock.ts';
-import { MAX_ENDPOINT_SLOTS } from '../endpoints/endpoint.ts';
+import { createPrefillModels } from './prefill-model.ts';
 
 export type Load = {
   /** Requests routed there whose end has not been seen. */
   readonly requests: number;
   /** Uncached prompt tokens of those requests. */
   readonly tokens: number;
+  /** Of the requests, those whose prompt is not computed yet. */
+  readonly waiting: number;
+  /** Requests sent there of late. */
+  readonly arrivalsPerSecond: number;
   /** Expected wait before a new request's prefill starts, milliseconds. */
   readonly waitMs: number;
+  /** What computing a prompt takes there: a fixed part, and one per uncached token. */
+  readonly prefillSetupMs: number;
+  readonly prefillMsPerToken: number;
 };
 
 export type LoadReservation = {
+  /** The first token of a streamed answer was seen; later calls change nothing. */
   firstByte(): void;
-  /** True for the first call, false for every further one. */
-  release(): boolean;
+  /**
+   * @param computedTokens prompt tokens the engine computed, where it said so: better to learn from than the prediction
+   * @returns true for the first call, false for every further one
+   */
+  release(computedTokens?: number): boolean;
 };
+
+/** Whether the first byte of the answer comes with the first token, or with the last one. */
+export type AnswerForm = 'streamed' | 'whole';
 
 export type InFlight = {
   load(slot: number): Load;
-  reserve(slot: number, uncachedTokens: number): LoadReservation;
+  reserve(slot: number, uncachedTokens: number, answer?: AnswerForm): LoadReservation;
+  /** Another process is behind the slot: what was learnt of its speed is void. */
+  forget(slot: number): void;
   /** Requests in flight over all slots. */
   total(): number;
 };
 
-/** Prefill speed assumed for every engine, tokens per second: one mid-size GPU on an 8-billion-parameter model. */
+/** Prefill speed assumed before anything is learnt, tokens per second: one mid-size GPU on an 8-billion-parameter model. */
 export const ASSUMED_PREFILL_TOKENS_PER_SECOND = 8_000;
+
+type Prompt = {
+  readonly uncachedTokens: number;
+  readonly sentMs: number;
+  readonly answer: AnswerForm;
+  computed: boolean;
+};
+
+type SlotState = {
+  requests: number;
+  tokens: number;
+  /** Prompts in the order they were sent, from `head` on; computed ones are passed over. */
+  queue: Prompt[];
+  head: number;
+  nWaiting: number;
+  waitingTokens: number;
+  /** When the last prompt was done: from then on the engine was free for the next one. */
+  freeSinceMs: number;
+  /** Requests sent, each weighing less the longer ago it was, as of `arrivalsMs`. */
+  arrivals: number;
+  arrivalsMs: number;
+};
+
+/** "Of late": a request weighs 1/e after that time. Results hardly change between 20 s and 3 min. */
+const ARRIVALS_MEMORY_MS = 60_000;
+/** The first requests are not taken for a rate of their own. */
+const ARRIVALS_LEAST_MS = 1000;
+/** So many answers of the other kind change the mind about what this set-up shows. */
+const SIGHTINGS_KEPT = 16;
+const IDLE = { requests: 0, tokens: 0, waiting: 0, arrivalsPerSecond: 0, waitMs: 0 };
 
 export function createInFlight(
   clock: Clock,
-  prefillTokensPerSecond: number = ASSUMED_PREFILL_TOKENS_PER_SECOND,
+  assumedPrefillTokensPerSecond: number = ASSUMED_PREFILL_TOKENS_PER_SECOND,
 ): InFlight {
-  const requests = new Int32Array(MAX_ENDPOINT_SLOTS);
-  const tokens = new Float64Array(MAX_ENDPOINT_SLOTS);
-  /** Time at which the slot's prefill backlog is worked off. */
-  const busyUntilMs = new Float64Array(MAX_ENDPOINT_SLOTS);
+  const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond);
+  const slots = new Map<number, SlotState>();
   let nTotal = 0;
+  let firstMs: number | null = null;
+  /** Streamed answers whose first token was seen, minus those that ended unseen: below 0 this set-up shows none. */
+  let sightings = 0;
 
-  const waitMs = (slot: number): number => Math.max(0, (busyUntilMs[slot] ?? 0) - clock.nowMs());
+  function stateOf(slot: number): SlotState {
+    let state = slots.get(slot);
+    if (!state) {
+      state = {
+        requests: 0,
+        tokens: 0,
+        queue: [],
+        head: 0,
+        nWaiting: 0,
+        waitingTokens: 0,
+        freeSinceMs: -Infinity,
+        arrivals: 0,
+        arrivalsMs: 0,
+      };
+      slots.set(slot, state);
+    }
+    return state;
+  }
+
+  function arrivalsPerSecond({ arrivals, arrivalsMs }: SlotState): number {
+    const nowMs = clock.nowMs();
+    const seenMs = nowMs - (firstMs ?? nowMs) + ARRIVALS_LEAST_MS;
+    const weightMs = ARRIVALS_MEMORY_MS * (1 - Math.exp(-seenMs / ARRIVALS_MEMORY_MS));
+    return (1000 * arrivals * faded(nowMs - arrivalsMs)) / weightMs;
+  }
+
+  function leaveQueue(state: SlotState, prompt: Prompt, doneMs: number): void {
+    prompt.computed = true;
+    state.nWaiting -= 1;
+    state.waitingTokens -= prompt.uncachedTokens;
+    state.freeSinceMs = Math.max(state.freeSinceMs, doneMs);
+    while (state.head < state.queue.length && state.queue[state.head]!.computed) state.head += 1;
+    if (state.head < 64 || 2 * state.head < state.queue.length) return;
+    state.queue.splice(0, state.head);
+    state.head = 0;
+  }
+
+  /** Milliseconds until everything sent is computed; takes out what nobody will report. */
+  function backlogMs(slot: number, state: SlotState): number {
+    const { setupMs, msPerToken } = models.of(slot);
+    const nowMs = clock.nowMs();
+    while (state.nWaiting > 0) {
+      const first = state.queue[state.head]!;
+      const dueMs = Math.max(state.freeSinceMs, first.sentMs) + setupMs + first.uncachedTokens * msPerToken;
+      if (dueMs <= nowMs && (first.answer === 'whole' || sightings < 0)) {
+        leaveQueue(state, first, dueMs);
+        continue;
+      }
+      const others = (state.nWaiting - 1) * setupMs + (state.waitingTokens - first.uncachedTokens) * msPerToken;
+      return Math.max(0, dueMs - nowMs) + others;
+    }
+    return 0;
+  }
 
   return {
-    load: (slot) => ({ requests: requests[slot] ?? 0, tokens: tokens[slot] ?? 0, waitMs: waitMs(slot) }),
-    reserve(slot, uncachedTokens) {
-      const startMs = clock.nowMs() + waitMs(slot);
-      const shareMs = (uncachedTokens / prefillTokensPerSecond) * 1000;
-      const endMs = startMs + shareMs;
-      busyUntilMs[slot] = endMs;
-      requests[slot]! += 1;
-      tokens[slot]! += uncachedTokens;
+    load(slot) {
+      const { setupMs, msPerToken } = models.of(slot);
+      const learnt = { prefillSetupMs: setupMs, prefillMsPerToken: msPerToken };
+      const state = slots.get(slot);
+      if (!state) return { ...IDLE, ...learnt };
+      const waitMs = backlogMs(slot, state);
+      const { requests, tokens, nWaiting: waiting } = state;
+      return { requests, tokens, waiting, arrivalsPerSecond: arrivalsPerSecond(state), waitMs, ...learnt };
+    },
+    reserve(slot, uncachedTokens, answer = 'streamed') {
+      const state = stateOf(slot);
+      const nowMs = clock.nowMs();
+      firstMs ??= nowMs;
+      state.arrivals = state.arrivals * faded(nowMs - state.arrivalsMs) + 1;
+      state.arrivalsMs = nowMs;
+      const prompt: Prompt = { uncachedTokens, sentMs: nowMs, answer, computed: false };
+      state.queue.push(prompt);
+      state.nWaiting += 1;
+      state.waitingTokens += uncachedTokens;
+      state.requests += 1;
+      state.tokens += uncachedTokens;
       nTotal += 1;
-      let prefilling = true;
       let held = true;
-      /** Gives back what time has not drained of this request's own share. */
-      const finishPrefill = (): void => {
-        if (!prefilling) return;
-        prefilling = false;
-        const undrainedMs = Math.min(shareMs, Math.max(0, endMs - clock.nowMs()));
-        busyUntilMs[slot] = Math.max(clock.nowMs(), busyUntilMs[slot]! - undrainedMs);
-      };
+      let serviceMs: number | null = null;
       return {
-        firstByte: finishPrefill,
-        release() {
+        firstByte() {
+          if (!held || answer === 'whole' || serviceMs !== null) return;
+          sightings = Math.min(SIGHTINGS_KEPT, sightings + 1);
+          const nowMs = clock.nowMs();
+          serviceMs = nowMs - Math.max(prompt.sentMs, state.freeSinceMs);
+          if (!prompt.computed) leaveQueue(state, prompt, nowMs);
+        },
+        release(computedTokens) {
           if (!held) return false;
           held = false;
-          finishPrefill();
-          requests[slot]! -= 1;
-          tokens[slot]! -= uncachedTokens;
+          if (serviceMs !== null) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
+          else if (answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+          if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
+          state.requests -= 1;
+          state.tokens -= uncachedTokens;
           nTotal -= 1;
           return true;
         },
       };
     },
+    forget: models.forget,
     total: () => nTotal,
   };
+}
+
+function faded(ageMs: number): number {
+  return Math.exp(-ageMs / ARRIVALS_MEMORY_MS);
 }

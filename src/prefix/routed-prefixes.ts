@@ -22,7 +22,11 @@ export type BookingEnd =
 
 export type Booking = { end(how: BookingEnd): void };
 
-export type RoutedMatch = { blocks(slot: number): number };
+export type RoutedMatch = {
+  blocks(slot: number): number;
+  /** Bookings there that hold at least the first `nBlocks` blocks. */
+  bookings(slot: number, nBlocks: number): number;
+};
 
 export type RoutedPrefixes = {
   /** The hashes are kept, not copied. A chain that does not fit into the bound is not booked. */
@@ -117,6 +121,10 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
         }
         return held;
       },
+      bookings: (slot, nBlocks) =>
+        nBlocks === 0 || blocksOfSlot[slot] === 0
+          ? 0
+          : counts.count(hashes[2 * nBlocks - 2]!, hashes[2 * nBlocks - 1]!, slot),
     }),
     forget(slot) {
       generation[slot]! += 1;
@@ -187,6 +195,7 @@ function createCountTable() {
   return {
     size: () => nUsed,
     has: (hi: number, lo: number, slot: number): boolean => places[4 * find(hi, lo, slot) + 3]! > 0,
+    count: (hi: number, lo: number, slot: number): number => places[4 * find(hi, lo, slot) + 3]!,
     /** @returns 1 when the key is new, else 0 */
     add(hi: number, lo: number, slot: number): 0 | 1 {
       if (3 * (nUsed + 1) > 2 * capacity) resize(2 * capacity, () => true);

@@ -20,8 +20,6 @@ export type Scenario = {
   /** Arrival times are divided by it. */
   readonly speed: number;
   readonly cacheBlocks: number;
-  /** What the operator says of these engines. */
-  readonly prefillTokensPerSecond: number;
   readonly eventDelayMs: number;
   /** Part of the event batches that never arrive, 0…1; 1 = engines publish none. */
   readonly eventLoss: number;
@@ -80,7 +78,6 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       random: createRandom(seed + 1000 + i),
       blockTokens: timing.blockTokens,
       cacheBlocks: scenario.cacheBlocks,
-      prefillTokensPerSecond: scenario.prefillTokensPerSecond,
       events: scenario.eventLoss >= 1 ? 'none' : 'published',
     });
     return { policy, clock };

@@ -1,6 +1,7 @@
 /**
- * Chooses the endpoint: lowest cost in milliseconds of delay, near-ties by rendezvous hash. Knows cached tokens and load,
- * never tokens, hashes, protobuf or Kubernetes. docs/design.md derives the cost.
+ * Chooses the endpoint: lowest cost in milliseconds of delay, to this request and to the ones after it; near-ties by
+ * rendezvous hash. Knows cached tokens and load, never tokens, hashes, protobuf or Kubernetes. docs/design.md derives the
+ * cost.
  */
 import type { Trust } from '../endpoints/endpoint.ts';
 import type { Load } from '../load/in-flight.ts';
@@ -17,9 +18,10 @@ export type Candidate = {
 export type ScheduleInput = {
   readonly candidates: readonly Candidate[];
   readonly promptTokens: number;
-  /** Names the prompt for ties: equal prompts give equal keys on every replica. */
+  /** Names the prompt for ties: prompts that go on equally after what is cached give equal keys on every replica. */
   readonly tieKey: number;
-  readonly prefillTokensPerSecond: number;
+  /** Requests in flight, anywhere, whose prompts begin with the longest cached part of this one. */
+  readonly sharers: number;
 };
 
 export type ScheduleResult = {
@@ -30,38 +32,45 @@ export type ScheduleResult = {
   readonly reason: 'lowest cost' | 'near tie' | 'only candidate' | 'no candidate';
 };
 
-/**
- * Delay that one recomputed token causes to others: what it evicts must be recomputed, and who waits behind it waits
- * longer. A study of a public conversation trace found 3 + 4 × (mean waiting requests per endpoint) to win at every load.
- */
-const EXTERNALITY_BASE = 3;
-const EXTERNALITY_PER_WAITING = 4;
-/** Delay added to a new request by every one already running there: a decode step grows with its batch. */
-const DECODE_INTERFERENCE_MS = 2;
-/** Costs this close are equal: below what the load estimate can tell apart. */
-const NEAR_TIE_RATIO = 1.02;
+/** What a millisecond of prompt computing costs others where nobody waits: it pushes out of the cache what they will ask for. */
+const EVICTION_COST = 10;
+/** For every request that waits, on average and at the endpoint itself: as many are yet to come, and will wait longer. */
+const WAITING_COST = 3;
+const OWN_WAITING_COST = 2;
+/** Delay per request already there: decode steps grow with their batch, and prompts are computed between them. */
+const INTERFERENCE_MS = 40;
+/** Costs this close, in parts of the prompt's time without any cache, are equal: below what estimates can tell apart. */
+const NEAR_TIE_PART = 0.02;
 const NEAR_TIE_MS = 1;
 
 /** Ranks every candidate; pure, O(n log n) in the number of candidates. */
 export function schedule(input: ScheduleInput): ScheduleResult {
-  const { candidates, promptTokens, tieKey, prefillTokensPerSecond } = input;
+  const { candidates, promptTokens, tieKey, sharers } = input;
   if (candidates.length === 0) return { order: [], costsMs: [], reason: 'no candidate' };
-  const msPerToken = 1000 / prefillTokensPerSecond;
-  const meanServiceMs = Math.max(1, promptTokens * msPerToken);
-  let nWaiting = 0;
-  // Waiting requests are not visible one by one: the backlog in units of a request like this one stands for them.
-  for (const { load } of candidates) nWaiting += Math.min(load.requests, load.waitMs / meanServiceMs);
-  const meanWaiting = nWaiting / candidates.length;
-  const externality = EXTERNALITY_BASE + EXTERNALITY_PER_WAITING * meanWaiting;
-  const costsMs = candidates.map(
-    ({ load, cachedTokens }) =>
-      load.waitMs +
-      (promptTokens - cachedTokens) * msPerToken * (1 + externality) +
-      load.requests * DECODE_INTERFERENCE_MS,
-  );
+  let arrivalsPerSecond = 0;
+  let waitMs = 0;
+  let mostCached = 0;
+  for (const { load, cachedTokens } of candidates) {
+    arrivalsPerSecond += load.arrivalsPerSecond;
+    waitMs += load.waitMs;
+    mostCached = Math.max(mostCached, cachedTokens);
+  }
+  // Little's law: how many wait = how many come × how long each waits.
+  const meanWaiting = (arrivalsPerSecond / candidates.length) * (waitMs / candidates.length / 1000);
+  const costsMs = candidates.map(({ load, cachedTokens }) => {
+    const computingMs = load.prefillSetupMs + (promptTokens - cachedTokens) * load.prefillMsPerToken;
+    // A second copy of a prefix that several want at once serves all of them: each bears its part.
+    const copyMs = (mostCached - cachedTokens) * load.prefillMsPerToken;
+    const borneMs = computingMs - copyMs + copyMs / (1 + sharers);
+    const waiting = load.arrivalsPerSecond * (load.waitMs / 1000);
+    const delayToOthers = EVICTION_COST + WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting;
+    return load.waitMs + computingMs + borneMs * delayToOthers + load.requests * INTERFERENCE_MS;
+  });
   const order = candidates.map((_, index) => index);
   order.sort((a, b) => costsMs[a]! - costsMs[b]!);
-  const limitMs = costsMs[order[0]!]! * NEAR_TIE_RATIO + NEAR_TIE_MS;
+  const best = candidates[order[0]!]!.load;
+  const promptMs = best.prefillSetupMs + promptTokens * best.prefillMsPerToken;
+  const limitMs = costsMs[order[0]!]! + NEAR_TIE_PART * promptMs + NEAR_TIE_MS;
   let nTied = 1;
   while (nTied < order.length && costsMs[order[nTied]!]! <= limitMs) nTied += 1;
   if (nTied > 1) {

@@ -92,7 +92,7 @@ function aPicker(
       record: (record) => records.push(record),
       recordEnd: (end) => ends.push(end),
     },
-    { budgetMs: 50, fallbackEndpoints: 1, prefillTokensPerSecond: 8000 },
+    { budgetMs: 50, fallbackEndpoints: 1 },
   );
   return {
     picker,
@@ -188,9 +188,10 @@ describe('one request', () => {
 
   test('a burst of one new prompt stays together although no event has come yet', async () => {
     const { picker } = aPicker();
-    const first = endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal))[0];
+    const prompt = TEXT.repeat(100);
+    const first = endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt }), signal))[0];
     for (let i = 0; i < 5; i++) {
-      expect(endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal))[0]).toBe(first);
+      expect(endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt }), signal))[0]).toBe(first);
     }
   });
 

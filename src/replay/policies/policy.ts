@@ -41,8 +41,6 @@ export type PolicyContext = {
   readonly blockTokens: number;
   /** Blocks of an engine's cache, as its cache_config metric says. */
   readonly cacheBlocks: number;
-  /** What an operator would configure for this fleet. */
-  readonly prefillTokensPerSecond: number;
   readonly events: 'published' | 'none';
 };
 

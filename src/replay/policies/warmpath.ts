@@ -11,11 +11,11 @@ import type { EngineRequest } from '../engine.ts';
 import type { CreatePolicy, EngineProbe } from './policy.ts';
 import { createAnnouncedBlocks } from './tracking.ts';
 
-export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, prefillTokensPerSecond, events }) => {
-  const inFlight = createInFlight(clock, prefillTokensPerSecond);
+export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, events }) => {
+  const inFlight = createInFlight(clock);
   const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
   const announced = createAnnouncedBlocks();
-  const held = new Map<number, { load: LoadReservation; booking: Booking }>();
+  const held = new Map<number, { load: LoadReservation; booking: Booking; cachedTokens: number | null }>();
   const slotOf = ({ id }: EngineProbe): EndpointSlot => id as EndpointSlot;
 
   return {
@@ -32,31 +32,42 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
           load: inFlight.load(slotOf(engine)),
         };
       });
+      const mostCached = Math.max(...candidates.map(({ cachedTokens }) => cachedTokens));
+      const nCached = Math.min(Math.ceil(mostCached / blockTokens), request.blocks.length);
       const { order } = schedule({
         candidates,
         promptTokens: request.promptTokens,
-        tieKey: hashes.length > 0 ? hashes[hashes.length - 1]! : request.index,
-        prefillTokensPerSecond,
+        tieKey: hashes[2 * Math.min(nCached, request.blocks.length - 1) + 1] ?? request.index,
+        sharers: engines.reduce((sum, engine) => sum + onTheWay.bookings(slotOf(engine), nCached), 0),
       });
       const chosen = engines[order[0]!]!;
       held.set(request.index, {
         load: inFlight.reserve(slotOf(chosen), request.promptTokens - candidates[order[0]!]!.cachedTokens),
         booking: routed.book(slotOf(chosen), hashes),
+        cachedTokens: null,
       });
       return chosen;
     },
-    onFirstToken: (request) => held.get(request.index)?.load.firstByte(),
+    onFirstToken(request, _engine, cachedTokens) {
+      const reservation = held.get(request.index);
+      if (!reservation) return;
+      reservation.load.firstByte();
+      // In `serve` it comes with the usage, at the end.
+      reservation.cachedTokens = cachedTokens;
+    },
     onEnd(request, _engine, outcome) {
       const reservation = held.get(request.index);
       if (!reservation) return;
       held.delete(request.index);
-      reservation.load.release();
+      const { cachedTokens } = reservation;
+      reservation.load.release(cachedTokens === null ? undefined : request.promptTokens - cachedTokens);
       reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'none' ? 'keep' : 'grace');
     },
     onBlocks: announced.apply,
     onGone(engine) {
       announced.forget(engine);
       routed.forget(slotOf(engine));
+      inFlight.forget(slotOf(engine));
     },
   };
 };

@@ -7,36 +7,92 @@ describe('own load per endpoint', () => {
   test('a reservation counts until it is released, and releasing twice changes nothing', () => {
     const inFlight = createInFlight(createFakeClock(), 1000);
     const reservation = inFlight.reserve(3, 500);
-    expect(inFlight.load(3)).toEqual({ requests: 1, tokens: 500, waitMs: 500 });
-    expect(inFlight.load(4)).toEqual({ requests: 0, tokens: 0, waitMs: 0 });
+    expect(inFlight.load(3)).toMatchObject({ requests: 1, tokens: 500, waiting: 1, waitMs: 500 });
+    expect(inFlight.load(4)).toMatchObject({ requests: 0, tokens: 0, waiting: 0, waitMs: 0 });
     expect(reservation.release()).toBe(true);
     expect(reservation.release()).toBe(false);
-    expect(inFlight.load(3)).toEqual({ requests: 0, tokens: 0, waitMs: 0 });
+    expect(inFlight.load(3)).toMatchObject({ requests: 0, tokens: 0, waiting: 0, waitMs: 0 });
     expect(inFlight.total()).toBe(0);
   });
 
-  test('the prefill backlog of several requests adds up and drains with time', () => {
+  test('without first tokens in sight the backlog of several requests adds up and drains with time', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
-    inFlight.reserve(0, 300);
-    inFlight.reserve(0, 200);
+    inFlight.reserve(0, 300, 'whole');
+    inFlight.reserve(0, 200, 'whole');
     expect(inFlight.load(0).waitMs).toBe(500);
     clock.advance(400);
-    expect(inFlight.load(0).waitMs).toBe(100);
+    expect(inFlight.load(0)).toMatchObject({ waiting: 1, waitMs: 100 });
     clock.advance(400);
-    expect(inFlight.load(0)).toEqual({ requests: 2, tokens: 500, waitMs: 0 });
+    expect(inFlight.load(0)).toMatchObject({ requests: 2, tokens: 500, waiting: 0, waitMs: 0 });
   });
 
-  test('the first response byte ends the prefill share early, once', () => {
+  test('a streamed prompt waits until its first token is seen, however long that takes', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
     const first = inFlight.reserve(0, 300);
     inFlight.reserve(0, 200);
-    clock.advance(100);
+    clock.advance(5000);
+    expect(inFlight.load(0)).toMatchObject({ waiting: 2, waitMs: 200 });
     first.firstByte();
     first.firstByte();
-    expect(inFlight.load(0).waitMs).toBe(200);
-    expect(inFlight.load(0).requests).toBe(2);
+    expect(inFlight.load(0)).toMatchObject({ requests: 2, waiting: 1, waitMs: 200 });
+    clock.advance(50);
+    expect(inFlight.load(0).waitMs).toBe(150);
+  });
+
+  test('where streamed answers end without a first token ever seen, time drains the backlog', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    inFlight.reserve(0, 300).release();
+    inFlight.reserve(0, 300);
+    clock.advance(301);
+    expect(inFlight.load(0)).toMatchObject({ requests: 1, waiting: 0, waitMs: 0 });
+  });
+
+  test('the first byte of an answer in one piece says nothing of its prompt', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    const whole = inFlight.reserve(0, 300, 'whole');
+    clock.advance(10_000);
+    whole.firstByte();
+    whole.release();
+    expect(inFlight.load(0).prefillMsPerToken).toBeCloseTo(1, 9);
+  });
+
+  test('an engine twice as fast as assumed is soon known to be, and forgotten with its process', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    for (let i = 0; i < 60; i++) {
+      for (const [slot, tokens] of [1000, 400 + 10 * i].entries()) {
+        const request = inFlight.reserve(slot, tokens);
+        clock.advance(slot === 0 ? tokens / 2 : tokens);
+        request.firstByte();
+        request.release(tokens);
+      }
+    }
+    const timeOf = (slot: number): number => {
+      const { prefillSetupMs, prefillMsPerToken } = inFlight.load(slot);
+      return prefillSetupMs + 1000 * prefillMsPerToken;
+    };
+    expect(timeOf(0)).toBeGreaterThan(450);
+    expect(timeOf(0)).toBeLessThan(650);
+    expect(timeOf(1)).toBeGreaterThan(850);
+    inFlight.forget(0);
+    expect(timeOf(0)).toBeGreaterThan(timeOf(1) - 400);
+    expect(timeOf(0)).toBe(timeOf(7));
+  });
+
+  test('what the engine really computed corrects a wrong prediction', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    for (let i = 0; i < 100; i++) {
+      const request = inFlight.reserve(0, 10);
+      clock.advance(500);
+      request.firstByte();
+      request.release(500);
+    }
+    expect(inFlight.load(0).prefillMsPerToken).toBeCloseTo(1, 1);
   });
 
   test('any lifecycle of any number of requests ends at zero', () => {

@@ -2,13 +2,30 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { rendezvousWeight, schedule, type Candidate } from '../../../src/scheduling/scheduler.ts';
 
-function aCandidate(n: number, changes: { cachedTokens?: number; waitMs?: number; requests?: number } = {}): Candidate {
-  const { cachedTokens = 0, waitMs = 0, requests = 0 } = changes;
-  return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, load: { requests, tokens: 0, waitMs } };
+type Changes = {
+  cachedTokens?: number;
+  waitMs?: number;
+  requests?: number;
+  arrivalsPerSecond?: number;
+  msPerToken?: number;
+};
+
+function aCandidate(n: number, changes: Changes = {}): Candidate {
+  const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
+  const load = {
+    requests,
+    tokens: 0,
+    waiting: 0,
+    arrivalsPerSecond,
+    waitMs,
+    prefillSetupMs: 0,
+    prefillMsPerToken: msPerToken,
+  };
+  return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, load };
 }
 
-function choose(candidates: readonly Candidate[], promptTokens = 1600, tieKey = 7) {
-  return schedule({ candidates, promptTokens, tieKey, prefillTokensPerSecond: 8000 });
+function choose(candidates: readonly Candidate[], promptTokens = 1600, tieKey = 7, sharers = 0) {
+  return schedule({ candidates, promptTokens, tieKey, sharers });
 }
 
 describe('the choice of an endpoint', () => {
@@ -26,6 +43,27 @@ describe('the choice of an endpoint', () => {
   test('a warm endpoint loses when its backlog outweighs what its cache saves', () => {
     const { order } = choose([aCandidate(1, { cachedTokens: 1600, waitMs: 60_000, requests: 30 }), aCandidate(2)]);
     expect(order[0]).toBe(1);
+  });
+
+  test('a prefix that many want at once is copied to an idle endpoint, one that nobody else wants is not', () => {
+    const candidates = [aCandidate(1, { cachedTokens: 1500, waitMs: 900, requests: 6 }), aCandidate(2)];
+    expect(choose(candidates).order[0]).toBe(0);
+    expect(choose(candidates, 1600, 7, 30).order[0]).toBe(1);
+  });
+
+  test('an endpoint half as fast has to save twice the time to be worth the wait', () => {
+    const slow = aCandidate(1, { msPerToken: 0.25 });
+    expect(choose([slow, aCandidate(2)]).order[0]).toBe(1);
+    expect(choose([slow, aCandidate(2, { waitMs: 5000, requests: 3 })]).order[0]).toBe(0);
+  });
+
+  test('a long cold prompt does not go where many short ones wait, a short one does', () => {
+    const candidates = [
+      aCandidate(1, { waitMs: 1000, arrivalsPerSecond: 20, requests: 20 }),
+      aCandidate(2, { waitMs: 3000, arrivalsPerSecond: 0.3, requests: 1 }),
+    ];
+    expect(choose(candidates, 16_000).order[0]).toBe(1);
+    expect(choose(candidates, 100).order[0]).toBe(0);
   });
 
   test('equal endpoints share cold prompts evenly, and every replica makes the same choice', () => {
@@ -59,7 +97,7 @@ describe('the choice of an endpoint', () => {
           other.waitMs + 200 < chosen.waitMs &&
           other.requests < chosen.requests;
         expect(drawn.some(dominates)).toBe(false);
-        expect(costsMs[order[0]!]!).toBeLessThanOrEqual(Math.min(...costsMs) * 1.02 + 1);
+        expect(costsMs[order[0]!]!).toBeLessThanOrEqual(Math.min(...costsMs) + 1600 * 0.125 * 0.02 + 1);
       }),
     );
   });

@@ -1,0 +1,44 @@
+import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import { createPrefillModels } from '../../../src/load/prefill-model.ts';
+
+describe('what a prompt costs an engine', () => {
+  test('before anything is learnt it is the assumption', () => {
+    const { setupMs, msPerToken } = createPrefillModels(0.125).of(3);
+    expect(setupMs).toBeCloseTo(0, 6);
+    expect(msPerToken).toBeCloseTo(0.125, 9);
+  });
+
+  test('a fixed part and a part per token are told apart', () => {
+    const models = createPrefillModels(0.125);
+    for (let i = 0; i < 2000; i++) models.learn(0, 100 + (i % 40) * 200, 16 + (100 + (i % 40) * 200) * 0.02);
+    const { setupMs, msPerToken } = models.of(0);
+    expect(setupMs).toBeCloseTo(16, 0);
+    expect(msPerToken).toBeCloseTo(0.02, 3);
+  });
+
+  test('a new endpoint takes over what the fleet has shown', () => {
+    const models = createPrefillModels(1);
+    for (let i = 0; i < 5000; i++) models.learn(i % 4, 1000 + (i % 7) * 500, (1000 + (i % 7) * 500) * 0.1);
+    expect(models.of(9).msPerToken).toBeCloseTo(0.1, 2);
+  });
+
+  test('whatever the samples, garbage included, costs stay finite and grow with the prompt', () => {
+    const sample = fc.record({
+      slot: fc.nat(2),
+      tokens: fc.oneof(fc.nat(100_000), fc.constantFrom(NaN, -5, Infinity)),
+      ms: fc.oneof(fc.double({ min: 0, max: 1e6, noNaN: true }), fc.constantFrom(NaN, -1, Infinity)),
+    });
+    fc.assert(
+      fc.property(fc.array(sample, { maxLength: 300 }), (samples) => {
+        const models = createPrefillModels(0.125);
+        for (const { slot, tokens, ms } of samples) models.learn(slot, tokens, ms);
+        for (let slot = 0; slot < 4; slot++) {
+          const { setupMs, msPerToken } = models.of(slot);
+          expect(Number.isFinite(setupMs) && setupMs >= 0).toBe(true);
+          expect(Number.isFinite(msPerToken) && msPerToken > 0).toBe(true);
+        }
+      }),
+    );
+  });
+});
