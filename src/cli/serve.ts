@@ -28,8 +28,9 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
   for (const notice of notices) log.info('configuration notice', { notice });
   const app = createApp(config, { log, clock: systemClock });
   try {
-    const addresses = await app.start();
-    log.info('serving', addresses);
+    // The first list of endpoints may be long in coming; who asks to stop does not wait for it.
+    const addresses = await Promise.race([app.start(), aborted(io.signal)]);
+    if (addresses !== undefined) log.info('serving', addresses);
   } catch (error) {
     io.stderr(`warmpath serve: ${errorText(error)}`);
     return 1;

@@ -218,13 +218,13 @@ describe('a server in order', () => {
     const fixture = (name: string): Buffer => readFileSync(new URL(`../fixtures/tls/${name}`, import.meta.url));
     const server = await aServer({ tls: { cert: fixture('server-a.crt'), key: fixture('server-a.key') } });
     createPods(server, 2);
-    let ca: Buffer | undefined;
+    const tls: { servername: string; ca?: Buffer } = { servername: 'localhost' };
     const access = {
       server: new URL(server.url),
       namespace: 'rec',
       credentials: async () => ({
         headers: { authorization: `Bearer ${server.token}` },
-        tls: { ca, servername: 'localhost' },
+        tls,
       }),
     };
     const client = createApiClient({ access, clock: systemClock }, SHORT);
@@ -234,7 +234,7 @@ describe('a server in order', () => {
         onHeard: () => undefined,
       });
     expect(await get()).toMatchObject({ kind: 'failed', cause: 'tls' });
-    ca = fixture('server-a.crt');
+    tls.ca = fixture('server-a.crt');
     expect(await get()).toMatchObject({ kind: 'json', json: { kind: 'PodList' } });
   });
 });

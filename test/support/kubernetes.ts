@@ -1,4 +1,5 @@
 /** Builders for tests about Kubernetes: pods, pools, adapters, and how to reach a fake API server. */
+import { stringify } from 'yaml';
 import type { ApiAccess } from '../../src/kubernetes/api-client.ts';
 import type { FakeApiServer } from './fake-api-server.ts';
 import type { ObjectDraft } from './fake-api-store.ts';
@@ -72,4 +73,16 @@ export function accessTo(server: FakeApiServer, token: () => string = () => serv
     namespace: server.namespace,
     credentials: async () => ({ headers: { authorization: `Bearer ${token()}` }, tls: {} }),
   };
+}
+
+/** A kubeconfig file for a fake API server. @param user its credentials; default: the token of the server */
+export function kubeconfigOf(server: FakeApiServer, user: object = { token: server.token }): string {
+  return stringify({
+    apiVersion: 'v1',
+    kind: 'Config',
+    'current-context': 'test',
+    contexts: [{ name: 'test', context: { cluster: 'fake', user: 'somebody', namespace: server.namespace } }],
+    clusters: [{ name: 'fake', cluster: { server: server.url } }],
+    users: [{ name: 'somebody', user }],
+  });
 }

@@ -1,0 +1,359 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { afterEach, describe, expect, test } from '@jest/globals';
+import { stringify } from 'yaml';
+import { createApp } from '../../src/app.ts';
+import { systemClock } from '../../src/clock.ts';
+import { loadConfig } from '../../src/config.ts';
+import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
+import {
+  createKubernetesEndpoints,
+  type KubernetesEndpoints,
+  type KubernetesEndpointsOptions,
+} from '../../src/kubernetes/kubernetes-endpoints.ts';
+import { silentLog } from '../../src/log.ts';
+import { FakeApiServer } from '../support/fake-api-server.ts';
+import { accessTo, anAdapter, aPod, aPool, kubeconfigOf, MODEL_LABEL } from '../support/kubernetes.ts';
+
+const endings: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (let end = endings.pop(); end; end = endings.pop()) await end();
+});
+
+async function aServer(options: Parameters<typeof FakeApiServer.start>[0] = {}): Promise<FakeApiServer> {
+  const server = await FakeApiServer.start(options);
+  endings.push(() => server.stop());
+  return server;
+}
+
+type Discovery = {
+  readonly endpoints: KubernetesEndpoints;
+  readonly started: Promise<void>;
+  specs: readonly EndpointSpec[] | null;
+  problem: string | null;
+  nTold: number;
+};
+
+function discover(server: FakeApiServer, options: Partial<KubernetesEndpointsOptions> = {}): Discovery {
+  const seen: Omit<Discovery, 'endpoints' | 'started'> = { specs: null, problem: null, nTold: 0 };
+  const endpoints = createKubernetesEndpoints(
+    {
+      log: silentLog,
+      clock: systemClock,
+      onEndpoints(specs) {
+        seen.specs = specs;
+        seen.nTold += 1;
+      },
+      onProblem: (problem) => (seen.problem = problem),
+      onRelist: () => undefined,
+      onFailure: () => undefined,
+      access: accessTo(server),
+    },
+    {
+      namespace: null,
+      kubeconfig: null,
+      labelSelector: MODEL_LABEL,
+      inferencePool: null,
+      modelAdapters: 'auto',
+      modelLabel: MODEL_LABEL,
+      portLabel: 'model.aibrix.ai/port',
+      kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
+      deploymentLabel: null,
+      fleetLabel: null,
+      kvPort: 5557,
+      replayPort: 5558,
+      timing: { backoffMs: 5, backoffMaxMs: 50, goodWatchMs: 30, missingMs: 40, settleMs: 2 },
+      ...options,
+    },
+  );
+  endings.push(() => endpoints.stop());
+  const started = endpoints.start();
+  started.catch(() => undefined);
+  return Object.assign(seen, { endpoints, started });
+}
+
+async function until(isTrue: () => boolean | Promise<boolean>, withinMs = 1000): Promise<void> {
+  const deadlineMs = performance.now() + withinMs;
+  while (!(await isTrue())) {
+    if (performance.now() > deadlineMs) throw new Error(`not within ${withinMs} ms: ${isTrue.toString()}`);
+    await delay(2);
+  }
+}
+
+const addressesOf = ({ specs }: Discovery): string[] => (specs ?? []).map(({ address }) => address).sort();
+
+describe('pods', () => {
+  test('the first list is told once, adapters included', async () => {
+    const server = await aServer();
+    for (let i = 0; i < 3; i++) server.store.create('pods', aPod({ name: `p${i}`, ip: `10.0.0.${i}` }));
+    server.store.create('modeladapters', anAdapter('sql', ['p1']));
+    const seen = discover(server);
+    await seen.started;
+    expect(seen.nTold).toBe(1);
+    expect(seen.specs!.map(({ name, adapters }) => [name, adapters])).toEqual([
+      ['p0', []],
+      ['p1', ['sql']],
+      ['p2', []],
+    ]);
+    expect(seen.endpoints.ageMs()).toBeLessThan(1000);
+    expect(server.mistakes).toEqual([]);
+  });
+
+  test('exactly the permissions of the documentation are used: list and watch, in one namespace', async () => {
+    const server = await aServer({
+      grants: [
+        { resource: 'pods', verbs: ['list', 'watch'] },
+        { resource: 'modeladapters.model.aibrix.ai', verbs: ['list', 'watch'] },
+        { resource: 'inferencepools.inference.networking.k8s.io', verbs: ['list', 'watch'] },
+      ],
+    });
+    server.watchList = 'off';
+    server.store.create('pods', aPod({ labels: { app: 'vllm' } }));
+    server.store.create('inferencepools', aPool());
+    await discover(server).started;
+    await discover(server, { inferencePool: 'pool' }).started;
+    expect(server.mistakes).toEqual([]);
+    expect(new Set(server.requests.map(({ verb }) => verb))).toEqual(new Set(['list', 'watch']));
+  });
+
+  test('nothing that matches, and nothing that can be an endpoint, is said', async () => {
+    const server = await aServer();
+    const seen = discover(server);
+    await seen.started;
+    expect([seen.specs, seen.problem]).toEqual([[], `no pod matches the selector ${MODEL_LABEL} of namespace rec`]);
+    server.store.create('pods', aPod({ name: 'p0', ip: null }));
+    await until(() => seen.problem?.startsWith('none of 1 pods') === true);
+    expect(seen.problem).toBe('none of 1 pods can be an endpoint, for example p0: has no IP address yet');
+    expect(seen.endpoints.excluded()).toEqual([{ name: 'p0', reason: 'has no IP address yet' }]);
+    server.store.update('pods', 'p0', () => ({ status: aPod({ name: 'p0' }).status }));
+    await until(() => seen.problem === null);
+    expect(seen.endpoints.excluded()).toEqual([]);
+  });
+
+  test('start waits for a server that is away, and stop ends the waiting', async () => {
+    const server = await aServer();
+    await server.down();
+    const late = discover(server);
+    await until(() => late.problem !== null);
+    expect(late.specs).toBeNull();
+    server.store.create('pods', aPod());
+    await server.up();
+    await late.started;
+    expect([late.specs!.length, late.problem]).toEqual([1, null]);
+    await server.down();
+    const never = discover(server);
+    await until(() => never.problem !== null);
+    await never.endpoints.stop();
+    await expect(never.started).rejects.toMatchObject({
+      code: 'io_failed',
+      message: 'stopped before the first list of pods came',
+    });
+    await server.up();
+  });
+
+  test('a server that goes away leaves the fleet in effect, and a problem', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod());
+    const seen = discover(server);
+    await seen.started;
+    await server.down();
+    await until(() => seen.problem !== null);
+    expect(seen.problem).toMatch(/^cannot watch pods in namespace rec: .*; what is known stays in effect/);
+    expect([seen.specs!.length, seen.nTold]).toEqual([1, 1]);
+    await server.up();
+    await until(() => seen.problem === null);
+  });
+});
+
+describe('ModelAdapters', () => {
+  test('the CRD may come later, and go', async () => {
+    const server = await aServer();
+    server.missing = ['modeladapters'];
+    server.store.create('pods', aPod({ name: 'p0' }));
+    const seen = discover(server);
+    await seen.started;
+    expect(seen.problem).toBeNull();
+    server.store.create('modeladapters', anAdapter('sql', ['p0']));
+    server.missing = [];
+    await until(() => seen.specs?.[0]?.adapters.length === 1);
+    server.store.update('modeladapters', 'sql', () => anAdapter('sql', []));
+    await until(() => seen.specs?.[0]?.adapters.length === 0);
+    server.store.update('modeladapters', 'sql', () => anAdapter('sql', ['p0']));
+    await until(() => seen.specs?.[0]?.adapters.length === 1);
+    server.missing = ['modeladapters'];
+    server.endWatches();
+    await until(() => seen.specs?.[0]?.adapters.length === 0);
+    expect(seen.problem).toBeNull();
+  });
+
+  test('switched on, a missing CRD is a problem; switched off, nobody asks', async () => {
+    const server = await aServer();
+    server.missing = ['modeladapters'];
+    server.store.create('pods', aPod());
+    const on = discover(server, { modelAdapters: 'on' });
+    await on.started;
+    await until(() => on.problem !== null);
+    expect(on.problem).toMatch(
+      /^cannot watch modeladapters.model.aibrix.ai in namespace rec: the server could not find/,
+    );
+    await on.endpoints.stop();
+    server.requests.length = 0;
+    await discover(server, { modelAdapters: 'off' }).started;
+    expect(server.requests.map(({ resource }) => resource)).toEqual(['pods']);
+  });
+
+  test('without permission pods are served all the same, and what is missing is said', async () => {
+    const server = await aServer({ grants: [{ resource: 'pods', verbs: ['list', 'watch'] }] });
+    server.store.create('pods', aPod());
+    const seen = discover(server);
+    await seen.started;
+    expect(seen.specs).toHaveLength(1);
+    expect(seen.problem).toMatch(
+      /^not allowed to watch modeladapters.model.aibrix.ai in namespace rec: a Role must grant/,
+    );
+    server.grants = FakeApiServer.everything();
+    await until(() => seen.problem === null);
+  });
+});
+
+describe('an InferencePool', () => {
+  async function aPoolWithPods(): Promise<FakeApiServer> {
+    const server = await aServer();
+    for (const [i, app] of ['a', 'a', 'b'].entries()) {
+      server.store.create('pods', aPod({ name: `p${i}`, ip: `10.0.0.${i}`, labels: { app } }));
+    }
+    server.store.create('inferencepools', aPool({ name: 'other', matchLabels: { app: 'none' } }));
+    server.store.create('inferencepools', aPool({ matchLabels: { app: 'a' } }));
+    return server;
+  }
+
+  test('its selector and its ports are followed live', async () => {
+    const server = await aPoolWithPods();
+    const seen = discover(server, { inferencePool: 'pool' });
+    await seen.started;
+    expect(addressesOf(seen)).toEqual(['10.0.0.0:8000', '10.0.0.1:8000']);
+    server.store.update('inferencepools', 'pool', () => aPool({ matchLabels: { app: 'a' }, ports: [8000, 8001] }));
+    await until(() => addressesOf(seen).length === 4);
+    expect(addressesOf(seen)).toEqual(['10.0.0.0:8000', '10.0.0.0:8001', '10.0.0.1:8000', '10.0.0.1:8001']);
+    server.store.update('inferencepools', 'pool', () => aPool({ matchLabels: { app: 'b' } }));
+    await until(() => addressesOf(seen).join() === '10.0.0.2:8000');
+    server.store.create('pods', aPod({ name: 'p3', ip: '10.0.0.3', labels: { app: 'b' } }));
+    await until(() => addressesOf(seen).length === 2);
+    // The watch of the former selector has ended.
+    await until(() => server.nWatches === 3);
+  });
+
+  test('several changes at once end with the last one, and the fleet is never empty in between', async () => {
+    const server = await aPoolWithPods();
+    const seen = discover(server, { inferencePool: 'pool' });
+    await seen.started;
+    const sizes: number[] = [];
+    server.delayMs = 10;
+    for (const app of ['b', 'c', 'a', 'b', 'a', 'b']) {
+      server.store.update('inferencepools', 'pool', () => aPool({ matchLabels: { app } }));
+      await delay(4);
+      sizes.push(addressesOf(seen).length);
+    }
+    await until(() => addressesOf(seen).join() === '10.0.0.2:8000');
+    expect(Math.min(...sizes)).toBeGreaterThan(0);
+  });
+
+  test('one that is missing, unusable or deleted is said; deleted, the pods stay followed', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0', labels: { app: 'vllm' } }));
+    const seen = discover(server, { inferencePool: 'pool' });
+    await until(() => seen.problem !== null);
+    expect(seen.problem).toBe('InferencePool pool must exist in namespace rec, got none');
+    server.store.create('inferencepools', { metadata: { name: 'pool' }, spec: {} });
+    await until(() => seen.problem?.includes('cannot be followed') === true);
+    server.store.update('inferencepools', 'pool', () => aPool());
+    await seen.started;
+    await until(() => seen.problem === null);
+    server.store.delete('inferencepools', 'pool');
+    await until(() => seen.problem?.includes('must exist') === true);
+    server.store.create('pods', aPod({ name: 'p1', ip: '10.0.0.1', labels: { app: 'vllm' } }));
+    await until(() => addressesOf(seen).length === 2);
+  });
+
+  test('a server that does not know pools is said, and asked again', async () => {
+    const server = await aPoolWithPods();
+    server.missing = ['inferencepools'];
+    const seen = discover(server, { inferencePool: 'pool' });
+    await until(() => seen.problem !== null);
+    expect(seen.problem).toMatch(/^cannot watch inferencepools.inference.networking.k8s.io in namespace rec/);
+    server.missing = [];
+    await seen.started;
+    await until(() => seen.problem === null);
+  });
+});
+
+describe('the product with discovery.mode kubernetes', () => {
+  test('readiness names what is missing, then what is worse than it should be; the API shows who is left out and why', async () => {
+    const server = await aServer({ grants: [] });
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
+    endings.push(() => rm(folder, { recursive: true, force: true }));
+    const kubeconfig = join(folder, 'config');
+    await writeFile(kubeconfig, kubeconfigOf(server));
+    const adminListen = '127.0.0.1:0';
+    const listen = { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen, drainDelayMs: 0 };
+    const text = stringify({ server: listen, discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
+    const loaded = loadConfig({ file: 'a.yaml', readFile: () => text, env: {}, sets: [] });
+    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join());
+    const lines: string[] = [];
+    const log = {
+      ...silentLog,
+      warn: (message: string, fields?: object) => lines.push(`${message} ${JSON.stringify(fields)}`),
+    };
+    const app = createApp(loaded.config, { log, clock: systemClock });
+    endings.push(() => app.stop());
+    const started = app.start();
+    await until(() => lines.some((line) => line.includes('not allowed to watch pods in namespace rec')), 3000);
+    server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0' }));
+    server.store.create('pods', aPod({ name: 'p1', ip: '10.0.0.1', labels: { 'model.aibrix.ai/port': 'http' } }));
+    server.grants = FakeApiServer.everything();
+    const { admin } = await started;
+    const get = async (path: string) => (await fetch(`http://${admin}${path}`)).json() as Promise<object>;
+    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok"'), 3000);
+    expect(await get('/api/v1/endpoints?all=1')).toEqual([
+      expect.objectContaining({ name: 'p0', address: '10.0.0.0:8000', model: 'demo-model', ready: true }),
+      {
+        name: 'p1',
+        ready: false,
+        reason: 'label model.aibrix.ai/port must be a port from 1 to 65535, got "http"',
+      },
+    ]);
+    await server.down();
+    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok, but cannot watch'), 3000);
+    expect(await get('/readyz')).toMatchObject({ ready: true });
+    const metrics = await (await fetch(`http://${admin}/metrics`)).text();
+    expect(metrics).toMatch(/warmpath_discovery_relists_total\{reason="start"\} 1/);
+    expect(metrics).toMatch(/warmpath_discovery_errors_total\{cause="(?:unreachable|reset)"\} \d/);
+    expect(metrics).toMatch(/warmpath_discovery_age_seconds \d/);
+    await server.up();
+  });
+
+  test('stop does not wait for the first list', async () => {
+    const server = await aServer();
+    const text = stringify({
+      server: { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen: '127.0.0.1:0' },
+    });
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
+    endings.push(() => rm(folder, { recursive: true, force: true }));
+    await writeFile(join(folder, 'config'), kubeconfigOf(server));
+    server.hangs = true;
+    const sets = ['discovery.mode=kubernetes', `discovery.kubernetes.kubeconfig=${join(folder, 'config')}`];
+    const loaded = loadConfig({ file: 'a.yaml', readFile: () => text, env: {}, sets });
+    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join());
+    const app = createApp(loaded.config, { log: silentLog, clock: systemClock });
+    const started = app.start();
+    const outcome = started.then(
+      () => 'started',
+      (error: Error) => error.message,
+    );
+    await until(() => server.requests.length > 0, 3000);
+    await app.stop();
+    expect(await outcome).toBe('stopped before the first list of pods came');
+  });
+});
