@@ -1,0 +1,137 @@
+/** What a request leaves behind: nothing. Heap after full collections, fitted over very many requests. */
+import v8 from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { expect, test } from '@jest/globals';
+import { systemClock } from '../../src/clock.ts';
+import type { Decision } from '../../src/extproc/endpoint-picker.ts';
+import { createExchange } from '../../src/extproc/exchange.ts';
+import { readMessage, type EnvoyMessage } from '../../src/extproc/messages.ts';
+import { createExtProcServer } from '../../src/extproc/server.ts';
+import { createUsageJoin } from '../../src/extproc/usage-join.ts';
+import { silentLog } from '../../src/log.ts';
+import { createUsageReader } from '../../src/openai/usage.ts';
+import { grpcFrame, openLoadConnection } from '../bench/grpc-load.ts';
+import { DEFAULT_EXCHANGE_OPTIONS } from '../support/exchange-harness.ts';
+import {
+  announced,
+  decodeRequest,
+  encodeRequest,
+  requestBody,
+  requestHeaders,
+  responseBody,
+  responseHeaders,
+} from '../support/extproc-messages.ts';
+
+const POD = '10.0.0.1:8000';
+/** A leak worth the name keeps at least one small object per request. */
+const LEAK_BYTES = 16;
+
+const routed = (): Decision => ({
+  kind: 'routed',
+  endpoints: [POD],
+  reservation: { firstByte: () => undefined, observe: () => undefined, release: () => undefined },
+});
+
+/** Bytes per request by which the heap grows, by least squares over the later part of the run. */
+async function growth(nRequests: number, step: number, run: (n: number) => void | Promise<void>): Promise<number> {
+  v8.setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const points: { x: number; y: number }[] = [];
+  for (let done = 0; done < nRequests; done += step) {
+    await run(step);
+    // What ends in a later turn has its turn.
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    collect();
+    // The first third warms up: caches fill and code is compiled.
+    if (done >= nRequests / 3) points.push({ x: done, y: v8.getHeapStatistics().used_heap_size });
+  }
+  const meanX = points.reduce((sum, { x }) => sum + x, 0) / points.length;
+  const meanY = points.reduce((sum, { y }) => sum + y, 0) / points.length;
+  const above = points.reduce((sum, { x, y }) => sum + (x - meanX) * (y - meanY), 0);
+  return above / points.reduce((sum, { x }) => sum + (x - meanX) ** 2, 0);
+}
+
+test('200,000 exchanges, ended in every way, leave nothing behind', async () => {
+  const usageJoin = createUsageJoin();
+  const read = (...parts: object[]): EnvoyMessage =>
+    readMessage(decodeRequest(encodeRequest(Object.assign({}, ...parts))));
+  const buffered = [read(requestHeaders(), announced('BUFFERED')), read(requestBody('{"model":"m"}'))];
+  const duplex = [read(requestHeaders(), announced('FULL_DUPLEX_STREAMED')), read(requestBody('{"model":"m"}'))];
+  const answer = [read(responseHeaders()), read(responseBody('{"usage":{"prompt_tokens":1,"completion_tokens":2}}'))];
+  let nPicks = 0;
+  let nFinished = 0;
+
+  function one(i: number): void {
+    const exchange = createExchange(DEFAULT_EXCHANGE_OPTIONS, systemClock, createUsageReader, {
+      send: () => undefined,
+      pick: () => void (nPicks += 1),
+      observe: usageJoin.observe,
+      unseen: (reservation) => reservation.release('completed'),
+      end: () => undefined,
+      fail: () => undefined,
+      finished: () => void (nFinished += 1),
+    });
+    for (const message of i % 2 === 0 ? buffered : duplex) exchange.message(message);
+    const made = routed();
+    // Half of them are gone before the decision, some see their answer, the rest only their end.
+    if (i % 4 === 1) exchange.cancelled();
+    if (made.kind === 'routed') {
+      exchange.decided({ ...made, reservation: usageJoin.join(`request-${i}`, made.reservation) });
+    }
+    if (i % 4 === 2) for (const message of answer) exchange.message(message);
+    if (i % 8 < 4) exchange.halfClosed();
+    exchange.cancelled();
+  }
+
+  let n = 0;
+  const bytes = await growth(200_000, 10_000, (count) => {
+    for (const end = n + count; n < end; n++) one(n);
+  });
+  expect([nPicks, nFinished]).toEqual([200_000, 200_000]);
+  expect(bytes).toBeLessThan(LEAK_BYTES);
+}, 60_000);
+
+test('6,000 streams through the server leave nothing behind', async () => {
+  const server = createExtProcServer(
+    {
+      picker: { pick: () => Promise.resolve(routed()) },
+      log: silentLog,
+      clock: systemClock,
+      createUsageReader,
+      onStream: () => undefined,
+    },
+    {
+      grpcListen: '127.0.0.1:0',
+      healthListen: null,
+      bodyMaxBytes: 64 * 1024,
+      failureMode: 'closed',
+      defaultBodyMode: 'BUFFERED',
+      deadlineMs: 1_000,
+      destinationHeader: 'x-gateway-destination-endpoint',
+      compatTargetPodHeader: false,
+      drainDelayMs: 0,
+      drainTimeoutMs: 0,
+    },
+  );
+  const { grpcAddress } = await server.start();
+  const connection = await openLoadConnection(grpcAddress);
+  const exchange = {
+    mode: 'BUFFERED' as const,
+    headers: grpcFrame(encodeRequest({ ...requestHeaders(), ...announced('BUFFERED') })),
+    body: grpcFrame(encodeRequest(requestBody(`{"model":"m","prompt":"${'x'.repeat(4_000)}"}`))),
+    echoBytes: 0,
+  };
+  try {
+    const bytes = await growth(6_000, 500, async (count) => {
+      for (let sent = 0; sent < count; sent += 50) {
+        await Promise.all(Array.from({ length: 50 }, () => connection.request(exchange)));
+      }
+    });
+    expect(server.openStreams()).toBe(0);
+    // Connections and collectors of Node itself move by some kilobytes.
+    expect(bytes).toBeLessThan(8 * LEAK_BYTES);
+  } finally {
+    connection.close();
+    await server.stop();
+  }
+}, 60_000);
