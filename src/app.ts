@@ -24,6 +24,7 @@ import { createUsageReader } from './openai/usage.ts';
 import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
 import { createPrefixIndexMemory, openPrefixIndexReader } from './prefix/prefix-index.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
+import { createTokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import { createVllmTokenizer } from './tokenizer/vllm-tokenizer.ts';
 
 /** Addresses actually bound, `ip:port`. */
@@ -52,6 +53,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const seed = createHashSeed();
   const memory = createPrefixIndexMemory({ maxBytes: config.kvEvents.indexMaxBytes });
   const index = openPrefixIndexReader(memory);
+  const hasher = createBlockHasher(seed);
+  const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);
   const ingest = createIngest({ log, clock, onCounters: (delta) => reporter.kvEvents(delta) }, { memory, seed });
   const streamOf = createStreamSummaries(() => ingest.statuses());
   const knowledge = (endpoint: Endpoint): EndpointKnowledge => {
@@ -64,6 +67,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     endpoints,
     inFlight,
     index,
+    ladder,
     streamOf,
     knowledge,
     unixMs: () => clock.unixMs(),
@@ -75,7 +79,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       endpoints,
       knowledge,
       index,
-      hasher: createBlockHasher(seed),
+      hasher,
+      ladder,
       routed,
       inFlight,
       tokenizer,
@@ -178,9 +183,12 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
 
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
-    for (const { before, what } of change.changed) if (what === 'restarted') routed.forget(before.slot);
     const removed = change.removed.map(({ slot }) => slot);
-    for (const slot of removed) routed.forget(slot);
+    const restarted = change.changed.filter(({ what }) => what === 'restarted').map(({ before }) => before.slot);
+    for (const slot of [...removed, ...restarted]) {
+      routed.forget(slot);
+      ladder.forget(slot);
+    }
     if (change.added.length + change.removed.length + change.changed.length > 0) {
       log.info('endpoints changed', {
         added: change.added.map(({ address }) => address),
@@ -248,17 +256,21 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     return { grpc: grpcAddress, health: healthAddress, admin: address };
   }
 
+  let starting: Promise<AppAddresses> | null = null;
   let stopping: Promise<void> | null = null;
   return {
-    async start() {
-      try {
-        return await start();
-      } catch (error) {
+    start() {
+      starting = start().catch(async (error: unknown) => {
         await stop();
         throw error;
-      }
+      });
+      return starting;
     },
-    stop: () => (stopping ??= stop()),
+    // A start under way is not waited for by whatever it waits for; what it has brought up meanwhile is stopped as well.
+    stop: () =>
+      (stopping ??= stop()
+        .then(() => starting)
+        .then(stop, stop)),
     abandon: () => ingest.stop(),
   };
 }
