@@ -15,7 +15,7 @@ export type EngineNames = {
   choose(hi: number, lo: number): void;
   /**
    * Makes `chooseAt` ready for many names and reads where they lie, so that their cache misses overlap.
-   * @param positions of blocks about to get these names: those that have one already need no look
+   * @param positions of the blocks about to get these names: those that have it already need no look
    */
   prepare(hashes: Uint32Array, n: number, positions: Uint32Array | null): void;
   /** Chooses the i-th name of the last `prepare`. */
@@ -75,6 +75,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   let hiOfMixed = 0;
   let loOfMixed = 0;
   let prepared = new Int32Array(128);
+  let places = new Int32Array(64);
   let lastRead = 0;
 
   const table = createNameTable(maxBytes, hiOf);
@@ -100,6 +101,11 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   }
 
   const isNamed = (position: number): boolean => ((isSet[position >>> 3]! >>> (position & 7)) & 1) === 1;
+
+  /** Whether the chosen name is the first one of a block. */
+  function isFirst(position: number): boolean {
+    return firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff) && isNamed(position);
+  }
 
   /** The strip in which an owner has a name of its own for a block, 0 = none. */
   function ownStrip(owner: number, position: number): number {
@@ -183,16 +189,20 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       mix(hi | 0, lo | 0);
     },
     prepare(hashes, n, positions) {
-      if (prepared.length < 2 * n) prepared = new Int32Array(2 ** Math.ceil(Math.log2(2 * n)));
-      let read = 0;
-      for (let i = 0; i < 2 * n; i += 2) {
-        mix(hashes[i]! | 0, hashes[i + 1]! | 0);
-        prepared[i] = hiOfMixed;
-        prepared[i + 1] = loOfMixed;
-        if (positions === null || !isNamed(positions[i >>> 1]!)) read ^= table.touch(hiOfMixed, loOfMixed);
+      if (places.length < n) {
+        places = new Int32Array(2 ** Math.ceil(Math.log2(n)));
+        prepared = new Int32Array(2 * places.length);
       }
-      // Used, so that the reads are not optimised away.
-      lastRead = read;
+      let nPlaces = 0;
+      for (let i = 0; i < n; i++) {
+        mix(hashes[2 * i]! | 0, hashes[2 * i + 1]! | 0);
+        prepared[2 * i] = hiOfMixed;
+        prepared[2 * i + 1] = loOfMixed;
+        if (positions !== null && isFirst(positions[i]!)) continue;
+        places[nPlaces++] = table.placeOf(hiOfMixed, loOfMixed);
+      }
+      // Kept, so that the reads are not optimised away.
+      lastRead = table.touch(places, nPlaces);
     },
     chooseAt(i) {
       hiOfMixed = prepared[2 * i]!;
@@ -219,7 +229,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     },
     give(owner, position) {
       if (isNamed(position)) {
-        if (firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff)) return 0;
+        if (isFirst(position)) return 0;
         for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
           if (value > 0) return value;
           const at = ((value ^ IN_STRIP) >>> 3) * STRIP_WORDS;

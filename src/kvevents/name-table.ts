@@ -4,7 +4,7 @@
  * splits. The table keeps the lower word of a name, which decides the bucket; the upper one, which decides the
  * sub-table, is kept by the user and asked for when a sub-table splits.
  *
- * Names must be well mixed. A bucket is one cache line: eight lower words, eight values. All words are signed here:
+ * Names must be well mixed. A bucket is one cache line: seven lower words, seven values. All words are signed here:
  * V8 keeps a larger number that is stored or handed over on the heap.
  */
 
@@ -22,18 +22,22 @@ export type NameTable = {
   first(hi: number, lo: number): number;
   /** The next value under the name of the last `first`; nothing may be changed in between. */
   next(): number;
-  /** Reads where a name would lie, so that several cache misses overlap. */
-  touch(hi: number, lo: number): number;
+  /** Where a name lies, for `touch`. */
+  placeOf(hi: number, lo: number): number;
+  /** Reads n places: a loop as short as this one lets the processor wait for many cache misses at once. */
+  touch(places: Int32Array, n: number): number;
 };
 
 export const TABLE_FULL = 0x8000_0000 | 0;
-const BUCKET_ENTRIES = 8;
+const BUCKET_ENTRIES = 7;
 const BUCKET_WORDS = 16;
+// Words of a bucket: lower words, then how many entries wanted to be here or before and lie behind, then values.
+const PASSED = 7;
+const VALUES = 8;
 const UNIT_BUCKETS = 4;
 const UNIT_ENTRIES = UNIT_BUCKETS * BUCKET_ENTRIES;
 const UNIT_WORDS = UNIT_BUCKETS * BUCKET_WORDS;
-/** Words, and a counter of two bytes per bucket. */
-const UNIT_BYTES = 4 * UNIT_WORDS + 2 * UNIT_BUCKETS;
+const UNIT_BYTES = 4 * UNIT_WORDS;
 /** Sizes of a sub-table, in units. */
 const SIZES = [1, 2, 3, 4, 6, 8, 12, 16];
 const MAX_UNITS = 16;
@@ -47,8 +51,6 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   const nUnits = Math.max(MAX_UNITS, Math.floor(maxBytes / UNIT_BYTES));
   // Shared buffers start as untouched zero pages: only what is used takes memory.
   const words = new Int32Array(new SharedArrayBuffer(4 * UNIT_WORDS * nUnits));
-  /** Per bucket: entries that wanted to be in it or before it and lie behind it. */
-  const passed = new Uint16Array(new SharedArrayBuffer(2 * UNIT_BUCKETS * nUnits));
   let directory = Uint32Array.of(0);
   let depth = 0;
   let subDepth = new Uint8Array(16);
@@ -96,9 +98,9 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     return ((lo & 0xffff) * (subUnits[sub]! * UNIT_BUCKETS)) >>> 16;
   }
 
-  /** Number of a bucket of a sub-table in the whole memory. */
+  /** First word of a bucket of a sub-table. */
   function bucketAt(sub: number, bucket: number): number {
-    return units[sub * MAX_UNITS + (bucket >>> 2)]! * UNIT_BUCKETS + (bucket & 3);
+    return (units[sub * MAX_UNITS + (bucket >>> 2)]! * UNIT_BUCKETS + (bucket & 3)) * BUCKET_WORDS;
   }
 
   function place(sub: number, lo: number, value: number): void {
@@ -106,15 +108,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     let bucket = homeOf(sub, lo);
     for (;;) {
       const at = bucketAt(sub, bucket);
-      const word = at * BUCKET_WORDS;
-      for (let k = word + BUCKET_ENTRIES; k < word + BUCKET_WORDS; k++) {
-        if (words[k] !== 0) continue;
-        words[k] = value;
-        words[k - BUCKET_ENTRIES] = lo;
+      for (let k = at; k < at + BUCKET_ENTRIES; k++) {
+        if (words[k + VALUES] !== 0) continue;
+        words[k + VALUES] = value;
+        words[k] = lo;
         subCount[sub]!++;
         return;
       }
-      passed[at]!++;
+      words[at + PASSED]!++;
       if (++bucket === nBuckets) bucket = 0;
     }
   }
@@ -124,14 +125,13 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     let n = 0;
     for (let bucket = 0; bucket < subUnits[sub]! * UNIT_BUCKETS; bucket++) {
       const at = bucketAt(sub, bucket);
-      const word = at * BUCKET_WORDS;
-      for (let k = word; k < word + BUCKET_ENTRIES; k++) {
-        if (words[k + BUCKET_ENTRIES] === 0) continue;
+      for (let k = at; k < at + BUCKET_ENTRIES; k++) {
+        if (words[k + VALUES] === 0) continue;
         spill.lo[n] = words[k]!;
-        spill.value[n++] = words[k + BUCKET_ENTRIES]!;
+        spill.value[n++] = words[k + VALUES]!;
+        words[k + VALUES] = 0;
       }
-      words.fill(0, word, word + BUCKET_WORDS);
-      passed[at] = 0;
+      words[at + PASSED] = 0;
     }
     subCount[sub] = 0;
     return n;
@@ -188,15 +188,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     // Once around at most, however many calls it takes.
     while (cursor.nBucketsLeft > 0) {
       const at = bucketAt(sub, cursor.bucket);
-      const word = at * BUCKET_WORDS;
-      for (let k = cursor.entry; k < BUCKET_ENTRIES; k++) {
-        if (words[word + k] !== lo) continue;
-        const value = words[word + k + BUCKET_ENTRIES]!;
+      for (let k = at + cursor.entry; k < at + BUCKET_ENTRIES; k++) {
+        if (words[k] !== lo) continue;
+        const value = words[k + VALUES]!;
         if (value === 0 || hiOf(value) !== cursor.hi) continue;
-        cursor.entry = k + 1;
+        cursor.entry = k + 1 - at;
         return value;
       }
-      if (passed[at] === 0) return 0;
+      if (words[at + PASSED] === 0) return 0;
       cursor.entry = 0;
       cursor.nBucketsLeft--;
       if (++cursor.bucket === nBuckets) cursor.bucket = 0;
@@ -236,12 +235,12 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
       const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
       const home = homeOf(sub, lo);
       for (let steps = 0, bucket = home; steps < nBuckets; steps++) {
-        const word = bucketAt(sub, bucket) * BUCKET_WORDS;
-        for (let k = word + BUCKET_ENTRIES; k < word + BUCKET_WORDS; k++) {
+        const at = bucketAt(sub, bucket);
+        for (let k = at + VALUES; k < at + VALUES + BUCKET_ENTRIES; k++) {
           if (words[k] !== value) continue;
           words[k] = 0;
           subCount[sub]!--;
-          for (let b = home; b !== bucket; b = b + 1 === nBuckets ? 0 : b + 1) passed[bucketAt(sub, b)]!--;
+          for (let b = home; b !== bucket; b = b + 1 === nBuckets ? 0 : b + 1) words[bucketAt(sub, b) + PASSED]!--;
           if (subUnits[sub]! > 1 && subCount[sub]! < subUnits[sub]! * UNIT_ENTRIES * MIN_LOAD) shrink(sub);
           return;
         }
@@ -250,9 +249,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     },
     first,
     next: scan,
-    touch(hi, lo) {
+    placeOf(hi, lo) {
       const sub = subOf(hi);
-      return words[bucketAt(sub, homeOf(sub, lo)) * BUCKET_WORDS]!;
+      return bucketAt(sub, homeOf(sub, lo));
+    },
+    touch(places, n) {
+      let read = 0;
+      for (let i = 0; i < n; i++) read ^= words[places[i]!]!;
+      return read;
     },
   };
 }
