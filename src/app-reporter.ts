@@ -14,6 +14,7 @@ import type { InFlight } from './load/in-flight.ts';
 import type { CompletionSignal, Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
+import type { TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import type { VllmTokenizerDeps } from './tokenizer/vllm-tokenizer.ts';
 
 export type ReporterDeps = {
@@ -22,6 +23,7 @@ export type ReporterDeps = {
   readonly endpoints: EndpointStore;
   readonly inFlight: InFlight;
   readonly index: PrefixIndexReader;
+  readonly ladder: TokenizerLadder;
   readonly streamOf: (id: EndpointId) => StreamSummary | undefined;
   readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
   readonly unixMs: () => number;
@@ -60,8 +62,24 @@ export function createReporter(deps: ReporterDeps): Reporter {
     for (const id of cachedTokens.keys()) if (!present.has(id)) cachedTokens.delete(id);
   }
 
+  function countTokens(model: string, { id }: Endpoint, promptTokens: number, predictedCachedTokens: number): void {
+    metrics.promptTokensTotal.inc({ model }, promptTokens);
+    metrics.predictedCachedTokensTotal.inc({ model }, predictedCachedTokens);
+    cachedTokensOf(id).predicted += predictedCachedTokens;
+  }
+
   return {
     decision(record) {
+      if (record.kind === 'counted') {
+        countTokens(record.model, record.endpoint, record.promptTokens, record.predictedCachedTokens);
+        return;
+      }
+      if (record.kind === 'judged') {
+        const { model, claimedBlocks, wrongBlocks } = record;
+        metrics.tokenMemoBlocksTotal.inc({ model, result: 'right' }, claimedBlocks - wrongBlocks);
+        if (wrongBlocks > 0) metrics.tokenMemoBlocksTotal.inc({ model, result: 'wrong' }, wrongBlocks);
+        return;
+      }
       const { durationMs } = record;
       if (record.kind === 'refused') {
         const { error, model } = record;
@@ -74,10 +92,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
       metrics.requestsTotal.inc({ model, outcome: 'routed' });
       metrics.decisionsTotal.inc({ model, rung });
       metrics.decisionDurationSeconds.observe({ rung }, durationMs / 1000);
-      if (rung === 'exact') {
-        metrics.promptTokensTotal.inc({ model }, promptTokens);
-        metrics.predictedCachedTokensTotal.inc({ model }, predictedCachedTokens);
-        cachedTokensOf(endpoint.id).predicted += predictedCachedTokens;
+      if (rung === 'exact') countTokens(model, endpoint, promptTokens, predictedCachedTokens);
+      if (rung === 'memo' && evaluation.tokenizeFailure === null) {
+        metrics.tokenizerRequestsTotal.inc({ api: 'none', result: 'memo' });
       }
       deps.decisions.add({
         unixMs: deps.unixMs(),
@@ -191,6 +208,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
         metrics.endpointInFlightTokens.set({ endpoint: endpoint.address }, load.tokens);
       }
       for (const { model, trust, value } of byTrust.values()) metrics.endpoints.set({ model, trust }, value);
+      const { accuracy, memoBytes } = deps.ladder.stats();
+      for (const [model, of] of accuracy) metrics.tokenMemoAccuracy.set({ model }, of.accuracy);
+      metrics.tokenMemoBytes.set(memoBytes);
       const { nBlocks, nBytes, evictedBlocks } = deps.index.stats();
       metrics.indexBlocks.set(nBlocks);
       metrics.indexBytes.set(nBytes);

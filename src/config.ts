@@ -156,6 +156,11 @@ const SETTINGS = {
   'tokenizer.budgetMs': setting(milliseconds(0, 10_000), 50, 'the longest a request waits for tokens; 0 = never'),
   'tokenizer.timeoutMs': setting(milliseconds(1, 600_000), 2_000, 'when a call is given up'),
   'tokenizer.maxInFlight': setting(integer(1, 10_000), 64, 'calls at once, per URL'),
+  'tokenizer.memoMaxBytes': setting(
+    size(0, 16 * GIB),
+    64 * MIB,
+    'memory for what is known of prompts seen before, so that their next turn need not wait; 0 = off',
+  ),
   'routing.strategy': setting(choice(...STRATEGIES), 'prefix-cache', 'default strategy'),
   'routing.strategyHeader': setting(
     headerNameOrEmpty,

@@ -15,12 +15,13 @@ import type { Usage } from './openai/usage.ts';
 import { requestExtraKeys, type BlockHasher, type BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { Medium, PrefixMatch } from './prefix/prefix-match.ts';
-import type { RoutedMatch, RoutedPrefixes } from './prefix/routed-prefixes.ts';
-import { schedule, type ScheduleResult } from './scheduling/scheduler.ts';
-import type { TokenChain, TokenizeFailure, Tokenizer } from './tokenizer/tokenizer.ts';
+import type { BookingEnd, RoutedMatch, RoutedPrefixes } from './prefix/routed-prefixes.ts';
+import { schedule, type ScheduleInput, type ScheduleResult } from './scheduling/scheduler.ts';
+import type { MemoClaim } from './tokenizer/token-memo.ts';
+import type { TokenizerLadder, PromptView, Rung } from './tokenizer/tokenizer-ladder.ts';
+import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
 
-/** With how much knowledge a request was decided. */
-export type Rung = 'exact' | 'load';
+export type { Rung };
 
 /** What the event streams say about an endpoint, ranks merged. */
 export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
@@ -50,8 +51,15 @@ export type Evaluation = {
   readonly candidates: readonly CandidateView[];
   readonly order: readonly number[];
   readonly reason: ScheduleResult['reason'];
-  /** The longest chain's hashes per block size; what a reservation books. */
+  /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
+  readonly doubtMs: number;
+  /** Hashes per block size, one chain per prompt; what a reservation books. */
   readonly chains: ReadonlyMap<number, readonly BlockHashes[]>;
+  /** What the memo claimed of them, to be judged by the exact answer. */
+  readonly claims: ReadonlyMap<number, readonly (MemoClaim | null)[]>;
+  readonly prompt: PromptView | null;
+  /** The answer of the tokenizer, perhaps still to come; null where none was asked. */
+  readonly exact: Promise<TokenizeResult> | null;
 };
 
 /** One finished decision, for metrics and the decision log. */
@@ -63,6 +71,16 @@ export type DecisionRecord =
       readonly predictedCachedTokens: number;
       readonly durationMs: number;
     }
+  /** Exact tokens of a request that was routed before they came, while its answer had not begun. */
+  | {
+      readonly kind: 'counted';
+      readonly model: string;
+      readonly endpoint: Endpoint;
+      readonly promptTokens: number;
+      readonly predictedCachedTokens: number;
+    }
+  /** An exact answer has judged what the memo claimed. */
+  | { readonly kind: 'judged'; readonly model: string; readonly claimedBlocks: number; readonly wrongBlocks: number }
   | { readonly kind: 'refused'; readonly error: PickError; readonly model: string | null; readonly durationMs: number };
 
 /** The end of a routed request. */
@@ -83,6 +101,7 @@ export type PickerDeps = {
   readonly routed: RoutedPrefixes;
   readonly inFlight: InFlight;
   readonly tokenizer: Tokenizer;
+  readonly ladder: TokenizerLadder;
   readonly record: (record: DecisionRecord) => void;
   readonly recordEnd: (record: EndRecord) => void;
 };
@@ -94,8 +113,8 @@ export type PickerOptions = {
 
 /** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
 export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
-/** Bytes per token where no tokenizer answered: what English text and code come to with today's vocabularies. */
-const BYTES_PER_TOKEN = 4;
+/** For calls nobody waits for: they end by their own timeout. */
+const NEVER = new AbortController().signal;
 
 export type Picker = EndpointPicker & {
   /** The decision without reservation or record, for `explain`. */
@@ -103,7 +122,7 @@ export type Picker = EndpointPicker & {
 };
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
-  const { clock, endpoints, inFlight, routed, record } = deps;
+  const { clock, endpoints, inFlight, ladder, routed, record } = deps;
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const parsed = parseRequest(pick.method, pick.path, pick.header('content-type'), pick.body, {
@@ -113,12 +132,17 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const { request } = parsed;
     const selected = selectCandidates(request, pick);
     if (selected.kind === 'error') return selected;
-    if (request.prompt.kind === 'none') return choose(request, selected, [], null);
-    const { chains, failure } = await tokenize(request, selected.endpoints, signal);
+    if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
+    const prompt = ladder.view(request, selected.model, selected.adapter);
+    const early = choose(request, selected, prompt, NOTHING_ASKED);
+    if (early.doubtMs <= ladder.expectedWaitMs) {
+      return { ...early, exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), NEVER)) };
+    }
+    const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
     const current = selectCandidates(request, pick);
     if (current.kind === 'error') return current;
-    return choose(request, current, chains, failure);
+    return choose(request, current, prompt, answer);
   }
 
   type Selected = {
@@ -151,55 +175,79 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     request: InferenceRequest,
     candidates: readonly Endpoint[],
     signal: AbortSignal,
-  ): Promise<{ chains: readonly TokenChain[]; failure: TokenizeFailure | null }> {
+  ): Promise<TokenizerAnswer> {
     if (request.prompt.kind === 'tokens') {
-      return { chains: request.prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: [] })), failure: null };
+      return {
+        chains: request.prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: [] })),
+        failure: null,
+        exact: null,
+      };
     }
     const budget = new AbortController();
     const timer = clock.after(options.budgetMs, () => budget.abort());
     const onGone = (): void => budget.abort();
     signal.addEventListener('abort', onGone, { once: true });
     try {
-      const urls = candidates.map(({ address }) => `http://${address}`);
-      const result = await deps.tokenizer.tokenize(request, urls, budget.signal);
+      const startMs = clock.nowMs();
+      const result = await deps.tokenizer.tokenize(request, urlsOf(candidates), budget.signal);
+      ladder.noteWait(clock.nowMs() - startMs);
       return result.kind === 'tokens'
-        ? { chains: result.chains, failure: null }
-        : { chains: [], failure: result.reason };
+        ? { chains: result.chains, failure: null, exact: Promise.resolve(result) }
+        : { chains: [], failure: result.reason, exact: result.later ?? null };
     } finally {
       timer.cancel();
       signal.removeEventListener('abort', onGone);
     }
   }
 
+  async function timed(call: Promise<TokenizeResult>): Promise<TokenizeResult> {
+    const startMs = clock.nowMs();
+    const result = await call;
+    if (result.kind === 'tokens') ladder.noteWait(clock.nowMs() - startMs);
+    return result;
+  }
+
   /** From here on everything is one synchronous turn. */
   function choose(
     request: InferenceRequest,
     { endpoints: candidates, model, adapter }: Selected,
-    tokenChains: readonly TokenChain[],
-    tokenizeFailure: TokenizeFailure | null,
+    prompt: PromptView | null,
+    { chains: tokenChains, failure: tokenizeFailure, exact }: TokenizerAnswer,
   ): Evaluation {
-    const rung: Rung = tokenChains.length > 0 ? 'exact' : 'load';
-    const promptTokens =
-      rung === 'exact'
-        ? tokenChains.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
-        : Math.ceil(request.body.length / BYTES_PER_TOKEN);
     const knowledge = candidates.map((endpoint) => deps.knowledge(endpoint));
-    const sizes = new Map<number, ChainMatches>();
+    const sizes = new Map<number, PromptMatches>();
     const matches = candidates.map((_, index) => {
       const blockSize = knowledge[index]!.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
       let found = sizes.get(blockSize);
-      if (!found) sizes.set(blockSize, (found = matchChains(request, model, adapter, tokenChains, blockSize)));
+      if (!found) sizes.set(blockSize, (found = matchPrompt(request, model, adapter, tokenChains, prompt, blockSize)));
       return found;
     });
+    const nClaimed = matches[0]!.hashes.filter((chain) => chain.length > 0).length;
+    const isExact = tokenChains.length > 0;
+    const routedTokens = isExact || prompt === null ? () => 0 : ladder.routedTokens(prompt);
+    const promptTokens = isExact
+      ? tokenChains.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
+      : (matches[0]!.promptTokens ?? prompt?.promptTokens ?? 0);
     const views = candidates.map((endpoint, index): Omit<CandidateView, 'costMs'> => {
       const { trust } = knowledge[index]!;
-      const { matchedBlocks, matchedTokens } = credit(matches[index]!, endpoint.slot, trust);
+      const { matchedBlocks, matchedTokens: ofBlocks } = credit(matches[index]!, endpoint.slot, trust);
+      // Where the known blocks end, the text that was sent there may go on; where they are missing, it was pushed out.
+      const ofText =
+        ofBlocks < matches[index]!.knownTokens ? 0 : Math.min(routedTokens(endpoint.slot), promptTokens - 1);
+      const matchedTokens = Math.max(ofBlocks, ofText);
       const load = inFlight.load(endpoint.slot);
       return { endpoint, trust, matchedBlocks, matchedTokens, uncachedTokens: promptTokens - matchedTokens, load };
     });
+    const rung: Rung = isExact
+      ? 'exact'
+      : nClaimed > 0
+        ? 'memo'
+        : views.some(({ matchedTokens }) => matchedTokens > 0)
+          ? 'text'
+          : 'load';
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
-    const { order, costsMs, reason } = schedule({
+    const input: ScheduleInput = {
       candidates: views.map(({ endpoint, trust, matchedTokens, load }) => ({
         address: endpoint.address,
         trust,
@@ -207,11 +255,16 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         load,
       })),
       promptTokens,
-      tieKey,
+      tieKey: tieKey ?? prompt?.tieKey ?? 0,
       sharers,
-    });
+    };
+    const result = schedule(input);
+    const { order, costsMs, reason } = result;
     const chains = new Map<number, readonly BlockHashes[]>();
     for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
+    const claims = new Map<number, readonly (MemoClaim | null)[]>();
+    for (const [blockSize, found] of sizes) claims.set(blockSize, found.claims);
+    const holdsAllKnown = views.map(({ matchedTokens }, i) => matchedTokens >= matches[i]!.knownTokens);
     return {
       kind: 'evaluation',
       request,
@@ -224,12 +277,25 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       candidates: views.map((view, index) => ({ ...view, costMs: costsMs[index]! })),
       order,
       reason,
+      doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, result, holdsAllKnown) : Infinity,
       chains,
+      claims,
+      prompt,
+      exact,
     };
   }
 
+  type PromptMatches = ChainMatches & {
+    /** Of the longest chain, as far as a cache can serve it. */
+    readonly knownTokens: number;
+    /** Null where the memo knows nothing. */
+    readonly promptTokens: number | null;
+    readonly claims: readonly (MemoClaim | null)[];
+  };
+
   type ChainMatches = {
     readonly blockSizeTokens: number;
+    /** One chain per prompt: the whole of it, or what the memo knows; empty where nothing is known. */
     readonly hashes: readonly BlockHashes[];
     /** Largest number of blocks an engine serves from its cache, per chain: the last token is always computed. */
     readonly usableBlocks: readonly number[];
@@ -237,26 +303,58 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     readonly routed: readonly RoutedMatch[];
   };
 
-  function matchChains(
+  function matchPrompt(
     request: InferenceRequest,
     model: string,
     adapter: string | null,
     tokenChains: readonly TokenChain[],
+    prompt: PromptView | null,
     blockSizeTokens: number,
-  ): ChainMatches {
-    const root = deps.hasher.root(model, adapter, blockSizeTokens);
-    const hashes = tokenChains.map(({ tokenIds, features }) => {
-      const nBlocks = Math.floor(tokenIds.length / blockSizeTokens);
-      const extraKeys = requestExtraKeys(request.cacheSalt, features, blockSizeTokens, nBlocks);
-      return deps.hasher.blocks(tokenIds, root, blockSizeTokens, extraKeys);
-    });
+  ): PromptMatches {
+    const claims = prompt === null ? [] : ladder.claims(prompt, blockSizeTokens);
+    const isExact = tokenChains.length > 0;
+    const believed = claims.map((claim) => (claim?.believed === true ? claim : null));
+    const hashes = isExact
+      ? hashChains(request, model, adapter, tokenChains, blockSizeTokens)
+      : believed.map((claim) => claim?.hashes ?? NO_BLOCKS);
+    const lengths = isExact
+      ? tokenChains.map(({ tokenIds }) => tokenIds.length)
+      : believed.map((claim) => claim?.promptTokens ?? 0);
+    const matches = lookUp(hashes, lengths, blockSizeTokens);
+    const known = believed.reduce((sum, claim) => sum + (claim?.promptTokens ?? 0), 0);
+    return {
+      ...matches,
+      knownTokens: Math.max(0, ...matches.usableBlocks) * blockSizeTokens,
+      promptTokens: known === 0 ? null : Math.max(known, claims.length > 1 ? prompt!.promptTokens : 0),
+      claims,
+    };
+  }
+
+  function lookUp(hashes: readonly BlockHashes[], lengths: readonly number[], blockSizeTokens: number): ChainMatches {
     return {
       blockSizeTokens,
       hashes,
-      usableBlocks: tokenChains.map(({ tokenIds }) => Math.floor(Math.max(0, tokenIds.length - 1) / blockSizeTokens)),
+      usableBlocks: lengths.map((nTokens, i) =>
+        Math.min(hashes[i]!.length / 2, Math.floor(Math.max(0, nTokens - 1) / blockSizeTokens)),
+      ),
       announced: hashes.map((chain) => deps.index.longestMatch(chain)),
       routed: hashes.map((chain) => routed.longestMatch(chain)),
     };
+  }
+
+  function hashChains(
+    { cacheSalt }: InferenceRequest,
+    model: string,
+    adapter: string | null,
+    tokenChains: readonly TokenChain[],
+    blockSizeTokens: number,
+  ): BlockHashes[] {
+    const root = deps.hasher.root(model, adapter, blockSizeTokens);
+    return tokenChains.map(({ tokenIds, features }) => {
+      const nBlocks = Math.floor(tokenIds.length / blockSizeTokens);
+      const extraKeys = requestExtraKeys(cacheSalt, features, blockSizeTokens, nBlocks);
+      return deps.hasher.blocks(tokenIds, root, blockSizeTokens, extraKeys);
+    });
   }
 
   /** What the scheduler wants to know of the prefix, taken from the longest of the chains. */
@@ -264,10 +362,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     { hashes, routed: onTheWay, blockSizeTokens }: ChainMatches,
     mostCachedTokens: number,
     among: readonly Endpoint[],
-  ): { tieKey: number; sharers: number } {
+  ): { tieKey: number | null; sharers: number } {
     const longest = hashes.reduce((best, chain, i) => (chain.length > hashes[best]!.length ? i : best), 0);
     const chain = hashes[longest];
-    if (!chain || chain.length === 0) return { tieKey: 0, sharers: 0 };
+    if (!chain || chain.length === 0) return { tieKey: null, sharers: 0 };
     const nCached = Math.min(Math.floor(mostCachedTokens / blockSizeTokens), chain.length / 2);
     const nextBlock = Math.min(nCached, chain.length / 2 - 1);
     return {
@@ -299,16 +397,34 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     return { matchedBlocks, matchedTokens: best * matches.blockSizeTokens };
   }
 
-  function reserve(evaluation: Evaluation, view: CandidateView): Reservation {
-    const { endpoint } = view;
+  type Held = {
+    readonly reservation: Reservation;
+    /** Takes the booking made at the choice back. */
+    unbook(): void;
+    /** Books what the prompt really is, if the request still is on its way or was served. */
+    book(chains: readonly BlockHashes[]): void;
+    /** `no` once the engine has answered: what it caches then may be this very prompt. */
+    readonly unanswered: 'yes' | 'no';
+  };
+
+  function reserve(evaluation: Evaluation, view: CandidateView): Held {
+    // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
+    const { model } = evaluation;
+    const { endpoint, matchedTokens } = view;
     const { blockSizeTokens } = deps.knowledge(endpoint);
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
     const load = inFlight.reserve(endpoint.slot, view.uncachedTokens, answer);
     const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
-    const booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+    let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+    const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
     let usage: Usage | null = null;
-    return {
-      firstByte: () => load.firstByte(),
+    let ended: BookingEnd | null = null;
+    let unanswered: Held['unanswered'] = 'yes';
+    const reservation: Reservation = {
+      firstByte() {
+        unanswered = 'no';
+        load.firstByte();
+      },
       observe: (seen) => {
         usage = seen;
       },
@@ -317,16 +433,60 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         const { trust } = deps.knowledge(endpoint);
         // Without events the engine's cache is known only from what was sent there and served.
         const keep = outcome !== 'completed' ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
+        ended = keep;
+        unanswered = 'no';
         for (const booking of booked) booking.end(keep);
+        text?.end(keep === 'drop' ? 'drop' : 'keep');
         deps.recordEnd({
           endpoint,
-          model: evaluation.model,
+          model,
           outcome,
-          predictedCachedTokens: view.matchedTokens,
+          predictedCachedTokens: matchedTokens,
           usage,
         });
       },
     };
+    return {
+      reservation,
+      get unanswered() {
+        return unanswered;
+      },
+      unbook() {
+        for (const booking of booked) booking.end('drop');
+        booked = [];
+      },
+      book(chains) {
+        booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+        if (ended !== null) for (const booking of booked) booking.end(ended);
+      },
+    };
+  }
+
+  /** What exact tokens are good for once they are there: the memo learns, and a choice made without them is booked rightly. */
+  function reconcile(evaluation: Evaluation, view: CandidateView, held: Held, result: TokenizeResult): void {
+    const { request, prompt, model, adapter } = evaluation;
+    if (result.kind !== 'tokens' || prompt === null || request === null) return;
+    const { endpoint } = view;
+    const { trust, blockSizeTokens } = deps.knowledge(endpoint);
+    const ownSize = blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
+    for (const [blockSize, claimed] of evaluation.claims) {
+      const chains =
+        evaluation.rung === 'exact'
+          ? evaluation.chains.get(blockSize)!
+          : hashChains(request, model, adapter, result.chains, blockSize);
+      const answers = chains.map((hashes, i) => ({ nTokens: result.chains[i]!.tokenIds.length, hashes }));
+      const verdict = ladder.learn(prompt, blockSize, answers, claimed);
+      if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
+      if (evaluation.rung === 'exact' || blockSize !== ownSize) continue;
+      held.unbook();
+      if (held.unanswered === 'yes') {
+        const lengths = answers.map(({ nTokens }) => nTokens);
+        const { matchedTokens } = credit(lookUp(chains, lengths, blockSize), endpoint.slot, trust);
+        const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
+        record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
+      }
+      held.book(chains);
+    }
   }
 
   return {
@@ -340,7 +500,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         return evaluation;
       }
       const view = evaluation.candidates[evaluation.order[0]!]!;
-      const reservation = reserve(evaluation, view);
+      const held = reserve(evaluation, view);
+      void evaluation.exact?.then((result) => reconcile(evaluation, view, held, result));
       record({
         kind: 'routed',
         evaluation,
@@ -352,10 +513,38 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       return {
         kind: 'routed',
         endpoints: named.map((index) => evaluation.candidates[index]!.endpoint.address),
-        reservation,
+        reservation: held.reservation,
       };
     },
   };
+}
+
+type TokenizerAnswer = {
+  readonly chains: readonly TokenChain[];
+  readonly failure: TokenizeFailure | null;
+  readonly exact: Promise<TokenizeResult> | null;
+};
+
+const NOTHING_ASKED: TokenizerAnswer = { chains: [], failure: null, exact: null };
+const NO_BLOCKS = new Uint32Array(0) as BlockHashes;
+
+/**
+ * What unknown tokens could still save. They can only lengthen the match of an endpoint that holds all that is known, so
+ * the best case is that every one of these but the choice itself holds the whole prompt.
+ */
+function doubtMs(input: ScheduleInput, { order }: ScheduleResult, holdsAllKnown: readonly boolean[]): number {
+  const chosen = order[0]!;
+  const isRival = (index: number): boolean => index !== chosen && holdsAllKnown[index]!;
+  if (!holdsAllKnown.some((_, index) => isRival(index))) return 0;
+  const candidates = input.candidates.map((candidate, index) =>
+    isRival(index) ? { ...candidate, cachedTokens: Math.max(0, input.promptTokens - 1) } : candidate,
+  );
+  const { costsMs } = schedule({ ...input, candidates });
+  return Math.max(0, costsMs[chosen]! - Math.min(...costsMs));
+}
+
+function urlsOf(endpoints: readonly Endpoint[]): string[] {
+  return endpoints.map(({ address }) => `http://${address}`);
 }
 
 /** What the engine really computed of the prompt, where it says so. */

@@ -44,6 +44,9 @@ export type Metrics = {
   readonly observedCachedTokensTotal: LabelledCounter<Model>;
   readonly tokenizerRequestsTotal: LabelledCounter<{ readonly api: string; readonly result: TokenizerResult }>;
   readonly tokenizerDurationSeconds: LabelledHistogram<{ readonly api: string }>;
+  readonly tokenMemoBlocksTotal: LabelledCounter<Model & { readonly result: 'right' | 'wrong' }>;
+  readonly tokenMemoAccuracy: LabelledGauge<Model>;
+  readonly tokenMemoBytes: Gauge;
   readonly kvEventsTotal: LabelledCounter<{ readonly type: KvEventType }>;
   readonly kvEventBlocksTotal: LabelledCounter<{ readonly type: KvEventType }>;
   readonly kvEventGapsTotal: Counter;
@@ -133,6 +136,15 @@ export function createMetrics(): Metrics {
       ['api'],
       TOKENIZER_BUCKETS,
     ),
+    tokenMemoBlocksTotal: counter.labelled(
+      'token_memo_blocks_total',
+      'blocks claimed from memory, as the exact tokens judged them later',
+      ['model', 'result'],
+    ),
+    tokenMemoAccuracy: gauge.labelled('token_memo_accuracy', 'share of those blocks that were right, lately', [
+      'model',
+    ]),
+    tokenMemoBytes: gauge.plain('token_memo_bytes', 'memory of the token memo'),
     kvEventsTotal: counter.labelled('kv_events_total', 'KV events received', ['type']),
     kvEventBlocksTotal: counter.labelled('kv_event_blocks_total', 'blocks named in KV events', ['type']),
     kvEventGapsTotal: counter.plain('kv_event_gaps_total', 'holes in the sequence of an event stream'),

@@ -72,6 +72,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'kvevents/ingest.ts',
       'load/',
       'prefix/prefix-index.ts',
+      'tokenizer/tokenizer-ladder.ts',
       'tokenizer/vllm-tokenizer.ts',
     ],
     uses: [],
@@ -112,6 +113,8 @@ const RULES: Readonly<Record<string, Rule>> = {
       'extproc/endpoint-picker.ts',
       'openai/',
       'tokenizer/tokenizer.ts',
+      'tokenizer/tokenizer-ladder.ts',
+      'tokenizer/token-memo.ts',
       'prefix/',
       'scheduling/',
       'load/',
@@ -119,7 +122,11 @@ const RULES: Readonly<Record<string, Rule>> = {
     ],
     uses: [],
   },
-  'tokenizer/': { knows: ['clock.ts', 'log.ts', 'openai/'], uses: ['undici'] },
+  // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
+  'tokenizer/': {
+    knows: ['clock.ts', 'log.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
+    uses: ['undici'],
+  },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
   'load/': { knows: ['clock.ts', 'endpoints/endpoint.ts'], uses: [] },
 
@@ -206,6 +213,10 @@ const PURE = [
   'extproc/request-side.ts',
   'extproc/response-side.ts',
   'replay/',
+  'tokenizer/memo-accuracy.ts',
+  'tokenizer/prompt-keys.ts',
+  'tokenizer/token-memo.ts',
+  'tokenizer/tokenizer-ladder.ts',
 ];
 const NOT_IN_PURE = [
   'log.ts',

@@ -18,7 +18,8 @@ export type TokenizeFailure = 'timeout' | 'late' | 'error' | 'rejected' | 'open'
 export type TokenizeResult =
   /** One chain per prompt of the request. */
   | { readonly kind: 'tokens'; readonly chains: readonly TokenChain[] }
-  | { readonly kind: 'none'; readonly reason: TokenizeFailure };
+  /** `later`: what the call still under way will end with. */
+  | { readonly kind: 'none'; readonly reason: TokenizeFailure; readonly later?: Promise<TokenizeResult> };
 
 export type Tokenizer = {
   /**

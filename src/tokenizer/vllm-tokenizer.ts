@@ -139,7 +139,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       const result = await unlessAborted(call.result, signal);
       if (result === null) onCall(call.api, 'late', clock.nowMs() - startMs);
       else if (joined !== null) onCall(call.api, 'shared', clock.nowMs() - startMs);
-      return result ?? none('late');
+      return result ?? { kind: 'none', reason: 'late', later: call.result };
     },
     async close() {
       closed = true;

@@ -247,7 +247,7 @@ describe('identical requests', () => {
     const { ask, counted } = aTokenizer([fake.url]);
     const first = ask(aChatRequest(), 10);
     const second = ask(aChatRequest());
-    expect(await first).toEqual({ kind: 'none', reason: 'late' });
+    expect(await first).toMatchObject({ kind: 'none', reason: 'late' });
     expect(chainsOf(await second)).toHaveLength(1);
     expect(counted).toEqual(['render late', 'render ok', 'render shared']);
   });
@@ -265,7 +265,7 @@ describe('a server in trouble', () => {
     const turn = new Promise<'next turn'>((resolve) => setImmediate(resolve, 'next turn'));
     budget.abort();
     const settled = await Promise.race([results, turn]);
-    expect(settled).toEqual(requests.map(() => ({ kind: 'none', reason: 'late' })));
+    expect(settled).toMatchObject(requests.map(() => ({ kind: 'none', reason: 'late' })));
     // The calls themselves go on until they are given up, and are not left to the server then.
     await until(() => counted.filter((entry) => entry === 'render timeout').length === 20);
     await until(() => fake.nAbandoned() === 20);

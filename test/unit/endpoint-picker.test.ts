@@ -17,6 +17,7 @@ import {
   openPrefixIndexWriter,
 } from '../../src/prefix/prefix-index.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
+import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
 import { createFakeClock } from '../support/fake-clock.ts';
 
@@ -89,6 +90,7 @@ function aPicker(
       routed,
       inFlight,
       tokenizer,
+      ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: 50 }),
       record: (record) => records.push(record),
       recordEnd: (end) => ends.push(end),
     },

@@ -1,0 +1,131 @@
+/**
+ * Names for the beginnings of a prompt, told from its text alone: a chain of 64-bit keys, one per message and one per KiB
+ * inside of long messages and texts. Two requests share a key exactly when model, adapter, salt, everything the template
+ * takes (tools, documents, arguments) and all text up to there are byte for byte the same.
+ *
+ * Deliberately not here: what JSON means. A message spelt otherwise is another message; it costs a look-up, never truth.
+ */
+import type { ByteRange } from '../openai/json-scan.ts';
+import type { FieldName, InferenceRequest } from '../openai/request.ts';
+import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
+
+export type PromptKeys = {
+  /** [hi, lo] per key; a key stands for everything before it too. */
+  readonly keys: BlockHashes;
+  /** Bytes of the prompt up to the end of each key; tools and template arguments count as its first bytes. */
+  readonly endBytes: readonly number[];
+  /** All bytes of the prompt; more than the last key's where the prompt has more keys than are made. */
+  readonly nBytes: number;
+};
+
+/** Fields besides the prompt itself that decide about tokens or their blocks. */
+const HEAD_FIELDS = [
+  'tools',
+  'documents',
+  'reasoning_effort',
+  'chat_template',
+  'chat_template_kwargs',
+  'mm_processor_kwargs',
+  'media_io_kwargs',
+  'add_generation_prompt',
+  'continue_final_message',
+  'add_special_tokens',
+  'truncate_prompt_tokens',
+  'cache_salt',
+] as const satisfies readonly FieldName[];
+
+/** Fine enough to find a shared beginning inside of a text, coarse enough to cost a look-up per 250 tokens. */
+export const CHUNK_BYTES = 1024;
+/** 4 MiB of text in chunks: beyond any context of today; a longer prompt has keys for its beginning only. */
+const MAX_KEYS = 4096;
+/** Prompts of one request beyond it are not looked at: they would be as many chains to match. */
+const MAX_PROMPTS = 16;
+/** No block of tokens has it: keys of text never meet those of tokens. */
+const TEXT_DOMAIN = 0;
+
+export type PromptKeyer = {
+  /** One chain per prompt; empty where there is no text, or are too many. */
+  keysOf(request: InferenceRequest, model: string, adapter: string | null): readonly PromptKeys[];
+};
+
+export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
+  let words = new Uint32Array(1024);
+  let bytes = new Uint8Array(words.buffer);
+  const state = new Uint32Array(2);
+
+  function reserve(nBytes: number): void {
+    if (bytes.length >= nBytes + 128) return;
+    words = new Uint32Array(((nBytes + 128) >> 2) * 2);
+    bytes = new Uint8Array(words.buffer);
+  }
+
+  /** Absorbs a tag and the bytes of one range: nothing else has the same digest. */
+  function absorb(tag: number, body: Uint8Array, { start, end }: ByteRange): void {
+    const nBytes = end - start;
+    reserve(nBytes);
+    const nWords = 2 + ((nBytes + 3) >> 2);
+    words[nWords - 1] = 0;
+    words[0] = tag;
+    words[1] = nBytes;
+    bytes.set(body.subarray(start, end), 8);
+    hasher.continueBlocks(state[0]!, state[1]!, words, 1, nWords, null, state);
+  }
+
+  function keysOfSegments(
+    body: Uint8Array,
+    segments: readonly ByteRange[],
+    headBytes: number,
+    root: readonly [number, number],
+  ): PromptKeys {
+    const hashes: number[] = [];
+    const endBytes: number[] = [];
+    let nBytes = headBytes;
+    state[0] = root[0];
+    state[1] = root[1];
+    for (const { start, end } of segments) {
+      const nChunks = Math.min(Math.floor((end - start) / CHUNK_BYTES), MAX_KEYS - endBytes.length);
+      if (nChunks > 0) {
+        reserve(nChunks * CHUNK_BYTES);
+        bytes.set(body.subarray(start, start + nChunks * CHUNK_BYTES));
+        const out = new Uint32Array(2 * nChunks);
+        hasher.continueBlocks(state[0]!, state[1]!, words, nChunks, CHUNK_BYTES / 4, null, out);
+        for (let i = 0; i < nChunks; i++) {
+          hashes.push(out[2 * i]!, out[2 * i + 1]!);
+          endBytes.push(nBytes + (i + 1) * CHUNK_BYTES);
+        }
+        state[0] = out[2 * nChunks - 2]!;
+        state[1] = out[2 * nChunks - 1]!;
+      }
+      nBytes += end - start;
+      if (endBytes.length >= MAX_KEYS) continue;
+      absorb(end - start, body, { start: start + nChunks * CHUNK_BYTES, end });
+      hashes.push(state[0], state[1]);
+      endBytes.push(nBytes);
+    }
+    return { keys: Uint32Array.from(hashes) as BlockHashes, endBytes, nBytes };
+  }
+
+  return {
+    keysOf(request, model, adapter) {
+      const { prompt, body, fields, api } = request;
+      if (prompt.kind !== 'messages' && prompt.kind !== 'texts') return [];
+      if (prompt.ranges.length > MAX_PROMPTS && prompt.kind === 'texts') return [];
+      const [hi, lo] = hasher.root(`${api} ${model}`, adapter, TEXT_DOMAIN);
+      state[0] = hi;
+      state[1] = lo;
+      let headBytes = 0;
+      HEAD_FIELDS.forEach((name, index) => {
+        const range = fields.get(name);
+        if (range === undefined) return;
+        absorb(index + 1, body, range);
+        if (name === 'tools' || name === 'documents') headBytes += range.end - range.start;
+      });
+      const root = [state[0], state[1]] as const;
+      if (prompt.kind === 'messages') return [keysOfSegments(body, prompt.ranges, headBytes, root)];
+      // Without the quotes, so that a text and its continuation begin alike.
+      return prompt.ranges.map(({ start, end }) =>
+        keysOfSegments(body, [{ start: start + 1, end: end - 1 }], headBytes, root),
+      );
+    },
+  };
+}
