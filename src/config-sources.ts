@@ -79,6 +79,10 @@ function readYaml(path: string, readFile: (path: string) => string, keys: readon
   const sections = new Set(keys.flatMap((key) => prefixesOf(key)));
   const walk = (node: unknown, prefix: string, where: string): void => {
     const inner = isAlias(node) ? node.resolve(document) : node;
+    if (isAlias(node) && inner === undefined) {
+      mistakes.push(`*${node.source} must name an anchor of the file, got one that is not there (${where})`);
+      return;
+    }
     if (isEmpty(inner)) return;
     if (!isMap(inner)) {
       const got = showGot(toValue(inner, document));

@@ -23,8 +23,8 @@ export async function explain(
 }
 
 function parseExplainRequest(input: unknown): PickRequest | string {
-  if (typeof input !== 'object' || input === null)
-    return `expected an object {path, headers, body}, got ${typeof input}`;
+  if (typeof input !== 'object' || input === null || Array.isArray(input))
+    return `expected an object {path, headers, body}, got ${Array.isArray(input) ? 'a list' : typeof input}`;
   const { path = '/v1/chat/completions', headers = {}, body } = input as Record<string, unknown>;
   if (typeof path !== 'string' || !path.startsWith('/')) return 'path must be a string that starts with "/"';
   if (typeof headers !== 'object' || headers === null) return 'headers must be an object of strings';

@@ -71,6 +71,8 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   }
 
   function keep(slot: number, hashes: BlockHashes): void {
+    // A prompt shorter than a block leaves nothing to find.
+    if (hashes.length === 0) return;
     let ofSlot = kept.get(slot);
     if (!ofSlot) kept.set(slot, (ofSlot = { chains: [], nBlocks: 0 }));
     ofSlot.chains.push(hashes);
@@ -78,17 +80,32 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
     // Distinct blocks decide, as in the engine: ten turns of one chat are one chain, not ten. The second bound is for the
     // memory of one chain sent over and over.
     while (
-      ofSlot.chains.length > 0 &&
+      ofSlot.chains.length > 1 &&
       (blocksOfSlot[slot]! > keptBlocksPerSlot || ofSlot.nBlocks > KEPT_REPEATS * keptBlocksPerSlot)
     ) {
-      const oldest = ofSlot.chains.shift()!;
-      ofSlot.nBlocks -= oldest.length / 2;
-      subtract(slot, oldest);
+      dropOldest(slot, ofSlot);
+    }
+  }
+
+  function dropOldest(slot: number, ofSlot: { chains: BlockHashes[]; nBlocks: number }): void {
+    const oldest = ofSlot.chains.shift()!;
+    ofSlot.nBlocks -= oldest.length / 2;
+    subtract(slot, oldest);
+    if (ofSlot.chains.length === 0) kept.delete(slot);
+  }
+
+  /** Memories of served requests give way to requests on their way, the largest one first. */
+  function makeRoom(nBlocks: number): void {
+    while (counts.size() + nBlocks > maxBlocks && kept.size > 0) {
+      let largest: [number, { chains: BlockHashes[]; nBlocks: number }] | null = null;
+      for (const entry of kept) if (largest === null || entry[1].nBlocks > largest[1].nBlocks) largest = entry;
+      dropOldest(...largest!);
     }
   }
 
   return {
     book(slot, hashes) {
+      makeRoom(hashes.length / 2);
       if (counts.size() + hashes.length / 2 > maxBlocks) {
         nRefused += 1;
         return { end: () => undefined };
@@ -128,10 +145,10 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
     }),
     forget(slot) {
       generation[slot]! += 1;
+      kept.delete(slot);
       if (blocksOfSlot[slot] === 0) return;
       counts.removeSlot(slot);
       blocksOfSlot[slot] = 0;
-      kept.delete(slot);
     },
     stats: () => ({ nBlocks: counts.size(), nRefused }),
   };

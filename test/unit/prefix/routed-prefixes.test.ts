@@ -69,6 +69,28 @@ describe('prefixes on their way to an endpoint', () => {
     expect(routed.stats()).toEqual({ nBlocks: 3, nRefused: 1 });
   });
 
+  test('prompts shorter than a block are not remembered', () => {
+    const routed = createRoutedPrefixes(createFakeClock());
+    const before = process.memoryUsage().heapUsed;
+    for (let i = 0; i < 200_000; i++) routed.book(0, aChain('')).end('keep');
+    expect(process.memoryUsage().heapUsed - before).toBeLessThan(20 * 2 ** 20);
+  });
+
+  test('when the table is full, memories of served requests give way to requests on their way', () => {
+    const routed = createRoutedPrefixes(createFakeClock(), { maxBlocks: 9 });
+    for (const [slot, text] of [
+      [0, 'aaa'],
+      [1, 'bbb'],
+      [2, 'ccc'],
+    ] as const)
+      routed.book(slot, aChain(text)).end('keep');
+    routed.book(3, aChain('ddd'));
+    expect(routed.longestMatch(aChain('ddd')).blocks(3)).toBe(3);
+    expect(routed.stats()).toEqual({ nBlocks: 9, nRefused: 0 });
+    for (const text of ['eee', 'fff', 'ggg']) routed.book(3, aChain(text));
+    expect(routed.stats()).toEqual({ nBlocks: 9, nRefused: 1 });
+  });
+
   test('any history of bookings equals counting in a Map', () => {
     const step = fc.record({
       slot: fc.nat(2),
