@@ -41,6 +41,8 @@ export type PickError = {
   /** `x-warmpath-reason`: lower-case words joined by `_`. */
   readonly reason: string;
   readonly retryAfterSeconds: number | null;
+  /** Canonical name of the model asked for, where it is known. */
+  readonly model?: string | null;
 };
 
 export type Decision =

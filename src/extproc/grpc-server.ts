@@ -86,6 +86,23 @@ export async function bind(
   return `${listen.slice(0, listen.lastIndexOf(':'))}:${port}`;
 }
 
+/**
+ * Lets go of the bytes of the message just read. grpc-js keeps them until the next message of the stream, which for a
+ * request that has been answered comes a minute later or never: a body per open stream.
+ */
+export function dropLastMessage(call: object): void {
+  const decoder = (call as { call?: { decoder?: DecoderInternals } }).call?.decoder;
+  // In any other state the pieces are the beginning of the next message.
+  if (decoder?.readState !== BETWEEN_MESSAGES) return;
+  decoder.readPartialMessage = [];
+  // One byte, and with it the whole piece of the connection's data it was cut from.
+  decoder.readCompressFlag = NO_FLAG;
+}
+
+type DecoderInternals = { readState: number; readPartialMessage: readonly Buffer[]; readCompressFlag: Buffer };
+const NO_FLAG = Buffer.alloc(1);
+const BETWEEN_MESSAGES = 0;
+
 function bindError(error: Error, listen: string, key: string): WarmpathError {
   const text = errorText(error);
   if (text.includes('EADDRINUSE')) {

@@ -7,6 +7,7 @@ import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
+import { dropLastMessage } from './grpc-server.ts';
 import { readMessage, type ProcessingResponse, type RawProcessingRequest } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import type { UnseenEnds } from './unseen-ends.ts';
@@ -105,7 +106,10 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
 
   call.on(
     'data',
-    guarded((raw: RawProcessingRequest) => exchange?.message(readMessage(raw))),
+    guarded((raw: RawProcessingRequest) => {
+      dropLastMessage(call);
+      exchange?.message(readMessage(raw));
+    }),
   );
   call.on(
     'end',

@@ -2,7 +2,7 @@
  * What one request costs the server: `make bench-extproc`. The server is a process of its own on loopback; the load comes
  * from here. CPU is that of the server process, all threads. "null" is an ext_proc server on the same grpc-js that answers
  * without looking; "warmpath" is the whole product with three endpoints and no tokenizer; "decision" has a tokenizer over
- * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|decision`, `--cpu-prof DIR`.
+ * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|response|decision`, `--cpu-prof DIR`.
  */
 import { fork, type ChildProcess } from 'node:child_process';
 import { createServer, type Server } from 'node:http';
@@ -82,7 +82,13 @@ function exchangeOf(mode: Mode, body: Buffer): Exchange {
       encode({ request_body: { body: piece, end_of_stream: at + step >= body.length }, metadata_context: {} }),
     );
   }
-  return { mode, headers: first, body: Buffer.concat(pieces), echoBytes: mode === 'BUFFERED' ? 0 : body.length };
+  return {
+    mode,
+    headers: first,
+    body: Buffer.concat(pieces),
+    echoBytes: mode === 'BUFFERED' ? 0 : body.length,
+    response: null,
+  };
 }
 
 function startServer(kind: string, sections: object): Promise<ServerProcess> {
@@ -218,6 +224,43 @@ async function benchModes(): Promise<void> {
   }
 }
 
+/** An answer as an engine streams it: headers, 15 tokens, and the event with usage. */
+const STREAMED_ANSWER: NonNullable<Exchange['response']> = {
+  nMessages: 17,
+  frames: Buffer.concat([
+    encode({
+      response_headers: {
+        headers: {
+          headers: [
+            { key: ':status', raw_value: Buffer.from('200') },
+            { key: 'content-type', raw_value: Buffer.from('text/event-stream; charset=utf-8') },
+          ],
+        },
+      },
+    }),
+    ...Array.from({ length: 16 }, (_, i) => {
+      const choices = i === 15 ? [] : [{ index: 0, delta: { content: ' token' }, logprobs: null, finish_reason: null }];
+      const usage = i === 15 ? { prompt_tokens: 900, completion_tokens: 15, total_tokens: 915 } : null;
+      const event = { id: 'chatcmpl-0', object: 'chat.completion.chunk', created: 0, model: MODEL, choices, usage };
+      const bytes = Buffer.from(`data: ${JSON.stringify(event)}\n\n`);
+      return encode({ response_body: { body: bytes, end_of_stream: i === 15 } });
+    }),
+  ]),
+};
+
+async function benchResponse(): Promise<void> {
+  printHead([]);
+  for (const [name, response] of [
+    ['response side off', null],
+    ['response side on, 16 chunks', STREAMED_ANSWER],
+  ] as const) {
+    const server = await startServer('warmpath', { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } });
+    const exchange = { ...exchangeOf('BUFFERED', chatBody(4_000, 1)), response };
+    await measure(`warmpath, BUFFERED, 4 KB, ${name}`, server, () => exchange, 32, []);
+    await server.stop();
+  }
+}
+
 /** Answers every text with the same number of tokens, different ones for different prompts, from memory. */
 async function startTokenizer(nTokens: number): Promise<Server> {
   const answers = Array.from({ length: 64 }, (_, id) => {
@@ -286,5 +329,6 @@ async function benchDecision(): Promise<void> {
   }
 }
 
-if (args.only !== 'decision') await benchModes();
+if (args.only === undefined || args.only === 'null' || args.only === 'warmpath') await benchModes();
+if (args.only === undefined || args.only === 'response') await benchResponse();
 if (args.only === undefined || args.only === 'decision') await benchDecision();

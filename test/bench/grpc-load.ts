@@ -12,6 +12,8 @@ export type Exchange = {
   readonly body: Buffer;
   /** Payload the server has to give back before the request is answered. */
   readonly echoBytes: number;
+  /** Sent once the request is answered: messages of the response, each to be answered. */
+  readonly response: { readonly frames: Buffer; readonly nMessages: number } | null;
 };
 
 export type LoadConnection = {
@@ -54,6 +56,7 @@ type Stream = {
   messageBytes: number;
   leftBytes: number;
   answeredAtMs: number;
+  nResponsesLeft: number;
   resolve(answeredAtMs: number): void;
   reject(error: Error): void;
 };
@@ -174,8 +177,16 @@ export async function openLoadConnection(address: string): Promise<LoadConnectio
     stream.prefixBytes = 0;
     stream.messageBytes = 0;
     if (exchange.mode === 'BUFFERED' && stream.nMessages === 1) return send(stream, exchange.body);
-    if (stream.nMessages < 2 || stream.nEchoBytes < exchange.echoBytes || stream.answeredAtMs > 0) return;
-    stream.answeredAtMs = performance.now();
+    if (stream.nMessages < 2 || stream.nEchoBytes < exchange.echoBytes) return;
+    const { response } = exchange;
+    if (stream.answeredAtMs === 0) {
+      stream.answeredAtMs = performance.now();
+      stream.nResponsesLeft = response?.nMessages ?? 0;
+      if (response !== null) return send(stream, response.frames);
+    } else {
+      stream.nResponsesLeft -= 1;
+    }
+    if (stream.nResponsesLeft > 0) return;
     socket.write(frameHeader(0, DATA, END_STREAM, stream.id));
   }
 
@@ -215,6 +226,7 @@ export async function openLoadConnection(address: string): Promise<LoadConnectio
           messageBytes: 0,
           leftBytes: 0,
           answeredAtMs: 0,
+          nResponsesLeft: 0,
           resolve,
           reject,
         };

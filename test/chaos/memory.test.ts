@@ -91,40 +91,36 @@ test('200,000 exchanges, ended in every way, leave nothing behind', async () => 
   expect(bytes).toBeLessThan(LEAK_BYTES);
 }, 60_000);
 
-test('6,000 streams through the server leave nothing behind', async () => {
-  const server = createExtProcServer(
-    {
-      picker: { pick: () => Promise.resolve(routed()) },
-      log: silentLog,
-      clock: systemClock,
-      createUsageReader,
-      onStream: () => undefined,
-    },
-    {
-      grpcListen: '127.0.0.1:0',
-      healthListen: null,
-      bodyMaxBytes: 64 * 1024,
-      failureMode: 'closed',
-      defaultBodyMode: 'BUFFERED',
-      deadlineMs: 1_000,
-      destinationHeader: 'x-gateway-destination-endpoint',
-      compatTargetPodHeader: false,
-      drainDelayMs: 0,
-      drainTimeoutMs: 0,
-    },
-  );
-  const { grpcAddress } = await server.start();
-  const connection = await openLoadConnection(grpcAddress);
-  const exchange = {
-    mode: 'BUFFERED' as const,
-    headers: grpcFrame(encodeRequest({ ...requestHeaders(), ...announced('BUFFERED') })),
-    body: grpcFrame(encodeRequest(requestBody(`{"model":"m","prompt":"${'x'.repeat(4_000)}"}`))),
-    echoBytes: 0,
+test('a stream that waits for the end of its answer does not hold its body', async () => {
+  const server = await start();
+  const connection = await openLoadConnection(server.address);
+  const heldBytes = async (nStreams: number, bodyBytes: number): Promise<number> => {
+    const goal = server.openStreams() + nStreams;
+    const before = await usedBytes();
+    // One body for all, so that what is counted is the server's. Each request is answered, and then nothing more comes.
+    const body = grpcFrame(encodeRequest(requestBody(`{"model":"m","prompt":"${'x'.repeat(bodyBytes)}"}`)));
+    const request = { ...BUFFERED_REQUEST, body, response: { frames: Buffer.alloc(0), nMessages: 1 } };
+    for (let i = 0; i < nStreams; i++) connection.request(request).catch(() => undefined);
+    while (server.openStreams() < goal || server.nPicks() < goal)
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    return ((await usedBytes()) - before) / nStreams;
   };
+  try {
+    await heldBytes(50, 1_000);
+    expect(await heldBytes(100, 200_000)).toBeLessThan(40_000);
+  } finally {
+    connection.close();
+    await server.stop();
+  }
+}, 60_000);
+
+test('6,000 streams through the server leave nothing behind', async () => {
+  const server = await start();
+  const connection = await openLoadConnection(server.address);
   try {
     const bytes = await growth(6_000, 500, async (count) => {
       for (let sent = 0; sent < count; sent += 50) {
-        await Promise.all(Array.from({ length: 50 }, () => connection.request(exchange)));
+        await Promise.all(Array.from({ length: 50 }, () => connection.request(BUFFERED_REQUEST)));
       }
     });
     expect(server.openStreams()).toBe(0);
@@ -135,3 +131,53 @@ test('6,000 streams through the server leave nothing behind', async () => {
     await server.stop();
   }
 }, 60_000);
+
+const BUFFERED_REQUEST = {
+  mode: 'BUFFERED' as const,
+  headers: grpcFrame(encodeRequest({ ...requestHeaders(), ...announced('BUFFERED') })),
+  body: grpcFrame(encodeRequest(requestBody(`{"model":"m","prompt":"${'x'.repeat(4_000)}"}`))),
+  echoBytes: 0,
+  response: null,
+};
+
+async function start(): Promise<{
+  readonly address: string;
+  openStreams(): number;
+  nPicks(): number;
+  stop(): Promise<void>;
+}> {
+  let nPicks = 0;
+  const pick = (): Promise<Decision> => {
+    nPicks += 1;
+    return Promise.resolve(routed());
+  };
+  const server = createExtProcServer(
+    { picker: { pick }, log: silentLog, clock: systemClock, createUsageReader, onStream: () => undefined },
+    {
+      grpcListen: '127.0.0.1:0',
+      healthListen: null,
+      bodyMaxBytes: 1024 * 1024,
+      failureMode: 'closed',
+      defaultBodyMode: 'BUFFERED',
+      deadlineMs: 1_000,
+      destinationHeader: 'x-gateway-destination-endpoint',
+      compatTargetPodHeader: false,
+      drainDelayMs: 0,
+      drainTimeoutMs: 0,
+    },
+  );
+  const { grpcAddress } = await server.start();
+  return { address: grpcAddress, openStreams: server.openStreams, nPicks: () => nPicks, stop: server.stop };
+}
+
+/** Heap and buffers outside of it, after what is over has been let go. */
+async function usedBytes(): Promise<number> {
+  v8.setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  collect();
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  collect();
+  const { heapUsed, arrayBuffers } = process.memoryUsage();
+  return heapUsed + arrayBuffers;
+}
