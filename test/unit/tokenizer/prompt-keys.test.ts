@@ -1,0 +1,106 @@
+import { describe, expect, test } from '@jest/globals';
+import type { InferenceRequest } from '../../../src/openai/request.ts';
+import { createBlockHasher, createHashSeed } from '../../../src/prefix/block-hash.ts';
+import { CHUNK_BYTES, createPromptKeyer } from '../../../src/tokenizer/prompt-keys.ts';
+import { aChatRequest, aCompletionsRequest } from '../../support/requests.ts';
+
+const keyer = createPromptKeyer(createBlockHasher(createHashSeed()));
+
+function textKeys(request: InferenceRequest, model = 'm', adapter: string | null = null, prompt = 0): string[] {
+  const { keys } = keyer.keysOf(request, model, adapter)[prompt]!;
+  return Array.from({ length: keys.length / 2 }, (_, i) => `${keys[2 * i]}:${keys[2 * i + 1]}`);
+}
+
+const nShared = (a: readonly string[], b: readonly string[]): number => {
+  const at = a.findIndex((key, i) => key !== b[i]);
+  return at < 0 ? a.length : at;
+};
+
+const chat = (messages: readonly object[], fields: object = {}): InferenceRequest =>
+  aChatRequest({ messages, ...fields });
+const user = (content: string): object => ({ role: 'user', content });
+
+describe('keys of a chat', () => {
+  test('are one per message, and those of its next turn begin with them', () => {
+    const first = textKeys(chat([user('a'), user('b')]));
+    const second = textKeys(chat([user('a'), user('b'), user('c')]));
+    expect(first).toHaveLength(2);
+    expect(second.slice(0, 2)).toEqual(first);
+    expect(new Set(second).size).toBe(3);
+  });
+
+  test('divide a long message, so that two that begin alike share the beginning', () => {
+    const shared = 'x'.repeat(3 * CHUNK_BYTES);
+    const one = textKeys(chat([user(`${shared}one`)]));
+    const two = textKeys(chat([user(`${shared}another`)]));
+    expect(one).toHaveLength(4);
+    expect(nShared(one, two)).toBe(3);
+  });
+
+  test.each<[string, object]>([
+    ['tools', { tools: [{ type: 'function' }] }],
+    ['template arguments', { chat_template_kwargs: { enable_thinking: false } }],
+    ['a salt', { cache_salt: 's' }],
+    ['documents', { documents: [] }],
+  ])('have nothing in common with those of a request with %s', (_, fields) => {
+    expect(nShared(textKeys(chat([user('a')])), textKeys(chat([user('a')], fields)))).toBe(0);
+  });
+
+  test.each<[string, object]>([
+    ['sampling', { temperature: 0.1, max_tokens: 7 }],
+    ['streaming', { stream: true }],
+  ])('do not depend on %s', (_, fields) => {
+    expect(textKeys(chat([user('a')], fields))).toEqual(textKeys(chat([user('a')])));
+  });
+
+  test('belong to a model and an adapter', () => {
+    const request = chat([user('a')]);
+    const all = [textKeys(request), textKeys(request, 'other'), textKeys(request, 'm', 'lora')];
+    expect(new Set(all.flat()).size).toBe(3);
+  });
+
+  test('tell where each ends, tools counted', () => {
+    const tools = [{ name: 'f' }];
+    const [keys] = keyer.keysOf(chat([user('abc')], { tools }), 'm', null);
+    const nBytes = JSON.stringify(tools).length + JSON.stringify(user('abc')).length;
+    expect(keys).toMatchObject({ endBytes: [nBytes], nBytes });
+  });
+
+  test('a salt cannot be moved into another field', () => {
+    const one = chat([user('a')], { cache_salt: 'x', chat_template: 'y' });
+    const two = chat([user('a')], { cache_salt: 'y', chat_template: 'x' });
+    expect(nShared(textKeys(one), textKeys(two))).toBe(0);
+  });
+});
+
+describe('keys of a text', () => {
+  test('begin alike for a text and its continuation', () => {
+    const text = 'once upon a time '.repeat(200);
+    const one = textKeys(aCompletionsRequest(text));
+    const two = textKeys(aCompletionsRequest(`${text}there was`));
+    expect(nShared(one, two)).toBe(Math.floor(text.length / CHUNK_BYTES));
+  });
+
+  test('are the same wherever the text stands among several', () => {
+    const several = aCompletionsRequest(['other', 'text']);
+    expect(textKeys(several, 'm', null, 1)).toEqual(textKeys(aCompletionsRequest('text')));
+  });
+
+  test('of different length never meet, whatever pads them', () => {
+    const texts = ['', 'a', 'aa', 'a'.repeat(61), 'a'.repeat(64), 'a'.repeat(CHUNK_BYTES), 'a'.repeat(CHUNK_BYTES + 1)];
+    const last = texts.map((text) => textKeys(aCompletionsRequest(text)).at(-1));
+    expect(new Set(last).size).toBe(texts.length);
+  });
+});
+
+test('what has no text has no keys', () => {
+  expect(keyer.keysOf(aCompletionsRequest([1, 2, 3]), 'm', null)).toEqual([]);
+  expect(keyer.keysOf(aCompletionsRequest(Array.from({ length: 17 }, () => 'x')), 'm', null)).toEqual([]);
+});
+
+test('a prompt of more text than keys are made for has keys of its beginning', () => {
+  const request = aCompletionsRequest('x'.repeat(5000 * CHUNK_BYTES));
+  const [keys] = keyer.keysOf(request, 'm', null);
+  expect(keys!.endBytes).toHaveLength(4096);
+  expect(keys!.endBytes.at(-1)).toBeLessThan(keys!.nBytes);
+});
