@@ -78,7 +78,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       random: createRandom(seed + 1000 + i),
       blockTokens: timing.blockTokens,
       cacheBlocks: scenario.cacheBlocks,
-      events: scenario.eventLoss >= 1 ? 'none' : 'published',
+      events: scenario.eventLoss >= 1 ? 'none' : scenario.eventLoss > 0 ? 'gaps' : 'whole',
     });
     return { policy, clock };
   });

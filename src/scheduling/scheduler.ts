@@ -50,21 +50,27 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   let arrivalsPerSecond = 0;
   let waitMs = 0;
   let mostCached = 0;
+  let msPerToken = 0;
   for (const { load, cachedTokens } of candidates) {
     arrivalsPerSecond += load.arrivalsPerSecond;
     waitMs += load.waitMs;
+    msPerToken += load.prefillMsPerToken / candidates.length;
     mostCached = Math.max(mostCached, cachedTokens);
   }
   // Little's law: how many wait = how many come × how long each waits.
   const meanWaiting = (arrivalsPerSecond / candidates.length) * (waitMs / candidates.length / 1000);
   const costsMs = candidates.map(({ load, cachedTokens }) => {
-    const computingMs = load.prefillSetupMs + (promptTokens - cachedTokens) * load.prefillMsPerToken;
+    const uncached = promptTokens - cachedTokens;
+    const computingMs = load.prefillSetupMs + uncached * load.prefillMsPerToken;
     // A second copy of a prefix that several want at once serves all of them: each bears its part.
-    const copyMs = (mostCached - cachedTokens) * load.prefillMsPerToken;
-    const borneMs = computingMs - copyMs + copyMs / (1 + sharers);
+    const copied = mostCached - cachedTokens;
+    const borne = uncached - copied + copied / (1 + sharers);
     const waiting = load.arrivalsPerSecond * (load.waitMs / 1000);
-    const delayToOthers = EVICTION_COST + WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting;
-    return load.waitMs + computingMs + borneMs * delayToOthers + load.requests * INTERFERENCE_MS;
+    // What is pushed out is computed again anywhere, those who wait wait here.
+    const evictionMs = borne * msPerToken * EVICTION_COST;
+    const queueMs = borne * load.prefillMsPerToken * (WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting);
+    const interferenceMs = (load.requests * INTERFERENCE_MS * load.prefillMsPerToken) / msPerToken;
+    return load.waitMs + computingMs + evictionMs + queueMs + interferenceMs;
   });
   const order = candidates.map((_, index) => index);
   order.sort((a, b) => costsMs[a]! - costsMs[b]!);

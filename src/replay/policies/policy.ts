@@ -41,7 +41,8 @@ export type PolicyContext = {
   readonly blockTokens: number;
   /** Blocks of an engine's cache, as its cache_config metric says. */
   readonly cacheBlocks: number;
-  readonly events: 'published' | 'none';
+  /** What can be known of the event streams: whole, with gaps in the sequence numbers, or none at all. */
+  readonly events: 'whole' | 'gaps' | 'none';
 };
 
 export type CreatePolicy = (context: PolicyContext) => Policy;

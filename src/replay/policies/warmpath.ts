@@ -23,11 +23,11 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       const hashes = keysOf(request);
       const onTheWay = routed.longestMatch(hashes);
       const candidates = engines.map((engine) => {
-        const nAnnounced = events === 'published' ? announced.matchedBlocks(request, engine) : 0;
+        const nAnnounced = events === 'none' ? 0 : announced.matchedBlocks(request, engine);
         const nBlocks = Math.max(nAnnounced, onTheWay.blocks(slotOf(engine)));
         return {
           address: engine.address,
-          trust: events === 'published' ? ('exact' as const) : ('fallback' as const),
+          trust: TRUST[events],
           cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
           load: inFlight.load(slotOf(engine)),
         };
@@ -61,7 +61,7 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       held.delete(request.index);
       const { cachedTokens } = reservation;
       reservation.load.release(cachedTokens === null ? undefined : request.promptTokens - cachedTokens);
-      reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'none' ? 'keep' : 'grace');
+      reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'whole' ? 'grace' : 'keep');
     },
     onBlocks: announced.apply,
     onGone(engine) {
@@ -71,6 +71,8 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
     },
   };
 };
+
+const TRUST = { whole: 'exact', gaps: 'degraded', none: 'fallback' } as const;
 
 /** Two mixed words per block, as if tokens had been hashed: ids are dense, tables expect keys that are not. */
 function keysOf({ blocks }: EngineRequest): BlockHashes {

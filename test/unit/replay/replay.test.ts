@@ -1,0 +1,122 @@
+import { describe, expect, test } from '@jest/globals';
+import { OWN_POLICY, PEER_POLICIES, POLICIES } from '../../../src/replay/policies/policies.ts';
+import { replay, type Scenario } from '../../../src/replay/replay.ts';
+import { percentile, pooledLruHitRate, summarize } from '../../../src/replay/summary.ts';
+import { syntheticWorkload } from '../../../src/replay/synthetic-workloads.ts';
+import { polynomialTiming, simpleTiming } from '../../../src/replay/timing.ts';
+import type { Workload } from '../../../src/replay/workload.ts';
+import { aScenario, aWorkload } from './builders.ts';
+
+function run(policy: string, workload: Workload, changes: Partial<Scenario> & { engines?: number } = {}) {
+  return replay(workload, POLICIES[policy]!, aScenario(changes));
+}
+
+describe('a replay', () => {
+  test('round robin over two engines is what one can compute by hand', () => {
+    const workload = aWorkload([
+      { at: 0, prompt: 1000, ids: [1, 2] },
+      { at: 0, prompt: 500, ids: [3] },
+      { at: 400, prompt: 1000, ids: [1, 2] },
+      { at: 400, prompt: 500, ids: [3] },
+    ]);
+    const { requests, queriedTokens, cachedTokens } = run('round-robin', workload);
+    expect(requests.map(({ ttftMs, engine }) => [Math.round(ttftMs), engine])).toEqual([
+      // 1000 tokens, its own first token, and what the next prompt computes in the rest of its last pass.
+      [1003, 0],
+      [501, 1],
+      // Behind the first one and served from what it left: one token, in the same pass.
+      [603, 0],
+      // A pass that decodes takes 25 ms at least.
+      [126, 1],
+    ]);
+    expect([queriedTokens, cachedTokens]).toEqual([3000, 1498]);
+  });
+
+  test('speed moves arrivals closer, nothing else', () => {
+    const workload = aWorkload([
+      { at: 0, prompt: 100, ids: [1] },
+      { at: 10_000, prompt: 100, ids: [2] },
+    ]);
+    expect(run('round-robin', workload, { speed: 4 }).requests[1]!.arrivalMs).toBe(2500);
+  });
+
+  test.each(Object.keys(POLICIES))('%s: equal input gives equal output, and every request is answered', (policy) => {
+    const workload = syntheticWorkload('chat', 150, 3);
+    for (const timing of [simpleTiming(8000, 512), polynomialTiming]) {
+      const changes = { engines: 4, cacheBlocks: timing === polynomialTiming ? 4000 : 500, timing };
+      const outcome = run(policy, workload, changes);
+      expect(run(policy, workload, changes)).toEqual(outcome);
+      expect(summarize(outcome)).toMatchObject({ requests: 150, unanswered: 0 });
+      expect(outcome.requestsPerEngine.reduce((a, b) => a + b, 0)).toBe(150);
+    }
+  });
+
+  test.each(Object.keys(POLICIES))(
+    '%s survives crashes, restarts, new engines, late and lost events and replicas',
+    (policy) => {
+      const workload = syntheticWorkload('rag', 300, 3);
+      const endMs = workload.requests.at(-1)!.arrivalMs;
+      const outcome = run(policy, workload, {
+        engines: 3,
+        timing: simpleTiming(8000, 512),
+        crashes: [
+          { engine: 0, atMs: endMs / 4, restartAtMs: endMs / 2 },
+          { engine: 1, atMs: endMs / 3, restartAtMs: null },
+        ],
+        scaleOuts: [{ engines: 2, atMs: endMs / 2 }],
+        eventDelayMs: 500,
+        eventLoss: 0.2,
+        replicas: 3,
+      });
+      expect(summarize(outcome).unanswered).toBe(0);
+      expect(outcome.requestsPerEngine).toHaveLength(5);
+      expect(outcome.requestsPerEngine[3]! + outcome.requestsPerEngine[4]!).toBeGreaterThan(0);
+      const lateOnes = outcome.requests.filter(({ arrivalMs }) => arrivalMs > endMs / 2);
+      expect(lateOnes.some(({ engine }) => engine === 1)).toBe(false);
+    },
+  );
+
+  test('the pooled cache is a plain LRU over everything, in the order of arrival', () => {
+    const workload = aWorkload([
+      { at: 0, prompt: 1024, ids: [1, 2] },
+      { at: 1, prompt: 1024, ids: [3, 4] },
+      { at: 2, prompt: 1100, ids: [1, 2, 5] },
+    ]);
+    const timing = simpleTiming(1000, 512);
+    expect(pooledLruHitRate(workload, timing, 4)).toBeCloseTo(1024 / 3148, 9);
+    expect(pooledLruHitRate(workload, timing, 3)).toBeCloseTo(512 / 3148, 9);
+  });
+
+  test('percentiles are nearest ranks', () => {
+    const sorted = Array.from({ length: 100 }, (_, i) => i + 1);
+    expect([0, 0.5, 0.9, 0.99, 1].map((part) => percentile(sorted, part))).toEqual([1, 50, 90, 99, 100]);
+    expect(percentile([], 0.5)).toBe(0);
+  });
+
+  test('ten times the requests take about ten times as long, not a hundred', () => {
+    const timeOf = (n: number): number => {
+      const workload = syntheticWorkload('chat', n, 1);
+      const start = performance.now();
+      run(OWN_POLICY, workload, { engines: 8, cacheBlocks: 2000, timing: simpleTiming(8000, 512) });
+      return performance.now() - start;
+    };
+    timeOf(1000);
+    const small = Math.max(5, Math.min(timeOf(800), timeOf(800)));
+    expect(timeOf(8000) / small).toBeLessThan(40);
+  });
+});
+
+describe('the own policy against every peer, on seeded workloads', () => {
+  /** Part of the best peer's mean time to first token that is allowed: what was measured, and a margin. */
+  test.each([
+    ['rag', 2, 0.85],
+    ['agents', 1, 0.95],
+    ['chat', 3, 0.98],
+    ['one-prefix', 1, 1.0],
+  ])('%s at speed %d stays below %d of the best one', (name, speed, allowed) => {
+    const workload = syntheticWorkload(name, 1500, 1);
+    const changes = { engines: 8, cacheBlocks: 2000, speed, timing: simpleTiming(8000, 512) };
+    const ttft = (policy: string): number => summarize(run(policy, workload, changes)).ttftMs.mean;
+    expect(ttft(OWN_POLICY)).toBeLessThan(allowed * Math.min(...PEER_POLICIES.map(ttft)));
+  });
+});
