@@ -18,7 +18,7 @@ import {
 } from '../../src/prefix/prefix-index.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
-import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
+import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { createFakeClock } from '../support/fake-clock.ts';
 
 const BLOCK = 16;
@@ -55,6 +55,33 @@ const characterTokenizer: Tokenizer = {
 
 function tokensOf(text: string): Uint32Array {
   return Uint32Array.from(text, (character) => character.codePointAt(0)!);
+}
+
+/** A tokenizer whose answers come when a test says so, after the budget too. */
+function aSlowTokenizer() {
+  const waiting: (() => void)[] = [];
+  let nCalls = 0;
+  const tokenizer: Tokenizer = {
+    async tokenize(request, urls, signal) {
+      nCalls += 1;
+      const later = new Promise<void>((resolve) => waiting.push(resolve)).then(() =>
+        characterTokenizer.tokenize(request, urls, signal),
+      );
+      const late = new Promise<TokenizeResult>((resolve) =>
+        signal.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later })),
+      );
+      return Promise.race([later, late]);
+    },
+    close: () => Promise.resolve(),
+  };
+  return {
+    tokenizer,
+    nCalls: () => nCalls,
+    async answerAll() {
+      for (const answer of waiting.splice(0)) answer();
+      for (let i = 0; i < 10; i++) await Promise.resolve();
+    },
+  };
 }
 
 /** A tokenizer that answers nothing until the budget is over. */
@@ -272,10 +299,141 @@ describe('one request', () => {
     expect(inFlight.total()).toBe(0);
   });
 
+  test('a client that leaves while tokens are awaited is neither booked nor counted as routed', async () => {
+    const { picker, records, inFlight, routed } = aPicker({ tokenizer: hangingTokenizer });
+    const gone = new AbortController();
+    const pending = picker.pick(aRequest({ model: 'demo', prompt: TEXT }), gone.signal);
+    gone.abort();
+    expect(await pending).toMatchObject({ kind: 'error', reason: 'client_gone' });
+    expect(records).toEqual([]);
+    expect([inFlight.total(), routed.stats().nBlocks]).toEqual([0, 0]);
+  });
+
   test('no ready endpoint is a 503, even for a model that is known', async () => {
     const { picker } = aPicker({ specs: [aSpec(1, { ready: false })] });
     const decision = await picker.pick(aRequest({ model: 'demo', prompt: 'x' }), signal);
     expect(decision).toMatchObject({ kind: 'error', status: 503, reason: 'no_ready_endpoint' });
+  });
+});
+
+describe('with how much knowledge', () => {
+  const turns = (n: number): object[] =>
+    Array.from({ length: 2 * n - 1 }, (_, i) => ({
+      role: i % 2 === 0 ? 'user' : 'assistant',
+      content: `${i % 2 === 0 ? 'question' : 'answer'} ${i} `.repeat(8),
+    }));
+  const aChat = (n: number): PickRequest =>
+    aRequest({ model: 'demo', messages: turns(n) }, { path: '/v1/chat/completions' });
+  const textOf = (n: number): string => JSON.stringify(turns(n));
+  const rungsOf = (records: readonly DecisionRecord[]): string[] =>
+    records.flatMap((record) => (record.kind === 'routed' ? [record.evaluation.rung] : []));
+  const released = (decision: Decision): string => {
+    if (decision.kind !== 'routed') throw new Error('expected a choice');
+    decision.reservation.release('completed');
+    return decision.endpoints[0]!;
+  };
+
+  test('the next turn of a chat is decided at once, where the last one is cached, and the tokens come afterwards', async () => {
+    const slow = aSlowTokenizer();
+    const { picker, warm, records, clock, routed } = aPicker({ tokenizer: slow.tokenizer });
+    const first = picker.pick(aChat(1), signal);
+    await slow.answerAll();
+    released(await first);
+    warm(2, textOf(1));
+    clock.advance(10_000);
+    const decision = await picker.pick(aChat(2), signal);
+    expect(endpointsOf(decision)[0]).toBe('10.0.0.2:8000');
+    expect(rungsOf(records)).toEqual(['exact', 'memo']);
+    expect(slow.nCalls()).toBe(2);
+    const nBookedBefore = routed.stats().nBlocks;
+    await slow.answerAll();
+    // The whole prompt is booked now, not only what was known of it.
+    expect(nBookedBefore).toBeLessThan(Math.floor(textOf(1).length / BLOCK) + 1);
+    expect(routed.stats().nBlocks).toBe(Math.floor(textOf(2).length / BLOCK));
+    expect(records.at(-1)).toMatchObject({ kind: 'counted', promptTokens: textOf(2).length });
+    // The first turn ended in a bracket where the second goes on with a comma: its last block is another.
+    expect(records.at(-2)).toMatchObject({ kind: 'judged' });
+    released(decision);
+    clock.advance(10_000);
+    expect(routed.stats().nBlocks).toBe(0);
+  });
+
+  test('where two endpoints hold all that is known, exact tokens are waited for', async () => {
+    const slow = aSlowTokenizer();
+    const { picker, warm, records, clock } = aPicker({ tokenizer: slow.tokenizer });
+    const first = picker.pick(aChat(1), signal);
+    await slow.answerAll();
+    released(await first);
+    clock.advance(10_000);
+    warm(1, textOf(1));
+    warm(2, textOf(1));
+    warm(2, textOf(3));
+    const pending = picker.pick(aChat(3), signal);
+    await slow.answerAll();
+    expect(endpointsOf(await pending)[0]).toBe('10.0.0.2:8000');
+    expect(rungsOf(records)).toEqual(['exact', 'exact']);
+  });
+
+  test('tokens that come after the budget are booked and learnt for the next time', async () => {
+    const slow = aSlowTokenizer();
+    const { picker, clock, records, routed } = aPicker({ tokenizer: slow.tokenizer });
+    const pending = picker.pick(aChat(1), signal);
+    clock.advance(50);
+    const decision = await pending;
+    expect(routed.stats().nBlocks).toBe(0);
+    await slow.answerAll();
+    expect(routed.stats().nBlocks).toBe(Math.floor(textOf(1).length / BLOCK));
+    released(decision);
+    released(await picker.pick(aChat(1), signal));
+    expect(rungsOf(records)).toEqual(['load', 'memo']);
+  });
+
+  test.each(['completed', 'failed'] as const)(
+    'tokens that come after a request that %s are booked as such',
+    async (end) => {
+      const slow = aSlowTokenizer();
+      const { picker, clock, routed } = aPicker({ tokenizer: slow.tokenizer, trust: 'fallback' });
+      const pending = picker.pick(aChat(1), signal);
+      clock.advance(50);
+      const decision = await pending;
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      decision.reservation.release(end);
+      await slow.answerAll();
+      expect(routed.stats().nBlocks > 0).toBe(end === 'completed');
+    },
+  );
+
+  test('without any tokenizer the next turn goes where the last one went', async () => {
+    const none: Tokenizer = {
+      tokenize: () => Promise.resolve({ kind: 'none', reason: 'disabled' }),
+      close: () => Promise.resolve(),
+    };
+    const { picker, records } = aPicker({ tokenizer: none, specs: Array.from({ length: 20 }, (_, n) => aSpec(n + 1)) });
+    const chosen: string[] = [];
+    for (let n = 1; n <= 4; n++) chosen.push(released(await picker.pick(aChat(n), signal)));
+    expect(new Set(chosen).size).toBe(1);
+    expect(rungsOf(records)).toEqual(['load', 'text', 'text', 'text']);
+  });
+
+  test('text that was sent to an endpoint and failed there is not remembered', async () => {
+    const none: Tokenizer = {
+      tokenize: () => Promise.resolve({ kind: 'none', reason: 'error' }),
+      close: () => Promise.resolve(),
+    };
+    const { picker, records } = aPicker({ tokenizer: none });
+    for (const outcome of ['failed', 'cancelled', 'completed'] as const) {
+      const decision = await picker.pick(aChat(1), signal);
+      if (decision.kind === 'routed') decision.reservation.release(outcome);
+    }
+    released(await picker.pick(aChat(1), signal));
+    expect(rungsOf(records)).toEqual(['load', 'load', 'load', 'text']);
+  });
+
+  test('an explanation teaches nothing', async () => {
+    const { picker, records } = aPicker();
+    await picker.evaluate(aChat(1), signal);
+    await picker.pick(aChat(1), signal);
+    expect(rungsOf(records)).toEqual(['exact']);
   });
 });
 
