@@ -1,0 +1,117 @@
+/** What the running product tells of its streams: metrics and `/api/v1/config`, after real requests over gRPC. */
+import { afterEach, beforeEach, expect, test } from '@jest/globals';
+import { createApp, type App, type AppAddresses } from '../../src/app.ts';
+import { systemClock } from '../../src/clock.ts';
+import { loadConfig } from '../../src/config.ts';
+import { silentLog } from '../../src/log.ts';
+import { createExtProcClient, type ExtProcClient } from '../support/extproc-client.ts';
+import {
+  announced,
+  requestBody,
+  requestHeaders,
+  responseBody,
+  responseHeaders,
+  servedBy,
+} from '../support/extproc-messages.ts';
+
+const POD = '127.0.0.1:1';
+const CHAT = JSON.stringify({ model: 'demo', messages: [{ role: 'user', content: 'hello' }] });
+
+let app: App;
+let addresses: AppAddresses;
+let client: ExtProcClient;
+
+async function start(server: object = {}): Promise<void> {
+  const file = {
+    server: {
+      grpcListen: '127.0.0.1:0',
+      healthListen: '127.0.0.1:0',
+      adminListen: '127.0.0.1:0',
+      drainDelayMs: 0,
+      drainTimeoutMs: 0,
+      ...server,
+    },
+    tokenizer: { api: 'none' },
+    discovery: { endpoints: [{ name: 'pod', address: POD, model: 'demo', kvEvents: 'none' }] },
+  };
+  const loaded = loadConfig({ file: 'test.yaml', readFile: () => JSON.stringify(file), env: {}, sets: [] });
+  if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join('\n'));
+  app = createApp(loaded.config, { log: silentLog, clock: systemClock });
+  addresses = await app.start();
+  client = createExtProcClient(addresses.grpc);
+}
+
+beforeEach(() => start());
+afterEach(async () => {
+  client.close();
+  await app.stop();
+});
+
+const get = async (path: string): Promise<Response> => fetch(`http://${addresses.admin}${path}`);
+
+async function untilMetric(pattern: RegExp): Promise<void> {
+  const deadline = performance.now() + 3_000;
+  for (;;) {
+    const text = await (await get('/metrics')).text();
+    if (pattern.test(text)) return;
+    if (performance.now() > deadline) throw new Error(`no ${pattern} in\n${text.match(/^warmpath_.*$/gm)?.join('\n')}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+test('which completion signals this data plane gives', async () => {
+  await client.request({ mode: 'BUFFERED', body: CHAT });
+  await untilMetric(/^warmpath_extproc_completions_total\{signal="stream"\} 1$/m);
+  const stream = client.open();
+  stream.send(requestHeaders(), announced('BUFFERED', { responseBody: 'STREAMED' }));
+  await stream.next();
+  stream.send(requestBody(CHAT));
+  await stream.next();
+  stream.send(responseHeaders());
+  stream.send(responseBody('{}'));
+  stream.halfClose();
+  await stream.status;
+  await untilMetric(/^warmpath_extproc_completions_total\{signal="response"\} 1$/m);
+  const config = (await (await get('/api/v1/config')).json()) as { completionSignals: object };
+  expect(config.completionSignals).toEqual({ stream: 1, response: 1, observer: 0, estimate: 0 });
+});
+
+test('an endpoint that answered although another was chosen', async () => {
+  const stream = client.open();
+  stream.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+  await stream.next();
+  stream.send(responseHeaders({ endOfStream: true }), servedBy('127.0.0.1:2'));
+  stream.halfClose();
+  await stream.status;
+  await untilMetric(/^warmpath_served_elsewhere_total 1$/m);
+});
+
+test('bodies that are shown too late, and the cause of every refusal', async () => {
+  await client.request({ mode: 'STREAMED', body: CHAT });
+  await untilMetric(/^warmpath_extproc_bodies_not_shown_total 1$/m);
+  await client.request({ mode: 'BUFFERED', body: '{' });
+  await client.request({ mode: 'BUFFERED', body: CHAT, headers: { 'content-length': '999999999' } });
+  await untilMetric(/^warmpath_request_reasons_total\{outcome="bad_request",reason="bad_request"\} 1$/m);
+  await untilMetric(/^warmpath_request_reasons_total\{outcome="too_large",reason="body_too_large"\} 1$/m);
+});
+
+test('limits and the estimate are what the configuration says', async () => {
+  client.close();
+  await app.stop();
+  await start({ completion: 'estimate', assumedAnswerMs: 300, maxStreams: 1, maxHeaders: 10 });
+  const inFlight = (n: number): RegExp => new RegExp(`^warmpath_endpoint_in_flight_requests\\{.*\\} ${n}$`, 'm');
+  await client.request({ mode: 'BUFFERED', body: CHAT });
+  // The stream is over, the answer may not be.
+  await untilMetric(/^warmpath_extproc_streams 0$/m);
+  await untilMetric(inFlight(1));
+  await untilMetric(inFlight(0));
+  const many = Object.fromEntries(Array.from({ length: 11 }, (_, i) => [`x-${i}`, 'y']));
+  const [refused] = await client.request({ mode: 'BUFFERED', body: CHAT, headers: many });
+  expect(refused!.immediate!.details).toBe('warmpath_headers_too_large');
+  const first = client.open();
+  first.send(requestHeaders(), announced('BUFFERED'));
+  await first.next();
+  const [turnedAway] = await client.request({ mode: 'NONE', body: null });
+  expect(turnedAway!.immediate!.details).toBe('warmpath_too_many_streams');
+  first.reset();
+});
