@@ -131,7 +131,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
       const { outcome, reason } = result;
       if (reason !== '' && outcome !== 'observed') metrics.requestReasonsTotal.inc({ outcome, reason });
       // Whatever reached the picker was counted there, with its model.
-      if (result.decisionMs === null && result.outcome !== 'observed') {
+      if (result.outcome !== 'observed' && (result.decisionMs === null || result.reason.startsWith('picker_'))) {
         metrics.requestsTotal.inc({ model: OTHER, outcome: result.outcome });
       }
     },

@@ -14,7 +14,7 @@ import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts'
 import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
-import { createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
+import { createKnowledge, createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { createInFlight } from './load/in-flight.ts';
@@ -57,10 +57,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);
   const ingest = createIngest({ log, clock, onCounters: (delta) => reporter.kvEvents(delta) }, { memory, seed });
   const streamOf = createStreamSummaries(() => ingest.statuses());
-  const knowledge = (endpoint: Endpoint): EndpointKnowledge => {
-    const stream = streamOf(endpoint.id);
-    return { trust: stream?.trust ?? 'fallback', blockSizeTokens: stream?.blockSizeTokens ?? null };
-  };
+  const knowledge = createKnowledge(streamOf, (slot) => {
+    routed.forget(slot);
+    ladder.forget(slot);
+  });
   const reporter = createReporter({
     metrics,
     decisions,
@@ -69,7 +69,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     index,
     ladder,
     streamOf,
-    knowledge,
+    knowledge: knowledge.of,
     unixMs: () => clock.unixMs(),
   });
   const tokenizer = createVllmTokenizer({ log, clock, onCall: reporter.tokenizerCall }, config.tokenizer);
@@ -77,7 +77,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     {
       clock,
       endpoints,
-      knowledge,
+      knowledge: knowledge.of,
       index,
       hasher,
       ladder,
@@ -183,6 +183,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
 
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
+    knowledge.keep(endpoints.all());
     const removed = change.removed.map(({ slot }) => slot);
     const restarted = change.changed.filter(({ what }) => what === 'restarted').map(({ before }) => before.slot);
     for (const slot of [...removed, ...restarted]) {

@@ -113,7 +113,11 @@ const SETTINGS = {
     128 * KIB,
     'names and values of those headers together; more get 400 (Envoy: 60 KiB)',
   ),
-  'server.threads': setting(integer(1, 64), 1, 'serving threads sharing one port and one index'),
+  'server.threads': setting(
+    integer(1, 1),
+    1,
+    'serving threads sharing one port and one index; only one in this version',
+  ),
   'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
   'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
   'discovery.endpoints': setting(structure, null, 'static endpoints, inline; same format as the list in the file'),

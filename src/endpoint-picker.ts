@@ -157,11 +157,13 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const anyModel = request.model === '' || (known === null && request.api === 'other');
     if (!anyModel && known === null && endpoints.all().length > 0) return unknownModel(request.model);
     const ready = anyModel ? endpoints.ready() : (known?.endpoints.filter((endpoint) => endpoint.ready) ?? []);
-    if (ready.length === 0) return noEndpoint('no_ready_endpoint', 'No endpoint is ready to serve this request.');
+    const model = known?.model ?? null;
+    if (ready.length === 0)
+      return noEndpoint('no_ready_endpoint', 'No endpoint is ready to serve this request.', model);
     const { subset } = pick;
     const allowed = subset.kind === 'all' ? ready : ready.filter(({ address }) => subset.addresses.includes(address));
     if (allowed.length === 0) {
-      return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.');
+      return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.', model);
     }
     return {
       kind: 'selected',
@@ -495,8 +497,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const startMs = clock.nowMs();
       const evaluation = await evaluate(pick, signal);
       const durationMs = clock.nowMs() - startMs;
+      // Nobody waits for the answer: nothing was sent anywhere, so nothing is booked or counted as routed.
+      if (signal.aborted) return CLIENT_GONE;
       if (evaluation.kind === 'error') {
-        record({ kind: 'refused', error: evaluation, model: null, durationMs });
+        record({ kind: 'refused', error: evaluation, model: evaluation.model ?? null, durationMs });
         return evaluation;
       }
       const view = evaluation.candidates[evaluation.order[0]!]!;
@@ -578,7 +582,18 @@ function unknownModel(model: string): PickError {
   };
 }
 
-function noEndpoint(reason: string, message: string): PickError {
+const CLIENT_GONE: PickError = {
+  kind: 'error',
+  status: 503,
+  type: 'service_unavailable',
+  code: null,
+  param: null,
+  message: 'The request was given up before it was decided.',
+  reason: 'client_gone',
+  retryAfterSeconds: null,
+};
+
+function noEndpoint(reason: string, message: string, model: string | null): PickError {
   return {
     kind: 'error',
     status: 503,
@@ -587,6 +602,7 @@ function noEndpoint(reason: string, message: string): PickError {
     param: null,
     message,
     reason,
+    model,
     retryAfterSeconds: 1,
   };
 }

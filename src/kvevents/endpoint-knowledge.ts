@@ -2,7 +2,7 @@
  * What the event streams of one endpoint say together: data-parallel ranks merged, the worst one decides. Read on every
  * request, so the merge is made once per list of statuses.
  */
-import type { EndpointId, Trust } from '../endpoints/endpoint.ts';
+import type { Endpoint, EndpointId, EndpointSlot, Trust } from '../endpoints/endpoint.ts';
 import type { SourceStatus } from './ingest.ts';
 
 export type StreamSummary = {
@@ -37,6 +37,42 @@ export function createStreamSummaries(
       from = current;
     }
     return merged.get(endpointId);
+  };
+}
+
+export type Knowledge = {
+  /** What the index is worth for an endpoint now. */
+  of(endpoint: Endpoint): { readonly trust: Trust; readonly blockSizeTokens: number | null };
+  /** Endpoints that are not among these are not remembered any longer. */
+  keep(endpoints: readonly Endpoint[]): void;
+};
+
+/**
+ * Trust as requests read it. While a stream is not believed, an endpoint is known only by what was sent there; once its
+ * events tell again, or tell of another process, that is worth nothing any more.
+ * @param relearnt called before the first answer that is built on the new knowledge
+ */
+export function createKnowledge(
+  streamOf: (id: EndpointId) => StreamSummary | undefined,
+  relearnt: (slot: EndpointSlot) => void,
+): Knowledge {
+  const known = new Map<EndpointId, StreamSummary>();
+  return {
+    of({ id, slot }) {
+      const stream = streamOf(id);
+      if (stream === undefined) return { trust: 'fallback', blockSizeTokens: null };
+      const before = known.get(id);
+      if (before !== stream) {
+        known.set(id, stream);
+        const believedAgain = before?.trust === 'fallback' && stream.trust !== 'fallback';
+        if (before !== undefined && (believedAgain || stream.restarts > before.restarts)) relearnt(slot);
+      }
+      return stream;
+    },
+    keep(endpoints) {
+      const ids = new Set(endpoints.map(({ id }) => id));
+      for (const id of known.keys()) if (!ids.has(id)) known.delete(id);
+    },
   };
 }
 
