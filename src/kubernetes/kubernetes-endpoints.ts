@@ -63,6 +63,7 @@ export type KubernetesEndpoints = {
 
 /** Of a problem; `pool` is what the resource says, the others but `fleet` are how it is read. */
 type Source = 'pods' | 'InferencePool' | 'pool' | 'ModelAdapters' | 'fleet';
+const SOURCES: readonly Source[] = ['pods', 'InferencePool', 'pool', 'ModelAdapters', 'fleet'];
 
 export function createKubernetesEndpoints(
   deps: KubernetesEndpointsDeps,
@@ -80,9 +81,10 @@ export function createKubernetesEndpoints(
   let isStopped = false;
 
   function setProblem(source: Source, text: string | null): void {
+    if (isStopped) return;
     if (text === null) problems.delete(source);
     else problems.set(source, text);
-    const next = problems.size === 0 ? null : [...problems.values()].join('; ');
+    const next = problems.size === 0 ? null : SOURCES.flatMap((one) => problems.get(one) ?? []).join('; ');
     if (next === told) return;
     told = next;
     if (next === null) log.info('discovery is in order again');
@@ -106,8 +108,10 @@ export function createKubernetesEndpoints(
   }
 
   function end(reflector: Reflector): void {
-    reflectors.delete(reflector);
-    reflector.stop().catch((error: unknown) => log.error('discovery loop failed', { error: errorText(error) }));
+    reflector
+      .stop()
+      .then(() => reflectors.delete(reflector))
+      .catch((error: unknown) => log.error('discovery loop failed', { error: errorText(error) }));
   }
 
   type Watched<T> = Pick<ReflectorOptions<T>, 'labelSelector' | 'fieldSelector' | 'read'>;

@@ -107,47 +107,65 @@ export function readPod(object: unknown): Pod {
 export function createFleetBuilder(
   options: PodOptions,
 ): (pods: readonly Pod[], adapters: ReadonlyMap<string, readonly string[]>) => Fleet {
-  const verdicts = new WeakMap<Pod, { readonly verdict: Verdict; readonly adapters: readonly string[] }>();
-  const verdictOf = (pod: Pod, adapters: readonly string[]): Verdict => {
-    const before = verdicts.get(pod);
-    if (before !== undefined && isSameList(before.adapters, adapters)) return before.verdict;
+  const judged = new WeakMap<Pod, Judged>();
+  const judgedOf = (pod: Pod, adapters: readonly string[]): Judged => {
+    const before = judged.get(pod);
+    if (before !== undefined && isSameList(before.adapters, adapters)) return before;
     const verdict = judge(pod, options, adapters);
-    verdicts.set(pod, { verdict, adapters });
-    return verdict;
+    const owned = verdict.kind === 'endpoints' ? verdict.specs.map((spec) => ({ spec, pod })) : [];
+    const reason = verdict.kind === 'excluded' ? verdict.reason : null;
+    const after = { adapters, owned, reason };
+    judged.set(pod, after);
+    return after;
   };
   return (pods, adapters) => {
     const owned: Owned[] = [];
     const excluded: Excluded[] = [];
     for (const pod of pods) {
-      const verdict = verdictOf(pod, adapters.get(pod.name) ?? NO_ADAPTERS);
-      if (verdict.kind === 'excluded') excluded.push({ name: pod.name, reason: verdict.reason });
-      else for (const spec of verdict.specs) owned.push({ spec, pod });
+      const { owned: its, reason } = judgedOf(pod, adapters.get(pod.name) ?? NO_ADAPTERS);
+      if (reason !== null) excluded.push({ name: pod.name, reason });
+      for (const one of its) owned.push(one);
     }
     return { specs: withoutShared(owned, excluded), excluded };
   };
 }
 
+type Judged = {
+  readonly adapters: readonly string[];
+  readonly owned: readonly Owned[];
+  /** Why there is no endpoint, null = there are some. */
+  readonly reason: string | null;
+};
 type Owned = { readonly spec: EndpointSpec; readonly pod: Pod };
 
 /** An address or a publisher belongs to one pod: the other would be believed to hold what the one holds. */
 function withoutShared(owned: readonly Owned[], excluded: Excluded[]): readonly EndpointSpec[] {
   const losers = new Set<Owned>();
-  const owners = new Map<string, Owned>();
-  const claim = (what: string, one: Owned, isPreferred: (a: Pod, b: Pod) => boolean): void => {
-    const other = owners.get(what);
+  const claim = (
+    owners: Map<string, Owned>,
+    what: string,
+    key: string,
+    one: Owned,
+    isPreferred: (a: Pod, b: Pod) => boolean,
+  ): void => {
+    const other = owners.get(key);
     const wins = other === undefined || (other.pod !== one.pod && isPreferred(one.pod, other.pod));
-    if (wins) owners.set(what, one);
+    if (wins) owners.set(key, one);
     if (other === undefined || other === one || losers.has(one) || losers.has(other)) return;
     const [winner, loser] = wins ? [one, other] : [other, one];
     losers.add(loser);
-    excluded.push({ name: loser.spec.name, reason: `its ${what} is that of pod ${winner.pod.name}` });
+    excluded.push({ name: loser.spec.name, reason: `its ${what} ${key} is that of pod ${winner.pod.name}` });
   };
-  for (const one of owned) claim(`address ${one.spec.address}`, one, isSuccessor);
+  const addresses = new Map<string, Owned>();
+  for (const one of owned) claim(addresses, 'address', one.spec.address, one, isSuccessor);
+  const publishers = new Map<string, Owned>();
   for (const one of owned) {
     if (losers.has(one)) continue;
-    for (const { endpoint } of one.spec.kvEvents) claim(`KV event publisher ${endpoint}`, one, isSenior);
+    for (const { endpoint } of one.spec.kvEvents) claim(publishers, 'KV event publisher', endpoint, one, isSenior);
   }
-  return owned.filter((one) => !losers.has(one)).map(({ spec }) => spec);
+  const specs: EndpointSpec[] = [];
+  for (const one of owned) if (!losers.has(one)) specs.push(one.spec);
+  return specs;
 }
 
 type Verdict =

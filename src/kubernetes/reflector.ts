@@ -279,23 +279,31 @@ function pathOf<T>(options: ReflectorOptions<T>, parameters: Readonly<Record<str
   return `${resourcePath(resource)}?${query.toString()}`;
 }
 
+/** Of the time at most about a tenth is spent on snapshots, however big the fleet is … */
+const SNAPSHOT_SHARE = 10;
+/** … and none is later than that, whatever held up the last one. */
+const SNAPSHOT_REST_MAX_MS = 400;
+
 /** Calls at once when the last call is long enough ago, else once at the end of the settling time. */
 function createSettled(clock: Clock, settleMs: number, call: () => void) {
   let calledMs = Number.NEGATIVE_INFINITY;
+  let restMs = settleMs;
   let timer: Timer | null = null;
   const now = (): void => {
     timer?.cancel();
     timer = null;
-    calledMs = clock.nowMs();
+    const beganMs = clock.nowMs();
     call();
+    calledMs = clock.nowMs();
+    restMs = Math.max(settleMs, Math.min((calledMs - beganMs) * SNAPSHOT_SHARE, SNAPSHOT_REST_MAX_MS));
   };
   return {
     now,
     due(): void {
       if (timer !== null) return;
-      const restMs = calledMs + settleMs - clock.nowMs();
-      if (restMs <= 0) now();
-      else timer = clock.after(restMs, now);
+      const waitMs = calledMs + restMs - clock.nowMs();
+      if (waitMs <= 0) now();
+      else timer = clock.after(waitMs, now);
     },
     cancel(): void {
       timer?.cancel();

@@ -451,13 +451,53 @@ describe('trouble', () => {
     const following = follow(server);
     await until(() => server.requests.length === 1);
     server.storm = null;
-    for (let i = 0; i < 16; i++) await delay(50);
-    expect(server.requests).toHaveLength(1);
-    await until(() => following.relists.length === 1);
+    await until(() => following.relists.length === 1, 2000);
+    expect(server.requests).toHaveLength(2);
+    expect(server.requests[1]!.atMs - server.requests[0]!.atMs).toBeGreaterThan(990);
+  });
+});
+
+describe('a big fleet', () => {
+  test.each(['on', 'off'] as const)('10,000 pods and a burst of 2,000 changes, watch-list %s', async (watchList) => {
+    const server = await aServer();
+    server.watchList = watchList;
+    createPods(server, 10_000);
+    const following = follow(server, { timing: {}, limits: API_LIMITS });
+    await until(() => following.pods.length === 10_000, 5000);
+    expect(following.sizes).toEqual([10_000]);
+    expect(server.requests.length).toBeLessThanOrEqual(52);
+    await until(() => server.nWatches === 1);
+    for (let i = 0; i < 2000; i++) {
+      const name = `p${i * 5}`;
+      if (i % 2 === 0) server.store.delete('pods', name);
+      else server.store.update('pods', name, () => ({ status: aPod({ ready: 'False', restarts: 1 }).status }));
+    }
+    await until(() => following.pods.filter(({ isReady }) => !isReady).length === 1000, 2000);
+    await untilSame(following, server);
+    // Snapshots are whole fleets: few of them, and the last one complete.
+    expect(following.sizes.length).toBeLessThan(20);
+    expect(following.sizes.at(-1)).toBe(9000);
   });
 });
 
 describe('the load on the server is bounded', () => {
+  test('watches are asked for between 290 and 580 s, each differently long, and bookmarks with them', async () => {
+    const server = await aServer();
+    const following = follow(server);
+    for (let i = 1; i <= 12; i++) {
+      await until(() => server.nWatches === 1 && server.requests.length === i);
+      server.endWatches();
+      await until(() => server.nWatches === 0);
+    }
+    await following.reflector.stop();
+    const queries = server.requests.map(({ query }) => query);
+    const seconds = queries.map((query) => Number(query.get('timeoutSeconds')));
+    expect(Math.min(...seconds)).toBeGreaterThanOrEqual(290);
+    expect(Math.max(...seconds)).toBeLessThanOrEqual(580);
+    expect(new Set(seconds).size).toBeGreaterThan(6);
+    expect(queries.every((query) => query.get('allowWatchBookmarks') === 'true')).toBe(true);
+  });
+
   test.each<[string, (server: FakeApiServer) => void]>([
     ['errors', (server) => (server.storm = { status: 500, body: '{"kind":"Status","code":500}' })],
     ['watches that end as soon as they begin', (server) => (server.storm = { status: 200, body: '' })],
