@@ -15,7 +15,7 @@ import {
   type MediumIndex,
   type PrefixIndexWriter,
 } from '../prefix/prefix-index.ts';
-import { NO_ROOM, type EngineNames } from './engine-names.ts';
+import { NO_ROOM, type EngineNames, type NameUse } from './engine-names.ts';
 import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
 import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './parked-blocks.ts';
 
@@ -102,6 +102,7 @@ const RESUMABLE_KINDS: readonly (string | null)[] = [
   'mla_attention',
 ];
 const REMOVALS_AT_ONCE = 512;
+const HELD_ELSEWHERE = 2;
 
 export function createEngineMirror(
   { index, hasher, names, byOwner, limits }: EngineShared,
@@ -124,6 +125,7 @@ export function createEngineMirror(
   };
   let groupIdx: number | null = null;
   let indexable = true;
+  let hasSlowMedia = false;
   let partial = false;
   let blockSizeTokens: number | null = null;
   let reportsExtraKeys: EngineBlocksStats['reportsExtraKeys'] = 'unknown';
@@ -152,6 +154,7 @@ export function createEngineMirror(
     }
     if (nBlocks === 0) return;
     const medium = mediumIndexOf(event.medium);
+    if (medium !== GPU) hasSlowMedia = true;
     if (event.tokenIds.length === 0) {
       locate(event.blockHashes, nBlocks, medium, counts);
       return;
@@ -243,12 +246,13 @@ export function createEngineMirror(
     hasher.continueBlocks(hi, lo, event.tokenIds, nBlocks, event.blockSizeTokens, extraKeys, keys);
     const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
     const { blockHashes } = event;
+    if (hasSlowMedia) markHeldElsewhere(nStored, medium);
     names.prepare(blockHashes, nStored, positions);
     for (let i = 0; i < nStored; i++) {
       const position = positions[i]! as BlockPosition;
       names.chooseAt(i);
       if (wasHeld[i] === 1) addCopies(position, medium, 1);
-      if (!name(position, counts)) {
+      if (!name(position, wasHeld[i] === 0 ? 'new' : 'further', i + 1, nStored, counts)) {
         dropAll(position);
         counts.blocksNotStored++;
         partial = true;
@@ -265,19 +269,36 @@ export function createEngineMirror(
     }
   }
 
-  /** Makes the chosen name lead to a block. @returns false when there is no room for it */
-  function name(position: BlockPosition, counts: Counts): boolean {
-    const given = names.give(owner, position);
+  /** Blocks that are new in this medium but held, and so named, in another one. */
+  function markHeldElsewhere(nStored: number, medium: MediumIndex): void {
+    const { positions, wasHeld } = scratch;
+    for (let i = 0; i < nStored; i++) {
+      const media = wasHeld[i] === 1 ? 0 : index.mediaAt(owner, positions[i]! as BlockPosition);
+      if ((media & ~(1 << medium)) !== 0) wasHeld[i] = HELD_ELSEWHERE;
+    }
+  }
+
+  /**
+   * Makes the chosen name lead to a block.
+   * @param from @param to blocks in `scratch` that have their places but not yet their names
+   * @returns false when there is no room for the name
+   */
+  function name(position: BlockPosition, use: NameUse, from: number, to: number, counts: Counts): boolean {
+    const given = names.give(owner, position, use);
     if (given === 0 || given === NO_ROOM) return given === 0;
     // The name is known. Other engines may mean something else by it; for one engine it is one block.
-    const other = heldChosen();
-    if (other === position) return true;
-    if (other !== NO_POSITION) {
+    const isOurs = (at: BlockPosition): boolean => {
+      for (let i = from; i < to; i++) if (scratch.positions[i] === at && scratch.wasHeld[i] === 0) return false;
+      return isHeld(at);
+    };
+    const other = names.find(owner, isOurs);
+    if (other === position && use === 'further') return true;
+    if (other !== NO_POSITION && other !== position && isOurs(other)) {
       // The engine's word for the first block is not to be trusted any more.
       counts.blocksConflicting++;
       dropAll(other);
     }
-    return names.giveToo(owner, position) === 0;
+    return names.giveToo(owner, position, use) === 0;
   }
 
   function addCopies(position: BlockPosition, medium: MediumIndex, n: number): void {
@@ -385,7 +406,8 @@ export function createEngineMirror(
     const position = onePosition[0]! as BlockPosition;
     if (oneFlag[0] === 1) addCopies(position, GPU, 1);
     names.choose(...wordsOf(block.hash));
-    if (name(position, counts)) return position;
+    const isNew = oneFlag[0] === 0 && index.mediaAt(owner, position) === 1 << GPU;
+    if (name(position, isNew ? 'new' : 'further', 0, 0, counts)) return position;
     dropAll(position);
     return NO_POSITION;
   }

@@ -21,18 +21,18 @@ export type EngineNames = {
   /** Chooses the i-th name of the last `prepare`. */
   chooseAt(i: number): void;
   /**
-   * The block an engine means by the chosen name, `NO_POSITION` if none has it. Whether the engine holds it, the index
-   * knows.
-   * @param isHeld asked only where a name is given twice
+   * The block an engine means by the chosen name, `NO_POSITION` if none. A single candidate is returned as it is, of
+   * several one that is held: the caller checks what it gets.
    */
   find(owner: IndexOwner, isHeld: (position: BlockPosition) => boolean): BlockPosition;
   /**
-   * Makes the chosen name lead to a block, unless it does already or leads to another block.
+   * Makes the chosen name lead to a block, unless it does already or leads to another block, whoever calls it so.
+   * @param use `new`: the owner has no name for the block yet
    * @returns 0 when it leads to the block now, the other block's position, `NO_ROOM` when there is no memory for it
    */
-  give(owner: IndexOwner, position: BlockPosition): number;
+  give(owner: IndexOwner, position: BlockPosition, use: NameUse): number;
   /** The same although other blocks have this name too. */
-  giveToo(owner: IndexOwner, position: BlockPosition): number;
+  giveToo(owner: IndexOwner, position: BlockPosition, use: NameUse): number;
   /** Whether an owner calls any block by a name that only it uses. */
   hasOwn(owner: IndexOwner): boolean;
   /** Forgets the names that only this owner has for a block. */
@@ -41,6 +41,8 @@ export type EngineNames = {
   drop(position: BlockPosition): void;
 };
 
+export type NameUse = 'new' | 'further';
+
 export const NO_ROOM = TABLE_FULL;
 /** Memory for every 8 positions: 6 bytes per name, which of them are set, first strip. */
 export const NAME_BYTES_PER_CHUNK = 8 * 6 + 1 + 4;
@@ -48,7 +50,8 @@ export const NAME_BYTES_PER_CHUNK = 8 * 6 + 1 + 4;
 const CHUNK = 8;
 /** Values with this bit, the negative ones, lead to a name in a strip; others are positions. */
 const IN_STRIP = 0x8000_0000 | 0;
-// Words of a strip: next of its chunk, chunk, owner, names that are set, 8 upper words, 8 lower half words.
+// Words of a strip: next of its chunk, chunk, owner, names that are set (<< 8: where the owner uses the block's first
+// name too), 8 upper words, 8 lower half words.
 const STRIP_WORDS = 16;
 const NEXT = 0;
 const OF_CHUNK = 1;
@@ -140,8 +143,9 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     return strip;
   }
 
-  /** Gives the block the mixed name in a strip of the owner. */
-  function addToStrip(owner: number, position: number): number {
+  /** Gives the block the chosen name in a strip of the owner. */
+  function addToStrip(owner: number, position: number, use: NameUse): number {
+    const isFirstUsed = use === 'further' && ownStrip(owner, position) === 0;
     const strip = openStrip(owner, position);
     if (strip === 0) return NO_ROOM;
     const at = strip * STRIP_WORDS;
@@ -149,9 +153,21 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     strips[at + NAMES + index] = hiOfMixed;
     halves[2 * at + HALVES + index] = loOfMixed & 0xffff;
     if (table.insert(hiOfMixed, loOfMixed, IN_STRIP | (strip * CHUNK + index), 'always') !== 0) return NO_ROOM;
-    strips[at + SET]! |= 1 << index;
+    strips[at + SET]! |= (isFirstUsed ? 0x101 : 1) << index;
     nOwn[owner] = (nOwn[owner] ?? 0) + 1;
     return 0;
+  }
+
+  /** Whether an owner that holds a block may call it by its first name. */
+  function usesFirst(owner: number, position: number): boolean {
+    if (!hasOwn(owner)) return true;
+    const strip = ownStrip(owner, position);
+    return strip === 0 || ((strips[strip * STRIP_WORDS + SET]! >>> (8 + (position & 7))) & 1) === 1;
+  }
+
+  function markFirstUsed(owner: number, position: number): void {
+    const strip = ownStrip(owner, position);
+    if (strip !== 0) strips[strip * STRIP_WORDS + SET]! |= 0x100 << (position & 7);
   }
 
   const hasOwn = (owner: number): boolean => (nOwn[owner] ?? 0) > 0;
@@ -167,7 +183,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     const lo = halves[2 * at + HALVES + index]!;
     table.remove(strips[at + NAMES + index]!, lo, IN_STRIP | (strip * CHUNK + index));
     nOwn[strips[at + OWNER]!]!--;
-    strips[at + SET]! &= ~(1 << index);
+    strips[at + SET]! &= ~(0x101 << index);
     if (strips[at + SET] !== 0) return;
     const chunk = strips[at + OF_CHUNK]!;
     if (firstStrip[chunk] === strip) firstStrip[chunk] = strips[at + NEXT]!;
@@ -217,19 +233,18 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
           return (strips[at + OF_CHUNK]! * CHUNK + (value & 7)) as BlockPosition;
         }
         const position = value as BlockPosition;
-        if (found === NO_POSITION) {
-          found = position;
-          continue;
-        }
-        // One name for two blocks: other models, or versions that tell salts and images apart and others that do not.
-        const isBetter = isHeld(position) && (!isHeld(found) || ownStrip(owner, found) !== 0);
-        if (isBetter) found = position;
+        if (!usesFirst(owner, position)) continue;
+        // One name for two blocks: other models, or engines that count.
+        if (found === NO_POSITION || (isHeld(position) && !isHeld(found))) found = position;
       }
       return found;
     },
-    give(owner, position) {
+    give(owner, position, use) {
       if (isNamed(position)) {
-        if (isFirst(position)) return 0;
+        if (isFirst(position)) {
+          if (hasOwn(owner)) markFirstUsed(owner, position);
+          return 0;
+        }
         for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
           if (value > 0) return value;
           const at = ((value ^ IN_STRIP) >>> 3) * STRIP_WORDS;
@@ -237,7 +252,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
           const other = strips[at + OF_CHUNK]! * CHUNK + (value & 7);
           return other === position ? 0 : other;
         }
-        return addToStrip(owner, position);
+        return addToStrip(owner, position, use);
       }
       firstHi[position] = hiOfMixed;
       firstLo[position] = loOfMixed & 0xffff;
@@ -245,8 +260,8 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       if (known === 0) isSet[position >>> 3]! |= 1 << (position & 7);
       return known === 0 || known === NO_ROOM ? known : positionOf(known);
     },
-    giveToo(owner, position) {
-      if (isNamed(position)) return addToStrip(owner, position);
+    giveToo(owner, position, use) {
+      if (isNamed(position)) return addToStrip(owner, position, use);
       firstHi[position] = hiOfMixed;
       firstLo[position] = loOfMixed & 0xffff;
       const full = table.insert(hiOfMixed, loOfMixed, position, 'always');

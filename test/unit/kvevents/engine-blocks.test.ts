@@ -78,3 +78,255 @@ describe('what others fail', () => {
     expect(bench.match(promptOf([b0]), { adapter: 'L2' }).blocks(A)).toBe(0);
   });
 });
+
+describe('order and splits', () => {
+  test('blocks that come before their parent are placed when it comes', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b2], b1, promptOf([b2])), stored([b1], b0, promptOf([b1]))]));
+    expect(source.stats()).toMatchObject({ nBlocks: 0, nOrphans: 2 });
+    expect(source.apply(batchOf([stored([b0], null, promptOf([b0]))]))).toMatchObject({ blocksPlaced: 2 });
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(3);
+    expect(source.stats()).toMatchObject({ nBlocks: 3, nOrphans: 0 });
+  });
+
+  test('a parked block that was removed meanwhile is not placed, what hangs on it is', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b1, b2], b0, promptOf([b1, b2])), removed([b1])]));
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(1);
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]))]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(3);
+  });
+
+  test('no more than the limit wait, the oldest go and the source is partial', () => {
+    const bench = createIndexBench({ limits: { maxParkedBlocks: 3 } });
+    const source = bench.source(A);
+    const ids = [20, 21, 22, 23, 24];
+    expect(source.apply(batchOf([stored(ids, b0, promptOf(ids))]))).toMatchObject({ blocksDropped: 2 });
+    expect(source.stats()).toMatchObject({ nOrphans: 3, partial: true });
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(bench.match(promptOf([b0, ...ids])).blocks(A)).toBe(1);
+  });
+
+  test('a hole in the middle ends the match there until it is filled', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0, b1, b2], null, promptOf([b0, b1, b2])), removed([b1])]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(1);
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]))]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(3);
+  });
+
+  test('a removed parent leaves its children where they are', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0, b1], null, promptOf([b0, b1])), removed([b0])]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(0);
+    source.apply(batchOf([stored([b2], b1, promptOf([b2])), stored([b0], null, promptOf([b0]))]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(3);
+  });
+});
+
+describe('copies', () => {
+  test('a block is gone when as many copies were removed as stored', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    const again = stored([b1], b0, promptOf([b1]));
+    source.apply(batchOf([stored([b0, b1], null, promptOf([b0, b1])), again, again]));
+    expect(source.apply(batchOf([removed([b1, b1])]))).toMatchObject({ blocksRemoved: 2 });
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(2);
+    source.apply(batchOf([removed([b1])]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(1);
+  });
+
+  test('a removal of nothing is counted and changes nothing, now and later', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(source.apply(batchOf([removed([b1, b2]), removed([b0, b0])]))).toMatchObject({
+      blocksRemoved: 1,
+      blocksUnknownRemoved: 3,
+    });
+    source.apply(batchOf([stored([b0, b1], null, promptOf([b0, b1]))]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(2);
+  });
+
+  test('ranks behind one slot count apart, and their blocks are not added up', () => {
+    const bench = createIndexBench();
+    const first = bench.source(A, 0);
+    const second = bench.source(A, 1);
+    first.apply(batchOf([stored([b0], null, promptOf([b0]))], 0));
+    second.apply(batchOf([stored([b0, b1], null, promptOf([b0, b1]))], 1));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(2);
+    second.apply(batchOf([removed([b1, b0])], 1));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(1);
+    second.apply(batchOf([stored([b1], b0, promptOf([b1]))], 1));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(1);
+  });
+
+  test('a batch of another rank of the same source is that rank’s', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A, 0);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))], 0));
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))], 1));
+    source.apply(batchOf([cleared], 0));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(1);
+    source.apply(batchOf([removed([b0])], 1));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+  });
+});
+
+describe('media', () => {
+  test('a block counts on its fastest medium, and only leaves when all have dropped it', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0, b1, b2], null, promptOf([b0, b1, b2]))]));
+    source.apply(batchOf([stored([b0, b1], null, promptOf([b0, b1]), { medium: 'CPU' })]));
+    source.apply(batchOf([removed([b2, b1])]));
+    const match = bench.match(promptOf([b0, b1, b2]));
+    expect([match.blocks(A), match.blocksIn(A, 'gpu'), match.blocksIn(A, 'host')]).toEqual([2, 1, 1]);
+    source.apply(batchOf([removed([b1], { medium: 'CPU' })]));
+    expect(bench.match(promptOf([b0, b1, b2])).blocks(A)).toBe(1);
+  });
+
+  test.each([
+    [null, 'gpu'],
+    ['GPU', 'gpu'],
+    ['CPU', 'host'],
+    ['CPU_PINNED', 'host'],
+    ['STORAGE', 'disk'],
+    ['DISK', 'disk'],
+    ['EXTERNAL', 'disk'],
+  ] as const)('medium %s is %s', (medium, found) => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), { medium })]));
+    expect(bench.match(promptOf([b0])).blocksIn(A, found)).toBe(1);
+  });
+
+  test('placeholders are joined by engine hash, whichever comes first', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    const placeholder = (hash: number) =>
+      stored([hash], null, new Uint32Array(0), { blockSizeTokens: 0, medium: 'CPU', extraKeys: undefined });
+    source.apply(batchOf([placeholder(b1), stored([b0, b1], null, promptOf([b0, b1])), placeholder(b0)]));
+    source.apply(batchOf([removed([b1, b0])]));
+    const match = bench.match(promptOf([b0, b1]));
+    expect([match.blocks(A), match.blocksIn(A, 'host')]).toEqual([2, 2]);
+    expect(source.stats()).toMatchObject({ reportsExtraKeys: 'yes', nOrphans: 0 });
+  });
+});
+
+describe('what cannot be indexed', () => {
+  test('an engine with a sliding-window group promises nothing', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(source.stats().indexable).toBe(true);
+    const window = stored([b0], null, promptOf([b0]), { groupIdx: 1, kvCacheSpecKind: 'sliding_window' });
+    expect(source.apply(batchOf([window]))).toMatchObject({ blocksUnindexable: 1 });
+    expect(source.stats()).toMatchObject({ indexable: false, nBlocks: 0 });
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+    source.clear();
+    expect(source.stats().indexable).toBe(true);
+  });
+
+  test.each(['full_attention', 'mla_attention', null])('a single group of kind %s is indexed', (kvCacheSpecKind) => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), { kvCacheSpecKind, groupIdx: 2 })]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(1);
+  });
+
+  test('a removal in another group does not touch the mirrored one', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0])), removed([b0], { groupIdx: 1 })]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(1);
+  });
+
+  test.each([
+    ['fewer hashes than blocks of tokens', { tokenIds: promptOf([b0, b1]) }],
+    ['extra keys for other blocks', { extraKeys: [null, null] }],
+    ['a block size of 0', { blockSizeTokens: 0 }],
+    ['a block size beyond reason', { blockSizeTokens: 70_000, tokenIds: new Uint32Array(70_000) }],
+  ])('%s: not indexed by position', (_, more) => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    expect(source.apply(batchOf([stored([b0], null, promptOf([b0]), more)]))).toMatchObject({ blocksSparse: 1 });
+    expect(source.stats()).toMatchObject({ nBlocks: 0, blockSizeTokens: null });
+  });
+
+  test('a local LoRA id without a name matches no request', () => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), { loraId: 3 })]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+    expect(bench.match(promptOf([b0]), { adapter: '3' }).blocks(A)).toBe(0);
+  });
+
+  test('a hash that comes to name another block is not believed for the first any more', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(source.apply(batchOf([stored([b0], null, promptOf([b1]))]))).toMatchObject({ blocksConflicting: 1 });
+    expect([bench.match(promptOf([b0])).blocks(A), bench.match(promptOf([b1])).blocks(A)]).toEqual([0, 1]);
+    source.apply(batchOf([removed([b0])]));
+    expect(bench.match(promptOf([b1])).blocks(A)).toBe(0);
+  });
+});
+
+describe('what is learnt about a source', () => {
+  test('a new block size forgets the blocks of the old one', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    const larger = stored([b1], null, promptOf([b1], 32), { blockSizeTokens: 32 });
+    expect(source.apply(batchOf([larger]))).toMatchObject({ blockSizeChanges: 1, blocksStored: 1 });
+    expect(source.stats()).toMatchObject({ blockSizeTokens: 32, nBlocks: 1 });
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+    expect(bench.match(promptOf([b1], 32), { size: 32 }).blocks(A)).toBe(1);
+  });
+
+  test('another block size in another medium stays out and changes nothing', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    const offloaded = stored([99], null, promptOf([b0], 256), { blockSizeTokens: 256, medium: 'CPU' });
+    expect(source.apply(batchOf([offloaded]))).toMatchObject({ blocksUnindexable: 1 });
+    expect(source.stats()).toMatchObject({ blockSizeTokens: BLOCK, nBlocks: 1 });
+  });
+
+  test('salts belong to the first block and to their tenant', () => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0, b1], null, promptOf([b0, b1]), { extraKeys: [['t1'], null] })]));
+    const match = (salt: string | null) =>
+      bench.match(promptOf([b0, b1]), { extraKeys: salt === null ? null : [[salt], null] }).blocks(A);
+    expect([match(null), match('t1'), match('t2')]).toEqual([0, 2, 0]);
+  });
+
+  test('whether extra keys are reported: unknown, yes, and no as soon as one event lacks them', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    expect(source.stats().reportsExtraKeys).toBe('unknown');
+    source.apply(batchOf([stored([b0], null, promptOf([b0]))]));
+    expect(source.stats().reportsExtraKeys).toBe('yes');
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]), { extraKeys: undefined })]));
+    expect(source.stats().reportsExtraKeys).toBe('no');
+    source.clear();
+    expect(source.stats().reportsExtraKeys).toBe('unknown');
+  });
+
+  test('engines that name blocks differently, alike, or by small numbers do not disturb each other', () => {
+    const bench = createIndexBench();
+    const ids = [b0, b1, b2];
+    const sources = [0, 1, 2].map((slot) => bench.source(slot));
+    sources[0]!.apply(batchOf([stored([1, 2, 3], null, promptOf(ids))]));
+    sources[1]!.apply(batchOf([stored([3, 2, 1], null, promptOf(ids))]));
+    sources[2]!.apply(batchOf([stored([1, 2, 3], null, promptOf(ids))]));
+    sources[0]!.apply(batchOf([removed([3])]));
+    sources[1]!.apply(batchOf([removed([1, 2])]));
+    const match = bench.match(promptOf(ids));
+    expect([0, 1, 2].map((slot) => match.blocks(slot))).toEqual([2, 1, 3]);
+  });
+});
