@@ -137,10 +137,16 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     if (problem === null) readiness.set('endpoints', hasFleet ? 'ok' : 'starting');
     else readiness.set('endpoints', hasFleet ? `ok, but ${problem}` : problem);
   };
+  /** Each is told once while it lasts: every change of the fleet brings the whole list again. */
+  let toldProblems: readonly string[] = [];
   const discoveryDeps = {
     log,
     onEndpoints(specs: readonly EndpointSpec[]): void {
-      for (const problem of endpoints.replace(specs).problems) log.warn('endpoint not used', { problem });
+      const { problems } = endpoints.replace(specs);
+      for (const problem of problems) {
+        if (!toldProblems.includes(problem)) log.warn('endpoint not used', { problem });
+      }
+      toldProblems = problems;
       hasFleet = true;
       showDiscovery();
     },
