@@ -110,11 +110,25 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     return second !== null && second.outstanding < first.outstanding ? second : first;
   }
 
+  /** A server that fails at once, as a dead one does, is the least busy of all: another one gets the request then. */
+  async function callOrAnother(
+    first: TokenizerTarget,
+    request: InferenceRequest,
+    urls: readonly string[],
+    settings: TargetOptions,
+  ): Promise<TokenizeResult> {
+    const result = await first.call(request);
+    if (result.kind === 'tokens' || result.reason !== 'error' || closed) return result;
+    const others = urls.filter((url) => targets.get(url) !== first);
+    const second = others.length === 0 ? 'unsupported' : choose(others, settings);
+    return typeof second === 'string' ? result : second.call(request);
+  }
+
   function begin(request: InferenceRequest, urls: readonly string[], settings: TargetOptions): Call | TokenizeFailure {
     const target = choose(urls, settings);
     forgetUnused();
     if (typeof target === 'string') return target;
-    const call = { api: target.api, result: target.call(request) };
+    const call = { api: target.api, result: callOrAnother(target, request, urls, settings) };
     shared.add(request, call);
     return call;
   }

@@ -535,3 +535,12 @@ describe('a simulated vLLM pod', () => {
     expect(await usageOf(url, request)).toEqual({ promptTokens: 50, completionTokens: 3, cachedTokens: 48 });
   });
 });
+
+test('a dead server costs a request nothing but the try: another one answers', async () => {
+  const dead = await aServer();
+  const alive = await aServer();
+  await dead.stop();
+  const { ask, counted } = aTokenizer([dead.url, alive.url], {}, () => 0);
+  expect(await ask(aChatRequest())).toMatchObject({ kind: 'tokens' });
+  expect(counted).toEqual(['render error', 'render ok']);
+});
