@@ -361,6 +361,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     return dying.length > 0;
   }
 
+  publishSize();
   return {
     maxBytes,
     nChunks: chunks.nLines,
