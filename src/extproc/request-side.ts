@@ -60,6 +60,9 @@ export type RequestSide = {
 /** `waiting` for more of the request, `ready` for the choice, `answered`. */
 type State = 'waiting' | 'ready' | 'answered';
 
+/** Envoy's default: a change that brings a request above it ends in its own 500, also with `failure_mode_allow`. */
+const ENVOY_MAX_HEADERS = 100;
+
 export function createRequestSide(options: RequestSideOptions, output: RequestSideOutput): RequestSide {
   const { mode } = options;
   const collects = mode === 'FULL_DUPLEX_STREAMED' || mode === 'STREAMED_WITHOUT_WAITING';
@@ -227,6 +230,8 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       set.push([options.destinationHeader, choice.destination]);
       if (options.targetPodHeader === 'set') set.push([TARGET_POD, choice.first]);
     }
+    // The metadata says the same: better without the header than a request that Envoy refuses.
+    if ((headers?.count ?? 0) + set.length > ENVOY_MAX_HEADERS) set.length = 0;
     // Headers withheld from this filter by `forward_rules` may be there all the same: without a choice all names go.
     const remove = choice.kind === 'routed' ? controlHeadersSeen() : controlHeaders();
     return { set, remove: remove.filter((name) => set.every(([key]) => key !== name)) };

@@ -475,6 +475,19 @@ describe('refusals', () => {
   });
 });
 
+test('a request whose headers are as many as Envoy takes gets its destination as metadata only', () => {
+  const filled = (n: number) => Object.fromEntries(Array.from({ length: n }, (_, i) => [`x-filler-${i}`, 'x']));
+  for (const [nMore, header] of [
+    [93, POD],
+    [94, undefined],
+  ] as const) {
+    const h = createHarness();
+    h.envoy(requestHeaders({ headers: filled(nMore), endOfStream: true }), announced('BUFFERED'));
+    h.route(POD);
+    expect([h.answers[0]!.metadata, h.answers[0]!.set['x-gateway-destination-endpoint']]).toEqual([POD, header]);
+  }
+});
+
 describe('what a client wrote never steers', () => {
   const forged = { [DESTINATION]: '10.6.6.6:80', 'target-pod': '10.6.6.6:80' };
 
