@@ -115,7 +115,11 @@ export function createKubernetesEndpoints(
   }
 
   type Watched<T> = Pick<ReflectorOptions<T>, 'labelSelector' | 'fieldSelector' | 'read'>;
-  type Told<T> = { onSnapshot(objects: readonly T[]): void; onTrouble(trouble: Trouble | null): void };
+  type Told<T> = {
+    onSnapshot(objects: readonly T[]): void;
+    onTrouble(trouble: Trouble | null): void;
+    onFailure?(): void;
+  };
 
   function begin(access: ApiAccess, namespace: string): void {
     const client = createApiClient({ access, clock }, { ...API_LIMITS, ...options.limits });
@@ -127,7 +131,10 @@ export function createKubernetesEndpoints(
           log,
           ...on,
           onRelist: (reason) => counts === 'counted' && deps.onRelist(reason),
-          onFailure: deps.onFailure,
+          onFailure(cause) {
+            deps.onFailure(cause);
+            on.onFailure?.();
+          },
         },
         { resource, ...watched, timing: options.timing },
       );
@@ -192,7 +199,12 @@ export function createKubernetesEndpoints(
         const isMissing = trouble?.cause === 'not_found';
         setProblem('ModelAdapters', isMissing && options.modelAdapters === 'auto' ? null : (trouble?.text ?? null));
         // Without the resource there are no adapters; with any other trouble the last known ones stay.
-        if (isMissing || (trouble !== null && adapters === null)) replace([]);
+        const isRefused = trouble?.cause === 'forbidden' || trouble?.cause === 'unauthorized';
+        if (isMissing || (isRefused && adapters === null)) replace([]);
+      },
+      // A server that was away when we began gets its second chance; after that pods are served without adapters.
+      onFailure() {
+        if (adapters === null && follow !== null) replace([]);
       },
     };
   }

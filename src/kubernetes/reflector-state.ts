@@ -15,8 +15,8 @@ export type NextRequest =
   | { readonly kind: 'list'; readonly continueToken: string | null }
   | { readonly kind: 'watch'; readonly resourceVersion: string };
 
-/** Why everything is read anew. `backwards`: the server's versions went back, as after a restore of etcd. */
-export type RelistReason = 'start' | 'expired' | 'backwards' | 'ahead' | 'periodic' | 'unreadable';
+/** Why everything is read anew. `backwards`: versions went back, as after a restore of etcd; `missing`: the resource was. */
+export type RelistReason = 'start' | 'expired' | 'backwards' | 'ahead' | 'missing' | 'periodic' | 'unreadable';
 
 export type Applied =
   | { readonly kind: 'unchanged' }
@@ -173,6 +173,9 @@ export function createReflectorState<T>(read: (object: unknown) => T): Reflector
           return version === null ? forgetIncoming() : expire('unreadable');
         case 'version_ahead':
           return expire('ahead');
+        case 'not_found':
+          // Whatever comes back under this name may be another resource.
+          return expire('missing');
         default:
           // The pages of a list so far stay good as long as the server takes their token.
           if (incoming === null || full === 'list') return;

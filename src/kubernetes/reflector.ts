@@ -73,6 +73,8 @@ const PAGE_OBJECTS = 200;
 const OVERTIME_MS = 30_000;
 /** Failures in a row before somebody is told; what one retry mends is no trouble. */
 const FAILURES_TOLD = 2;
+/** A server that starts answers 404 for a moment to whatever a CRD defines: only then it is believed that it has gone. */
+const FAILURES_MISSING = 6;
 
 export type Reflector = {
   /** Begins; the first snapshot tells that it is usable, however long that takes. */
@@ -211,6 +213,7 @@ export function createReflector<T>(deps: ReflectorDeps<T>, options: ReflectorOpt
     // An end by the server is the order of the day; only one that ends every watch at once must not be asked at full speed.
     if (outcome.kind !== 'failed') return wait;
     const { cause, retryAfterMs } = outcome;
+    if (cause === 'not_found' && state.isSynced() && nFailures < FAILURES_MISSING) return wait;
     // A version that has expired is nobody's fault; what follows tells whether there is trouble.
     if (cause !== 'expired' && (nFailures >= FAILURES_TOLD || !state.isSynced() || NEEDS_SOMEBODY.includes(cause))) {
       tell({ cause, text: troubleText(options.resource, request, outcome) });

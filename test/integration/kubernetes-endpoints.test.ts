@@ -142,7 +142,8 @@ describe('pods', () => {
     server.store.create('pods', aPod());
     await server.up();
     await late.started;
-    expect([late.specs!.length, late.problem]).toEqual([1, null]);
+    expect(late.specs).toHaveLength(1);
+    await until(() => late.problem === null);
     await server.down();
     const never = discover(server);
     await until(() => never.problem !== null);
@@ -183,10 +184,23 @@ describe('ModelAdapters', () => {
     await until(() => seen.specs?.[0]?.adapters.length === 0);
     server.store.update('modeladapters', 'sql', () => anAdapter('sql', ['p0']));
     await until(() => seen.specs?.[0]?.adapters.length === 1);
+    // A moment of 404, as from a server that starts, is not believed …
+    const nTold = seen.nTold;
+    const nRequests = server.requests.length;
+    server.missing = ['modeladapters'];
+    server.endWatches();
+    await until(() => server.requests.slice(nRequests).some(({ status }) => status === 404));
+    server.missing = [];
+    await until(() => server.nWatches === 2);
+    expect(seen.specs?.[0]?.adapters).toEqual(['sql']);
+    // … one that lasts is, and it may come back.
     server.missing = ['modeladapters'];
     server.endWatches();
     await until(() => seen.specs?.[0]?.adapters.length === 0);
     expect(seen.problem).toBeNull();
+    server.missing = [];
+    await until(() => seen.specs?.[0]?.adapters.length === 1);
+    expect(seen.nTold - nTold).toBeLessThanOrEqual(4);
   });
 
   test('switched on, a missing CRD is a problem; switched off, nobody asks', async () => {
@@ -203,6 +217,25 @@ describe('ModelAdapters', () => {
     server.requests.length = 0;
     await discover(server, { modelAdapters: 'off' }).started;
     expect(server.requests.map(({ resource }) => resource)).toEqual(['pods']);
+  });
+
+  test('a server that is away at the start costs no adapters; one that cannot list them costs no pods', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod({ name: 'p0' }));
+    server.store.create('modeladapters', anAdapter('sql', ['p0']));
+    await server.down();
+    const late = discover(server);
+    await until(() => late.problem?.includes('modeladapters') === true);
+    await server.up();
+    await late.started;
+    expect(late.specs!.map(({ adapters }) => adapters)).toEqual([['sql']]);
+    await late.endpoints.stop();
+    server.broken = ['modeladapters'];
+    const without = discover(server);
+    await without.started;
+    expect(without.specs!.map(({ adapters }) => adapters)).toEqual([[]]);
+    server.broken = [];
+    await until(() => without.specs?.[0]?.adapters.length === 1);
   });
 
   test('without permission pods are served all the same, and what is missing is said', async () => {

@@ -81,6 +81,8 @@ export class FakeApiServer {
   watchList: 'on' | 'off' | 'ignored' = 'on';
   /** CRDs that are not installed. */
   missing: readonly string[] = [];
+  /** Resources whose conversion webhook is down: every request for them ends with 500. */
+  broken: readonly string[] = [];
   token: string;
   grants: readonly Grant[];
   /** Answers every request with this status until set to null. */
@@ -283,7 +285,7 @@ export class FakeApiServer {
     if (RESOURCES[plural] === undefined || this.missing.includes(plural)) {
       return status(404, 'NotFound', 'the server could not find the requested resource');
     }
-    return null;
+    return this.broken.includes(plural) ? status(500, 'InternalError', 'conversion webhook failed') : null;
   }
 
   private invalid({ verb, query }: Query): Status | null {

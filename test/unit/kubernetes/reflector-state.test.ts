@@ -138,6 +138,13 @@ describe('doubt', () => {
     expect(state.values()).toEqual(['b@2']);
   });
 
+  test('404: everything is read anew when it is back, and what was known stays until then', () => {
+    const state = synced();
+    state.failed(aFailure('not_found'));
+    expect([state.next(), state.values()]).toEqual([{ kind: 'watch-list' }, ['a@1', 'b@2']]);
+    expect(state.line(bookmark(20, END))).toEqual({ kind: 'synced', reason: 'missing' });
+  });
+
   test('a version that goes backwards: everything is read anew', () => {
     for (const text of [bookmark(9), line('MODIFIED', anObject('a', 9))]) {
       const state = synced();
@@ -167,20 +174,14 @@ describe('doubt', () => {
     expect(state.values()).toEqual(['a@1', 'b@2']);
   });
 
-  test.each([
-    'reset',
-    'unreachable',
-    'timeout',
-    'forbidden',
-    'unauthorized',
-    'server_error',
-    'throttled',
-    'not_found',
-  ] as const)('a watch that ends with %s goes on from the same version', (cause) => {
-    const state = synced();
-    state.failed(aFailure(cause));
-    expect(state.next()).toEqual({ kind: 'watch', resourceVersion: '10' });
-  });
+  test.each(['reset', 'unreachable', 'timeout', 'forbidden', 'unauthorized', 'server_error', 'throttled'] as const)(
+    'a watch that ends with %s goes on from the same version',
+    (cause) => {
+      const state = synced();
+      state.failed(aFailure(cause));
+      expect(state.next()).toEqual({ kind: 'watch', resourceVersion: '10' });
+    },
+  );
 
   test.each([[null], [{}], [{ items: [] }], [{ metadata: { resourceVersion: '1' }, items: [{}] }]])(
     'a list that is none is refused: %j',
