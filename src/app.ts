@@ -9,7 +9,7 @@ import { createReadiness } from './admin/readiness.ts';
 import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
 import { redactedConfig, type Config } from './config.ts';
-import { createEndpointPicker, type EndpointKnowledge } from './endpoint-picker.ts';
+import { createEndpointPicker } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';

@@ -162,7 +162,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   // Beside `serve`: nothing in it imports these.
   'simulator/': {
     knows: ['clock.ts', 'prefix/', 'kvevents/kv-event.ts', 'scheduling/', 'tokenizer/tokenizer.ts'],
-    uses: ['node:crypto', 'node:http', 'node:net', 'zeromq'],
+    uses: ['node:crypto', 'node:http', 'node:net', 'node:timers/promises', 'zeromq'],
   },
   'replay/': {
     knows: ['clock.ts', 'prefix/', 'kvevents/kv-event.ts', 'scheduling/', 'load/', 'endpoints/endpoint.ts'],

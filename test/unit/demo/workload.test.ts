@@ -42,7 +42,9 @@ describe('the workload', () => {
     const lengths = plannedChats(workload).map(promptLength);
     expect(Math.min(...lengths)).toBeGreaterThan(800);
     expect(Math.max(...lengths)).toBeLessThan(8000);
-    expect(new Set(workload.conversations.map(({ systemPrompt }) => systemPrompt)).size).toBeLessThan(workload.conversations.length);
+    expect(new Set(workload.conversations.map(({ systemPrompt }) => systemPrompt)).size).toBeLessThan(
+      workload.conversations.length,
+    );
   });
 
   test('appends each turn to what was said before', () => {
