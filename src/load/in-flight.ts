@@ -19,6 +19,8 @@ export type Load = {
   readonly waiting: number;
   /** Requests sent there of late. */
   readonly arrivalsPerSecond: number;
+  /** Part of the time of late that computing their prompts takes; above 1 more comes than can be served. */
+  readonly utilization: number;
   /** Expected wait before a new request's prefill starts, milliseconds. */
   readonly waitMs: number;
   /** What computing a prompt takes there: a fixed part, and one per uncached token. */
@@ -71,6 +73,8 @@ type SlotState = {
   /** Requests sent, each weighing less the longer ago it was, as of `arrivalsMs`. */
   arrivals: number;
   arrivalsMs: number;
+  /** Milliseconds of computing those requests ask for, weighed likewise. */
+  workMs: number;
 };
 
 /** "Of late": a request weighs 1/e after that time. Results hardly change between 20 s and 3 min. */
@@ -79,7 +83,7 @@ const ARRIVALS_MEMORY_MS = 60_000;
 const ARRIVALS_LEAST_MS = 1000;
 /** So many answers of the other kind change the mind about what this set-up shows. */
 const SIGHTINGS_KEPT = 16;
-const IDLE = { requests: 0, tokens: 0, waiting: 0, arrivalsPerSecond: 0, waitMs: 0 };
+const IDLE = { requests: 0, tokens: 0, waiting: 0, arrivalsPerSecond: 0, utilization: 0, waitMs: 0 };
 
 export function createInFlight(
   clock: Clock,
@@ -105,17 +109,19 @@ export function createInFlight(
         freeSinceMs: -Infinity,
         arrivals: 0,
         arrivalsMs: 0,
+        workMs: 0,
       };
       slots.set(slot, state);
     }
     return state;
   }
 
-  function arrivalsPerSecond({ arrivals, arrivalsMs }: SlotState): number {
+  function traffic({ arrivals, arrivalsMs, workMs }: SlotState): Pick<Load, 'arrivalsPerSecond' | 'utilization'> {
     const nowMs = clock.nowMs();
     const seenMs = nowMs - (firstMs ?? nowMs) + ARRIVALS_LEAST_MS;
     const weightMs = ARRIVALS_MEMORY_MS * (1 - Math.exp(-seenMs / ARRIVALS_MEMORY_MS));
-    return (1000 * arrivals * faded(nowMs - arrivalsMs)) / weightMs;
+    const perMs = faded(nowMs - arrivalsMs) / weightMs;
+    return { arrivalsPerSecond: 1000 * arrivals * perMs, utilization: workMs * perMs };
   }
 
   function leaveQueue(state: SlotState, prompt: Prompt, doneMs: number): void {
@@ -154,13 +160,16 @@ export function createInFlight(
       if (!state) return { ...IDLE, ...learnt };
       const waitMs = backlogMs(slot, state);
       const { requests, tokens, nWaiting: waiting } = state;
-      return { requests, tokens, waiting, arrivalsPerSecond: arrivalsPerSecond(state), waitMs, ...learnt };
+      return { requests, tokens, waiting, ...traffic(state), waitMs, ...learnt };
     },
     reserve(slot, uncachedTokens, answer = 'streamed') {
       const state = stateOf(slot);
       const nowMs = clock.nowMs();
       firstMs ??= nowMs;
-      state.arrivals = state.arrivals * faded(nowMs - state.arrivalsMs) + 1;
+      const fading = faded(nowMs - state.arrivalsMs);
+      const { setupMs, msPerToken } = models.of(slot);
+      state.arrivals = state.arrivals * fading + 1;
+      state.workMs = state.workMs * fading + setupMs + uncachedTokens * msPerToken;
       state.arrivalsMs = nowMs;
       const prompt: Prompt = { uncachedTokens, sentMs: nowMs, answer, computed: false };
       state.queue.push(prompt);

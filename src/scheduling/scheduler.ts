@@ -32,8 +32,12 @@ export type ScheduleResult = {
   readonly reason: 'lowest cost' | 'near tie' | 'only candidate' | 'no candidate';
 };
 
-/** What a millisecond of prompt computing costs others where nobody waits: it pushes out of the cache what they will ask for. */
-const EVICTION_COST = 10;
+/**
+ * What a millisecond of prompt computing costs others where nobody waits: it pushes out of the cache what they will ask
+ * for. Computing that again delays somebody only while an engine is busy, and costs what is busy then: utilization².
+ */
+const EVICTION_COST = 80;
+const MOST_EVICTION_COST = 20;
 /** For every request that waits, on average and at the endpoint itself: as many are yet to come, and will wait longer. */
 const WAITING_COST = 3;
 const OWN_WAITING_COST = 2;
@@ -51,14 +55,17 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   let waitMs = 0;
   let mostCached = 0;
   let msPerToken = 0;
+  let utilization = 0;
   for (const { load, cachedTokens } of candidates) {
     arrivalsPerSecond += load.arrivalsPerSecond;
     waitMs += load.waitMs;
+    utilization += load.utilization / candidates.length;
     msPerToken += load.prefillMsPerToken / candidates.length;
     mostCached = Math.max(mostCached, cachedTokens);
   }
   // Little's law: how many wait = how many come × how long each waits.
   const meanWaiting = (arrivalsPerSecond / candidates.length) * (waitMs / candidates.length / 1000);
+  const evictionCost = Math.min(MOST_EVICTION_COST, EVICTION_COST * utilization ** 2);
   const costsMs = candidates.map(({ load, cachedTokens }) => {
     const uncached = promptTokens - cachedTokens;
     const computingMs = load.prefillSetupMs + uncached * load.prefillMsPerToken;
@@ -67,7 +74,7 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const borne = uncached - copied + copied / (1 + sharers);
     const waiting = load.arrivalsPerSecond * (load.waitMs / 1000);
     // What is pushed out is computed again anywhere, those who wait wait here.
-    const evictionMs = borne * msPerToken * EVICTION_COST;
+    const evictionMs = borne * msPerToken * evictionCost;
     const queueMs = borne * load.prefillMsPerToken * (WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting);
     const interferenceMs = (load.requests * INTERFERENCE_MS * load.prefillMsPerToken) / msPerToken;
     return load.waitMs + computingMs + evictionMs + queueMs + interferenceMs;

@@ -17,6 +17,7 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
     tokens: 0,
     waiting: 0,
     arrivalsPerSecond,
+    utilization: 0.4,
     waitMs,
     prefillSetupMs: 0,
     prefillMsPerToken: msPerToken,
