@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from '@jest/globals';
 import type { DemoReport } from '../../src/demo/report.ts';
@@ -16,10 +17,17 @@ type Demo = {
   /** Processes it started that are alive. */
   running(): readonly { readonly pid: number; readonly command: string }[];
   readonly ended: Promise<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>;
+  /** What it left in its temporary folder. */
+  leftFolders(): readonly string[];
 };
 
 function startDemo(args: readonly string[]): Demo {
-  const child = spawn(process.execPath, [MAIN, 'demo', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  // A folder of its own for what it leaves behind: other tests run an Envoy at the same time.
+  const folder = mkdtempSync(join(tmpdir(), 'demo-test-'));
+  const child = spawn(process.execPath, [MAIN, 'demo', ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, TMPDIR: folder },
+  });
   const known = new Map<number, string>();
   let stdout = '';
   let stderr = '';
@@ -33,7 +41,7 @@ function startDemo(args: readonly string[]): Demo {
   const ended = new Promise<{ code: number | null; stdout: string; stderr: string }>((resolve) => {
     child.once('close', (code) => resolve({ code, stdout, stderr }));
   });
-  return { child, running, ended };
+  return { child, running, ended, leftFolders: () => readdirSync(folder) };
 }
 
 /** Every process of this machine that is not a zombie, from /proc. */
@@ -56,10 +64,6 @@ async function whenRunning(demo: Demo, ...words: readonly string[]): Promise<voi
     const missing = words.filter((word) => !commands.some((command) => command.includes(word)));
     return missing.length === 0 ? 'done' : `not running: ${missing.join(', ')}`;
   }, 15_000);
-}
-
-function temporaryFolders(): string[] {
-  return readdirSync(tmpdir()).filter((name) => /^warmpath-(demo|envoy)-/.test(name));
 }
 
 describe('warmpath demo', () => {
@@ -92,7 +96,7 @@ describe('warmpath demo', () => {
     expect(report.warmpath.hitRate).toBeGreaterThan(1.3 * report.roundRobin.hitRate);
     expect(Math.abs(report.warmpath.predictedHitRate - report.warmpath.hitRate)).toBeLessThan(0.03);
     expect(demo.running()).toEqual([]);
-    expect(temporaryFolders()).toEqual([]);
+    expect(demo.leftFolders()).toEqual([]);
   }, 60_000);
 
   test('without Envoy says so in one line and uses the built-in driver', async () => {
@@ -113,7 +117,7 @@ describe('warmpath demo', () => {
     const { code, stdout, stderr } = await demo.ended;
     expect({ code, stdout, stderr }).toEqual({ code: 1, stdout: '', stderr: 'warmpath demo: interrupted\n' });
     expect(demo.running()).toEqual([]);
-    expect(temporaryFolders()).toEqual([]);
+    expect(demo.leftFolders()).toEqual([]);
   }, 60_000);
 
   test('says which of its parts died, and ends the others', async () => {
