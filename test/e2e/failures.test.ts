@@ -12,6 +12,7 @@ import {
   endpointEntry,
   endpointViews,
   eventually,
+  finishedRequests,
   longText,
   setStage,
   startPods,
@@ -29,13 +30,19 @@ describe('a pod that dies', () => {
       const sendFor = async (ms: number): Promise<void> => {
         const endMs = performance.now() + ms;
         while (performance.now() < endMs) {
-          const body = aChat(longText(`n${sent.length}x`, 60), { max_tokens: 30 });
+          const body = aChat(longText(`n${sent.length}x`, 60), { max_tokens: 100 });
           const startMs = performance.now();
           sent.push({ startMs, status: chat(stage.envoy.listenerAddress, body).then(({ status }) => status) });
           await delay(15);
         }
       };
+      const arrived = (): number =>
+        stage.pods.reduce((sum, { pod }) => sum + pod.stats().running + pod.stats().waiting, 0) +
+        finishedRequests(stage.pods).reduce((sum, n) => sum + n, 0);
+      const arrivedBefore = arrived();
       await sendFor(400);
+      // None is under way any more: whatever fails from here on was on the pod that died.
+      await eventually(() => (arrived() - arrivedBefore === sent.length ? 'done' : `${arrived()} requests arrived`));
       const inFlight = victim.pod.stats().running + victim.pod.stats().waiting;
       expect(inFlight).toBeGreaterThan(0);
       const beforeMs = performance.now();
@@ -45,7 +52,6 @@ describe('a pod that dies', () => {
       const statuses = await Promise.all(sent.map(({ status }) => status));
       const failed = sent.filter((_, i) => statuses[i] !== 200);
       expect(failed.filter(({ startMs }) => startMs > deadMs)).toEqual([]);
-      // A request may reach it between the count and its death.
       expect(failed.filter(({ startMs }) => startMs <= beforeMs).length).toBeLessThanOrEqual(inFlight);
 
       await stage.restart(victim);
