@@ -54,7 +54,7 @@ export function createEngineBlocks(deps: {
   const shared: EngineShared = { index, hasher, names, byOwner, limits: { ...DEFAULT_LIMITS, ...deps.limits } };
   index.observe({
     bytesPerChunk: NAME_BYTES_PER_CHUNK,
-    otherBytes: () => names.nBytes,
+    otherBytes: () => names.nBytes(),
     unheld: (position) => names.drop(position),
     dropping(owner, position) {
       names.dropOwn(owner, position);

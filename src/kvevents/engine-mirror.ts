@@ -262,7 +262,7 @@ export function createEngineMirror(
       counts.blocksNotStored += nBlocks - nStored;
       partial = true;
     }
-    if (parked.size === 0) return;
+    if (parked.size() === 0) return;
     const placed = positions.slice(0, nStored);
     for (let i = 0; i < nStored; i++) {
       settle(engineKey(blockHashes[2 * i]!, blockHashes[2 * i + 1]!), placed[i]! as BlockPosition, counts);
@@ -443,12 +443,14 @@ export function createEngineMirror(
     removal.n = 0;
     names.prepare(hashes, n, null);
     let nFound = 0;
+    const hasCopies = extraCopies.size > 0;
+    const hasParked = parked.size() > 0;
     for (let i = 0; i < n; i++) {
       names.chooseAt(i);
       const position = names.find(owner, isHeld);
       if (position === NO_POSITION) removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
-      else if (extraCopies.size > 0 && takeCopy(position, medium)) counts.blocksRemoved++;
-      else if (parked.size > 0 && (index.mediaAt(owner, position) & (1 << medium)) === 0) {
+      else if (hasCopies && takeCopy(position, medium)) counts.blocksRemoved++;
+      else if (hasParked && (index.mediaAt(owner, position) & (1 << medium)) === 0) {
         removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
       } else positions[nFound++] = position;
     }
@@ -463,7 +465,7 @@ export function createEngineMirror(
   }
 
   function removeParked(hi: number, lo: number, medium: MediumIndex, counts: Counts): void {
-    if (parked.size > 0 && parked.removeCopy(engineKey(hi, lo), medium)) counts.blocksRemoved++;
+    if (parked.size() > 0 && parked.removeCopy(engineKey(hi, lo), medium)) counts.blocksRemoved++;
     else counts.blocksUnknownRemoved++;
   }
 
@@ -552,7 +554,7 @@ export function createEngineMirror(
       reportsExtraKeys,
       indexable,
       partial,
-      nOrphans: parked.size,
+      nOrphans: parked.size(),
     }),
   };
   byOwner.set(owner, mirror);

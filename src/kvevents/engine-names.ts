@@ -6,11 +6,12 @@
  * Names are the engines' 64-bit hashes, mixed by a bijection (so nothing is lost), because some engines count from 1.
  * All 64 bits are compared to find a block, 48 to see that a block's first name is the one announced again.
  */
+import { createLineMemory } from '../prefix/line-memory.ts';
 import { NO_POSITION, type BlockPosition, type IndexOwner } from '../prefix/prefix-index.ts';
 import { createNameTable, TABLE_FULL } from './name-table.ts';
 
 export type EngineNames = {
-  readonly nBytes: number;
+  nBytes(): number;
   /** Chooses the name that the next calls are about. */
   choose(hi: number, lo: number): void;
   /**
@@ -67,9 +68,9 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   const isSet = new Uint8Array(new SharedArrayBuffer(nChunks));
   const firstStrip = new Uint32Array(new SharedArrayBuffer(4 * nChunks));
   const nStrips = Math.floor(maxBytes / (4 * STRIP_WORDS));
-  const stripMemory = new SharedArrayBuffer(4 * STRIP_WORDS * nStrips);
-  const strips = new Int32Array(stripMemory);
-  const halves = new Uint16Array(stripMemory);
+  const stripMemory = createLineMemory(4 * STRIP_WORDS * nStrips);
+  const strips = new Int32Array(stripMemory, 0, STRIP_WORDS * nStrips);
+  const halves = new Uint16Array(stripMemory, 0, 2 * STRIP_WORDS * nStrips);
   /** Names an owner has in strips. */
   const nOwn: number[] = [];
   let nextStrip = 1;
@@ -78,7 +79,10 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   let hiOfMixed = 0;
   let loOfMixed = 0;
   let prepared = new Int32Array(128);
+  /** Where the prepared names lie, as long as the table has this epoch. */
   let places = new Int32Array(64);
+  let placesEpoch = 0;
+  let place = 0;
   let lastRead = 0;
 
   const table = createNameTable(maxBytes, hiOf);
@@ -198,33 +202,38 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   }
 
   return {
-    get nBytes() {
-      return (lastRead & 0) + table.nBytes + (nextStrip - 1 - nFree) * 4 * STRIP_WORDS;
+    nBytes() {
+      return (lastRead & 0) + table.nBytes() + (nextStrip - 1 - nFree) * 4 * STRIP_WORDS;
     },
     choose(hi, lo) {
       mix(hi | 0, lo | 0);
+      place = table.placeOf(hiOfMixed, loOfMixed);
     },
     prepare(hashes, n, positions) {
       if (places.length < n) {
         places = new Int32Array(2 ** Math.ceil(Math.log2(n)));
         prepared = new Int32Array(2 * places.length);
       }
-      let nPlaces = 0;
+      placesEpoch = table.epoch[0]!;
       for (let i = 0; i < n; i++) {
         mix(hashes[2 * i]! | 0, hashes[2 * i + 1]! | 0);
         prepared[2 * i] = hiOfMixed;
         prepared[2 * i + 1] = loOfMixed;
-        if (positions !== null && isFirst(positions[i]!)) continue;
-        places[nPlaces++] = table.placeOf(hiOfMixed, loOfMixed);
+        const isKnown = positions !== null && isFirst(positions[i]!);
+        places[i] = isKnown ? 0 : table.placeOf(hiOfMixed, loOfMixed);
       }
       // Kept, so that the reads are not optimised away.
-      lastRead = table.touch(places, nPlaces);
+      lastRead = table.touch(places, n);
     },
     chooseAt(i) {
       hiOfMixed = prepared[2 * i]!;
       loOfMixed = prepared[2 * i + 1]!;
+      place = places[i]!;
+      if (place === 0 || placesEpoch !== table.epoch[0]) place = table.placeOf(hiOfMixed, loOfMixed);
     },
     find(owner, isHeld) {
+      const only = table.peek(place, hiOfMixed, loOfMixed);
+      if (only === 0 || (only > 0 && !hasOwn(owner))) return only as BlockPosition;
       let found = NO_POSITION;
       for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
         if (value < 0) {
@@ -256,7 +265,8 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       }
       firstHi[position] = hiOfMixed;
       firstLo[position] = loOfMixed & 0xffff;
-      const known = table.insert(hiOfMixed, loOfMixed, position, 'unless present');
+      const mode = table.peek(place, hiOfMixed, loOfMixed) === 0 ? 'always' : 'unless present';
+      const known = table.insert(hiOfMixed, loOfMixed, position, mode);
       if (known === 0) isSet[position >>> 3]! |= 1 << (position & 7);
       return known === 0 || known === NO_ROOM ? known : positionOf(known);
     },

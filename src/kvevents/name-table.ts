@@ -5,11 +5,12 @@
  * sub-table, is kept by the user and asked for when a sub-table splits.
  *
  * Names must be well mixed. A bucket is one cache line: seven lower words, seven values. All words are signed here:
- * V8 keeps a larger number that is stored or handed over on the heap.
+ * V8 keeps a larger number that is stored or handed over on the heap. And no getters: they make an object slow.
  */
+import { createLineMemory } from '../prefix/line-memory.ts';
 
 export type NameTable = {
-  readonly nBytes: number;
+  nBytes(): number;
   /**
    * Adds a value under a name, or tells that there is one already.
    * @param value not 0
@@ -22,13 +23,18 @@ export type NameTable = {
   first(hi: number, lo: number): number;
   /** The next value under the name of the last `first`; nothing may be changed in between. */
   next(): number;
-  /** Where a name lies, for `touch`. */
+  /** [0] changes when entries move: places found before are worth nothing then. */
+  readonly epoch: Int32Array;
+  /** Where a name lies, for `touch` and `peek`. */
   placeOf(hi: number, lo: number): number;
+  /** The only value under a name, 0 = none, `UNCLEAR` when there are more. */
+  peek(place: number, hi: number, lo: number): number;
   /** Reads n places: a loop as short as this one lets the processor wait for many cache misses at once. */
   touch(places: Int32Array, n: number): number;
 };
 
 export const TABLE_FULL = 0x8000_0000 | 0;
+export const UNCLEAR = TABLE_FULL;
 const BUCKET_ENTRIES = 7;
 const BUCKET_WORDS = 16;
 // Words of a bucket: lower words, then how many entries wanted to be here or before and lie behind, then values.
@@ -39,7 +45,7 @@ const UNIT_ENTRIES = UNIT_BUCKETS * BUCKET_ENTRIES;
 const UNIT_WORDS = UNIT_BUCKETS * BUCKET_WORDS;
 const UNIT_BYTES = 4 * UNIT_WORDS;
 /** Sizes of a sub-table, in units. */
-const SIZES = [1, 2, 3, 4, 6, 8, 12, 16];
+const SIZES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
 const MAX_UNITS = 16;
 const MAX_LOAD = 0.9;
 /** A sub-table that is emptier than this gives units back. */
@@ -49,8 +55,7 @@ const MAX_DEPTH = 20;
 /** @param hiOf upper word of the name a value is stored under */
 export function createNameTable(maxBytes: number, hiOf: (value: number) => number): NameTable {
   const nUnits = Math.max(MAX_UNITS, Math.floor(maxBytes / UNIT_BYTES));
-  // Shared buffers start as untouched zero pages: only what is used takes memory.
-  const words = new Int32Array(new SharedArrayBuffer(4 * UNIT_WORDS * nUnits));
+  const words = new Int32Array(createLineMemory(4 * UNIT_WORDS * nUnits), 0, UNIT_WORDS * nUnits);
   let directory = Uint32Array.of(0);
   let depth = 0;
   let subDepth = new Uint8Array(16);
@@ -59,6 +64,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   /** 16 unit numbers per sub-table. */
   let units = new Uint32Array(16 * MAX_UNITS);
   let nSubs = 0;
+  const epoch = new Int32Array(1);
   let nextUnit = 0;
   const freeUnits: number[] = [];
   const spill = { lo: new Int32Array(MAX_UNITS * UNIT_ENTRIES), value: new Int32Array(MAX_UNITS * UNIT_ENTRIES) };
@@ -123,6 +129,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   /** Takes all entries of a sub-table out into `spill`. */
   function empty(sub: number): number {
     let n = 0;
+    epoch[0]!++;
     for (let bucket = 0; bucket < subUnits[sub]! * UNIT_BUCKETS; bucket++) {
       const at = bucketAt(sub, bucket);
       for (let k = at; k < at + BUCKET_ENTRIES; k++) {
@@ -214,7 +221,8 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   }
 
   return {
-    get nBytes() {
+    epoch,
+    nBytes() {
       return (nextUnit - freeUnits.length) * UNIT_BYTES + nSubs * (4 + 4 * MAX_UNITS) + directory.byteLength;
     },
     insert(hi, lo, value, mode) {
@@ -249,6 +257,30 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     },
     first,
     next: scan,
+    peek(place, hi, lo) {
+      let found = 0;
+      let at = place;
+      let sub = -1;
+      let bucket = 0;
+      for (let n = 1; ; n++) {
+        for (let k = at; k < at + BUCKET_ENTRIES; k++) {
+          if (words[k] !== lo) continue;
+          const value = words[k + VALUES]!;
+          if (value === 0 || hiOf(value) !== hi) continue;
+          if (found !== 0) return UNCLEAR;
+          found = value;
+        }
+        if (words[at + PASSED] === 0) return found;
+        if (sub < 0) {
+          sub = subOf(hi);
+          bucket = homeOf(sub, lo);
+        }
+        const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+        if (n === nBuckets) return found;
+        if (++bucket === nBuckets) bucket = 0;
+        at = bucketAt(sub, bucket);
+      }
+    },
     placeOf(hi, lo) {
       const sub = subOf(hi);
       return bucketAt(sub, homeOf(sub, lo));

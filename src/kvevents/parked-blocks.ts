@@ -22,7 +22,7 @@ export type ParkedContent = {
 };
 
 export type ParkedBlocks = {
-  readonly size: number;
+  size(): number;
   /** Adds one copy of a block. @returns how many older blocks were dropped to make room */
   park(hash: EngineHashKey, content: ParkedContent | null, medium: number): number;
   /** @returns false when no such copy is parked */
@@ -56,9 +56,7 @@ export function createParkedBlocks(maxBlocks: number): ParkedBlocks {
   }
 
   return {
-    get size() {
-      return blocks.size;
-    },
+    size: () => blocks.size,
     park(hash, content, medium) {
       const known = blocks.get(hash);
       const copies = known?.copies ?? MEDIA.map(() => 0);

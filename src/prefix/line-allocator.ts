@@ -5,7 +5,7 @@
 import { LINE_WORDS } from './run-layout.ts';
 
 export type LineAllocator = {
-  readonly nUsed: number;
+  nUsed(): number;
   readonly nLines: number;
   /** @returns first of 2^sizeClass lines, contents undefined; 0 when there are none */
   take(sizeClass: number): number;
@@ -22,9 +22,7 @@ export function createLineAllocator(words: Uint32Array): LineAllocator {
   let next = 1;
   let nUsed = 0;
   return {
-    get nUsed() {
-      return nUsed;
-    },
+    nUsed: () => nUsed,
     nLines,
     take(sizeClass) {
       let from = sizeClass;

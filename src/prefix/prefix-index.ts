@@ -5,6 +5,7 @@
  * engines are never added up. How the memory is laid out is run-layout.ts.
  */
 import type { PrefixIndexMemory, PrefixIndexReader, PrefixIndexWriter } from './index-types.ts';
+import { createLineMemory } from './line-memory.ts';
 import { CONTROL_WORDS, LINE_BYTES, type RunViews } from './run-layout.ts';
 import { createRunReader } from './run-reader.ts';
 import { createRunWriter } from './run-writer.ts';
@@ -22,8 +23,8 @@ export type {
 } from './index-types.ts';
 export { MAX_INDEX_SLOTS, NO_POSITION } from './index-types.ts';
 
-/** A head takes 8 bytes and a run 150 at least: more heads than runs that fit into the budget. */
-const BYTES_PER_HEAD = 150;
+/** A head takes 8 bytes; a run with its names some 200 at least, and ten times that as a rule. */
+const BYTES_PER_HEAD = 240;
 const MIN_LINES = 64;
 
 /** Reserves address space for any mix of keys and lists; memory is only used as the index fills. */
@@ -33,8 +34,8 @@ export function createPrefixIndexMemory(options: { maxBytes: number }): PrefixIn
     maxBytes: options.maxBytes,
     control: new SharedArrayBuffer(4 * CONTROL_WORDS),
     heads: new SharedArrayBuffer(8 * Math.max(MIN_LINES, Math.ceil(options.maxBytes / BYTES_PER_HEAD))),
-    lines: new SharedArrayBuffer(LINE_BYTES * nLines),
-    keys: new SharedArrayBuffer(LINE_BYTES * nLines),
+    lines: createLineMemory(LINE_BYTES * nLines),
+    keys: createLineMemory(LINE_BYTES * nLines),
   };
 }
 
@@ -48,12 +49,12 @@ export function openPrefixIndexReader(memory: PrefixIndexMemory): PrefixIndexRea
 }
 
 function viewsOf(memory: PrefixIndexMemory): RunViews {
-  const words = new Uint32Array(memory.lines);
+  const words = new Uint32Array(memory.lines, 0, memory.lines.byteLength / 4);
   const heads = new Uint32Array(memory.heads);
   return {
-    keys: new Uint32Array(memory.keys),
+    keys: new Uint32Array(memory.keys, 0, memory.keys.byteLength / 4),
     words,
-    versions: new Int32Array(memory.lines),
+    versions: new Int32Array(memory.lines, 0, memory.lines.byteLength / 4),
     heads,
     nHeads: heads.length / 2,
     control: new Int32Array(memory.control),

@@ -77,8 +77,8 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   const bytesUsed = (): number => {
     return (
       fixedBytes +
-      (lines.nUsed - nFreeRuns) * LINE_BYTES +
-      chunks.nUsed * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk) +
+      (lines.nUsed() - nFreeRuns) * LINE_BYTES +
+      chunks.nUsed() * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk) +
       hooks.otherBytes()
     );
   };
@@ -289,7 +289,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     const nBytes = nLines * LINE_BYTES + nChunks * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk);
     for (let tries = 0; tries < MAX_EVICTIONS_PER_STORE; tries++) {
       const isFree = bytesUsed() + nBytes <= maxBytes && nRuns + 2 < nHeads * MAX_HEADS_LOAD;
-      if (isFree && chunks.nUsed + nChunks < chunks.nLines && lines.nUsed + nLines < lines.nLines) return true;
+      if (isFree && chunks.nUsed() + nChunks < chunks.nLines && lines.nUsed() + nLines < lines.nLines) return true;
       if (dying.length > 0) sweep(256);
       else if (!evictOne()) return false;
     }
