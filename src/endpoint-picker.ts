@@ -113,8 +113,9 @@ export type PickerOptions = {
 
 /** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
 export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
-/** For calls nobody waits for: they end by their own timeout. */
-const NEVER = new AbortController().signal;
+
+/** Texts are counted in bytes; tokens estimated from them may be this much too many. */
+const TEXT_MARGIN = 1.1;
 
 export type Picker = EndpointPicker & {
   /** The decision without reservation or record, for `explain`. */
@@ -135,8 +136,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
     const early = choose(request, selected, prompt, NOTHING_ASKED);
-    if (early.doubtMs <= ladder.expectedWaitMs) {
-      return { ...early, exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), NEVER)) };
+    if (early.doubtMs <= ladder.waitWorthMs) {
+      // Nobody waits for this call: it ends by its own timeout.
+      const nobody = new AbortController().signal;
+      return { ...early, exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), nobody)) };
     }
     const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
@@ -232,11 +235,13 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       : (matches[0]!.promptTokens ?? prompt?.promptTokens ?? 0);
     const views = candidates.map((endpoint, index): Omit<CandidateView, 'costMs'> => {
       const { trust } = knowledge[index]!;
+      const { blockSizeTokens, knownTokens } = matches[index]!;
       const { matchedBlocks, matchedTokens: ofBlocks } = credit(matches[index]!, endpoint.slot, trust);
       // Where the known blocks end, the text that was sent there may go on; where they are missing, it was pushed out.
-      const ofText =
-        ofBlocks < matches[index]!.knownTokens ? 0 : Math.min(routedTokens(endpoint.slot), promptTokens - 1);
-      const matchedTokens = Math.max(ofBlocks, ofText);
+      const ofText = ofBlocks < knownTokens ? 0 : routedTokens(endpoint.slot);
+      // A few tokens more than known are what the estimate is wrong by.
+      const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
+      const matchedTokens = usable > ofBlocks * TEXT_MARGIN ? usable : ofBlocks;
       const load = inFlight.load(endpoint.slot);
       return { endpoint, trust, matchedBlocks, matchedTokens, uncachedTokens: promptTokens - matchedTokens, load };
     });
