@@ -3,7 +3,7 @@
  * API. Only counts and names pass through here: no prompt, token id or answer.
  */
 import type { DecisionLog } from './admin/decision-log.ts';
-import type { DecisionRecord, EndpointKnowledge, EndRecord } from './endpoint-picker.ts';
+import type { DecisionRecord, EndpointKnowledge, EndRecord } from './picking/decision-record.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { PickError } from './extproc/endpoint-picker.ts';

@@ -6,91 +6,30 @@
  * No metrics and no log here: every decision is handed to `record`.
  */
 import type { Clock } from './clock.ts';
-import type { Endpoint, EndpointSlot, Trust } from './endpoints/endpoint.ts';
+import type { Endpoint } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest, Reservation } from './extproc/endpoint-picker.ts';
-import type { InFlight, Load } from './load/in-flight.ts';
+import type { InFlight } from './load/in-flight.ts';
 import { parseRequest, type InferenceRequest } from './openai/request.ts';
 import type { Usage } from './openai/usage.ts';
-import { requestExtraKeys, type BlockHasher, type BlockHashes } from './prefix/block-hash.ts';
+import { selectCandidates, type Selected } from './picking/candidates.ts';
+import type {
+  CandidateView,
+  DecisionRecord,
+  EndpointKnowledge,
+  EndRecord,
+  Evaluation,
+  Rung,
+} from './picking/decision-record.ts';
+import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
+import { createPromptMatcher, credit, prefixTraits, type PromptMatches } from './picking/prompt-matching.ts';
+import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
-import type { Medium, PrefixMatch } from './prefix/prefix-match.ts';
-import type { BookingEnd, RoutedMatch, RoutedPrefixes } from './prefix/routed-prefixes.ts';
+import type { BookingEnd, RoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { schedule, type ScheduleInput, type ScheduleResult } from './scheduling/scheduler.ts';
 import type { MemoClaim } from './tokenizer/token-memo.ts';
-import type { TokenizerLadder, PromptView, Rung } from './tokenizer/tokenizer-ladder.ts';
+import type { PromptView, TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
-
-export type { Rung };
-
-/** What the event streams say about an endpoint, ranks merged. */
-export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
-
-export type CandidateView = {
-  readonly endpoint: Endpoint;
-  readonly trust: Trust;
-  /** Blocks announced by events, by medium. */
-  readonly matchedBlocks: Readonly<Record<Medium, number>>;
-  /** Tokens expected to be resident when the request starts: announced, or routed there before. */
-  readonly matchedTokens: number;
-  readonly uncachedTokens: number;
-  readonly load: Load;
-  readonly costMs: number;
-};
-
-export type Evaluation = {
-  readonly kind: 'evaluation';
-  readonly request: InferenceRequest | null;
-  /** Canonical model; '' where the request names none. */
-  readonly model: string;
-  readonly adapter: string | null;
-  readonly rung: Rung;
-  readonly tokenizeFailure: TokenizeFailure | null;
-  readonly promptTokens: number;
-  readonly blockSizeTokens: number;
-  readonly candidates: readonly CandidateView[];
-  readonly order: readonly number[];
-  readonly reason: ScheduleResult['reason'];
-  /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
-  readonly doubtMs: number;
-  /** Hashes per block size, one chain per prompt; what a reservation books. */
-  readonly chains: ReadonlyMap<number, readonly BlockHashes[]>;
-  /** What the memo claimed of them, to be judged by the exact answer. */
-  readonly claims: ReadonlyMap<number, readonly (MemoClaim | null)[]>;
-  readonly prompt: PromptView | null;
-  /** The answer of the tokenizer, perhaps still to come; null where none was asked. */
-  readonly exact: Promise<TokenizeResult> | null;
-};
-
-/** One finished decision, for metrics and the decision log. */
-export type DecisionRecord =
-  | {
-      readonly kind: 'routed';
-      readonly evaluation: Evaluation;
-      readonly endpoint: Endpoint;
-      readonly predictedCachedTokens: number;
-      readonly durationMs: number;
-    }
-  /** Exact tokens of a request that was routed before they came, while its answer had not begun. */
-  | {
-      readonly kind: 'counted';
-      readonly model: string;
-      readonly endpoint: Endpoint;
-      readonly promptTokens: number;
-      readonly predictedCachedTokens: number;
-    }
-  /** An exact answer has judged what the memo claimed. */
-  | { readonly kind: 'judged'; readonly model: string; readonly claimedBlocks: number; readonly wrongBlocks: number }
-  | { readonly kind: 'refused'; readonly error: PickError; readonly model: string | null; readonly durationMs: number };
-
-/** The end of a routed request. */
-export type EndRecord = {
-  readonly endpoint: Endpoint;
-  readonly model: string;
-  readonly outcome: 'completed' | 'cancelled' | 'failed';
-  readonly predictedCachedTokens: number;
-  readonly usage: Usage | null;
-};
 
 export type PickerDeps = {
   readonly clock: Clock;
@@ -124,6 +63,7 @@ export type Picker = EndpointPicker & {
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
   const { clock, endpoints, inFlight, ladder, routed, record } = deps;
+  const matcher = createPromptMatcher(deps);
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const parsed = parseRequest(pick.method, pick.path, pick.header('content-type'), pick.body, {
@@ -131,7 +71,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     });
     if (parsed.kind === 'bad_request') return badRequest(parsed.message, parsed.param);
     const { request } = parsed;
-    const selected = selectCandidates(request, pick);
+    const selected = selectCandidates(endpoints, request, pick);
     if (selected.kind === 'error') return selected;
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
@@ -143,37 +83,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
     const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
-    const current = selectCandidates(request, pick);
+    const current = selectCandidates(endpoints, request, pick);
     if (current.kind === 'error') return current;
     return choose(request, current, prompt, answer);
-  }
-
-  type Selected = {
-    readonly kind: 'selected';
-    readonly endpoints: readonly Endpoint[];
-    readonly model: string;
-    readonly adapter: string | null;
-  };
-
-  function selectCandidates(request: InferenceRequest, pick: PickRequest): Selected | PickError {
-    const known = request.model === '' ? null : endpoints.candidates(request.model);
-    const anyModel = request.model === '' || (known === null && request.api === 'other');
-    if (!anyModel && known === null && endpoints.all().length > 0) return unknownModel(request.model);
-    const ready = anyModel ? endpoints.ready() : (known?.endpoints.filter((endpoint) => endpoint.ready) ?? []);
-    const model = known?.model ?? null;
-    if (ready.length === 0)
-      return noEndpoint('no_ready_endpoint', 'No endpoint is ready to serve this request.', model);
-    const { subset } = pick;
-    const allowed = subset.kind === 'all' ? ready : ready.filter(({ address }) => subset.addresses.includes(address));
-    if (allowed.length === 0) {
-      return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.', model);
-    }
-    return {
-      kind: 'selected',
-      endpoints: allowed,
-      model: known?.model ?? '',
-      adapter: known?.adapter ?? null,
-    };
   }
 
   async function tokenize(
@@ -220,11 +132,12 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     { chains: tokenChains, failure: tokenizeFailure, exact }: TokenizerAnswer,
   ): Evaluation {
     const knowledge = candidates.map((endpoint) => deps.knowledge(endpoint));
+    const owner = { request, model, adapter };
     const sizes = new Map<number, PromptMatches>();
     const matches = candidates.map((_, index) => {
       const blockSize = knowledge[index]!.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
       let found = sizes.get(blockSize);
-      if (!found) sizes.set(blockSize, (found = matchPrompt(request, model, adapter, tokenChains, prompt, blockSize)));
+      if (!found) sizes.set(blockSize, (found = matcher.match(owner, tokenChains, prompt, blockSize)));
       return found;
     });
     const nClaimed = matches[0]!.hashes.filter((chain) => chain.length > 0).length;
@@ -290,118 +203,6 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       prompt,
       exact,
     };
-  }
-
-  type PromptMatches = ChainMatches & {
-    /** Of the longest chain, as far as a cache can serve it. */
-    readonly knownTokens: number;
-    /** Null where the memo knows nothing. */
-    readonly promptTokens: number | null;
-    readonly claims: readonly (MemoClaim | null)[];
-  };
-
-  type ChainMatches = {
-    readonly blockSizeTokens: number;
-    /** One chain per prompt: the whole of it, or what the memo knows; empty where nothing is known. */
-    readonly hashes: readonly BlockHashes[];
-    /** Largest number of blocks an engine serves from its cache, per chain: the last token is always computed. */
-    readonly usableBlocks: readonly number[];
-    readonly announced: readonly PrefixMatch[];
-    readonly routed: readonly RoutedMatch[];
-  };
-
-  function matchPrompt(
-    request: InferenceRequest,
-    model: string,
-    adapter: string | null,
-    tokenChains: readonly TokenChain[],
-    prompt: PromptView | null,
-    blockSizeTokens: number,
-  ): PromptMatches {
-    const claims = prompt === null ? [] : ladder.claims(prompt, blockSizeTokens);
-    const isExact = tokenChains.length > 0;
-    const believed = claims.map((claim) => (claim?.believed === true ? claim : null));
-    const hashes = isExact
-      ? hashChains(request, model, adapter, tokenChains, blockSizeTokens)
-      : believed.map((claim) => claim?.hashes ?? NO_BLOCKS);
-    const lengths = isExact
-      ? tokenChains.map(({ tokenIds }) => tokenIds.length)
-      : believed.map((claim) => claim?.promptTokens ?? 0);
-    const matches = lookUp(hashes, lengths, blockSizeTokens);
-    const known = believed.reduce((sum, claim) => sum + (claim?.promptTokens ?? 0), 0);
-    return {
-      ...matches,
-      knownTokens: Math.max(0, ...matches.usableBlocks) * blockSizeTokens,
-      promptTokens: known === 0 ? null : Math.max(known, claims.length > 1 ? prompt!.promptTokens : 0),
-      claims,
-    };
-  }
-
-  function lookUp(hashes: readonly BlockHashes[], lengths: readonly number[], blockSizeTokens: number): ChainMatches {
-    return {
-      blockSizeTokens,
-      hashes,
-      usableBlocks: lengths.map((nTokens, i) =>
-        Math.min(hashes[i]!.length / 2, Math.floor(Math.max(0, nTokens - 1) / blockSizeTokens)),
-      ),
-      announced: hashes.map((chain) => deps.index.longestMatch(chain)),
-      routed: hashes.map((chain) => routed.longestMatch(chain)),
-    };
-  }
-
-  function hashChains(
-    { cacheSalt }: InferenceRequest,
-    model: string,
-    adapter: string | null,
-    tokenChains: readonly TokenChain[],
-    blockSizeTokens: number,
-  ): BlockHashes[] {
-    const root = deps.hasher.root(model, adapter, blockSizeTokens);
-    return tokenChains.map(({ tokenIds, features }) => {
-      const nBlocks = Math.floor(tokenIds.length / blockSizeTokens);
-      const extraKeys = requestExtraKeys(cacheSalt, features, blockSizeTokens, nBlocks);
-      return deps.hasher.blocks(tokenIds, root, blockSizeTokens, extraKeys);
-    });
-  }
-
-  /** What the scheduler wants to know of the prefix, taken from the longest of the chains. */
-  function prefixTraits(
-    { hashes, routed: onTheWay, blockSizeTokens }: ChainMatches,
-    mostCachedTokens: number,
-    among: readonly Endpoint[],
-  ): { tieKey: number | null; sharers: number } {
-    const longest = hashes.reduce((best, chain, i) => (chain.length > hashes[best]!.length ? i : best), 0);
-    const chain = hashes[longest];
-    if (!chain || chain.length === 0) return { tieKey: null, sharers: 0 };
-    const nCached = Math.min(Math.floor(mostCachedTokens / blockSizeTokens), chain.length / 2);
-    const nextBlock = Math.min(nCached, chain.length / 2 - 1);
-    return {
-      tieKey: chain[2 * nextBlock + 1]!,
-      sharers: among.reduce((sum, { slot }) => sum + onTheWay[longest]!.bookings(slot, nCached), 0),
-    };
-  }
-
-  /** Several prompts in one request are several chains: the longest match decides. */
-  function credit(
-    matches: ChainMatches,
-    slot: EndpointSlot,
-    trust: Trust,
-  ): Pick<CandidateView, 'matchedBlocks' | 'matchedTokens'> {
-    let best = 0;
-    let matchedBlocks: Record<Medium, number> = { gpu: 0, host: 0, disk: 0 };
-    for (let i = 0; i < matches.hashes.length; i++) {
-      const announced = trust === 'fallback' ? null : matches.announced[i]!;
-      const nAnnounced = announced?.blocks(slot) ?? 0;
-      const nBlocks = Math.min(Math.max(nAnnounced, matches.routed[i]!.blocks(slot)), matches.usableBlocks[i]!);
-      if (nBlocks <= best) continue;
-      best = nBlocks;
-      matchedBlocks = {
-        gpu: announced?.blocksIn(slot, 'gpu') ?? 0,
-        host: announced?.blocksIn(slot, 'host') ?? 0,
-        disk: announced?.blocksIn(slot, 'disk') ?? 0,
-      };
-    }
-    return { matchedBlocks, matchedTokens: best * matches.blockSizeTokens };
   }
 
   type Held = {
@@ -480,7 +281,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const chains =
         evaluation.rung === 'exact'
           ? evaluation.chains.get(blockSize)!
-          : hashChains(request, model, adapter, result.chains, blockSize);
+          : matcher.hash({ request, model, adapter }, result.chains, blockSize);
       const answers = chains.map((hashes, i) => ({ nTokens: result.chains[i]!.tokenIds.length, hashes }));
       const verdict = ladder.learn(prompt, blockSize, answers, claimed);
       if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
@@ -488,7 +289,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       held.unbook();
       if (held.unanswered === 'yes') {
         const lengths = answers.map(({ nTokens }) => nTokens);
-        const { matchedTokens } = credit(lookUp(chains, lengths, blockSize), endpoint.slot, trust);
+        const { matchedTokens } = credit(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
         const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
         record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
       }
@@ -535,7 +336,6 @@ type TokenizerAnswer = {
 };
 
 const NOTHING_ASKED: TokenizerAnswer = { chains: [], failure: null, exact: null };
-const NO_BLOCKS = new Uint32Array(0) as BlockHashes;
 
 /**
  * What unknown tokens could still save. They can only lengthen the match of an endpoint that holds all that is known, so
@@ -559,55 +359,4 @@ function urlsOf(endpoints: readonly Endpoint[]): string[] {
 /** What the engine really computed of the prompt, where it says so. */
 function computedTokens(usage: Usage | null): number | undefined {
   return usage === null || usage.cachedTokens === null ? undefined : usage.promptTokens - usage.cachedTokens;
-}
-
-function badRequest(message: string, param: string | null): PickError {
-  return {
-    kind: 'error',
-    status: 400,
-    type: 'invalid_request_error',
-    code: null,
-    param,
-    message,
-    reason: 'bad_request',
-    retryAfterSeconds: null,
-  };
-}
-
-function unknownModel(model: string): PickError {
-  return {
-    kind: 'error',
-    status: 404,
-    type: 'invalid_request_error',
-    code: 'model_not_found',
-    param: 'model',
-    message: `The model ${JSON.stringify(model.slice(0, 200))} does not exist.`,
-    reason: 'unknown_model',
-    retryAfterSeconds: null,
-  };
-}
-
-const CLIENT_GONE: PickError = {
-  kind: 'error',
-  status: 503,
-  type: 'service_unavailable',
-  code: null,
-  param: null,
-  message: 'The request was given up before it was decided.',
-  reason: 'client_gone',
-  retryAfterSeconds: null,
-};
-
-function noEndpoint(reason: string, message: string, model: string | null): PickError {
-  return {
-    kind: 'error',
-    status: 503,
-    type: 'service_unavailable',
-    code: 'no_endpoint',
-    param: null,
-    message,
-    reason,
-    model,
-    retryAfterSeconds: 1,
-  };
 }

@@ -63,7 +63,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'app-reporter.ts': {
     knows: [
       'metrics.ts',
-      'endpoint-picker.ts',
+      'picking/decision-record.ts',
       'admin/decision-log.ts',
       'endpoints/',
       'extproc/endpoint-picker.ts',
@@ -78,7 +78,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'admin/': {
-    knows: ['metrics.ts', 'log.ts', 'endpoint-picker.ts', 'extproc/endpoint-picker.ts'],
+    knows: ['metrics.ts', 'log.ts', 'endpoint-picker.ts', 'picking/decision-record.ts', 'extproc/endpoint-picker.ts'],
     uses: ['node:http', 'node:net'],
   },
 
@@ -109,6 +109,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'openai/': { knows: [], uses: ['node:buffer'] },
   'endpoint-picker.ts': {
     knows: [
+      'picking/',
       'clock.ts',
       'extproc/endpoint-picker.ts',
       'openai/',
@@ -120,6 +121,10 @@ const RULES: Readonly<Record<string, Rule>> = {
       'load/',
       'endpoints/',
     ],
+    uses: [],
+  },
+  'picking/': {
+    knows: ['extproc/endpoint-picker.ts', 'openai/', 'tokenizer/', 'prefix/', 'scheduling/', 'load/', 'endpoints/'],
     uses: [],
   },
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
@@ -190,6 +195,7 @@ const RULES: Readonly<Record<string, Rule>> = {
 /** Synchronous arithmetic: no I/O, no clock but an injected one, no log, no metrics. They return counts, callers record them. */
 const PURE = [
   'openai/',
+  'picking/',
   'prefix/',
   'scheduling/',
   'kvevents/decode.ts',

@@ -1,5 +1,6 @@
 /** `POST /api/v1/explain`: where would this request go, and why. Makes no reservation and leaves no trace. */
-import type { Evaluation, Picker } from '../endpoint-picker.ts';
+import type { Picker } from '../endpoint-picker.ts';
+import type { Evaluation } from '../picking/decision-record.ts';
 import type { PickRequest } from '../extproc/endpoint-picker.ts';
 import { SUBSET_ALL } from '../extproc/endpoint-picker.ts';
 

@@ -5,7 +5,8 @@
  * every decision the one that exact tokens would have given at that moment. Part two, in real time over real sockets: a
  * tokenizer that is saturated, dead, hangs, or answers garbage or too much.
  */
-import { createEndpointPicker, type DecisionRecord } from '../../src/endpoint-picker.ts';
+import { createEndpointPicker } from '../../src/endpoint-picker.ts';
+import type { DecisionRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';

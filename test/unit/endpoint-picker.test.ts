@@ -1,10 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
-import {
-  createEndpointPicker,
-  type DecisionRecord,
-  type EndpointKnowledge,
-  type EndRecord,
-} from '../../src/endpoint-picker.ts';
+import { createEndpointPicker } from '../../src/endpoint-picker.ts';
+import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';

@@ -1,0 +1,83 @@
+/** Words of flow (a): what was weighed, what was decided, how it ended. No behaviour. */
+import type { Endpoint, Trust } from '../endpoints/endpoint.ts';
+import type { PickError } from '../extproc/endpoint-picker.ts';
+import type { Load } from '../load/in-flight.ts';
+import type { InferenceRequest } from '../openai/request.ts';
+import type { Usage } from '../openai/usage.ts';
+import type { BlockHashes } from '../prefix/block-hash.ts';
+import type { Medium } from '../prefix/prefix-match.ts';
+import type { ScheduleResult } from '../scheduling/scheduler.ts';
+import type { MemoClaim } from '../tokenizer/token-memo.ts';
+import type { PromptView, Rung } from '../tokenizer/tokenizer-ladder.ts';
+import type { TokenizeFailure, TokenizeResult } from '../tokenizer/tokenizer.ts';
+
+export type { Rung };
+
+/** What the event streams say about an endpoint, ranks merged. */
+export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
+
+export type CandidateView = {
+  readonly endpoint: Endpoint;
+  readonly trust: Trust;
+  /** Blocks announced by events, by medium. */
+  readonly matchedBlocks: Readonly<Record<Medium, number>>;
+  /** Tokens expected to be resident when the request starts: announced, or routed there before. */
+  readonly matchedTokens: number;
+  readonly uncachedTokens: number;
+  readonly load: Load;
+  readonly costMs: number;
+};
+
+export type Evaluation = {
+  readonly kind: 'evaluation';
+  readonly request: InferenceRequest | null;
+  /** Canonical model; '' where the request names none. */
+  readonly model: string;
+  readonly adapter: string | null;
+  readonly rung: Rung;
+  readonly tokenizeFailure: TokenizeFailure | null;
+  readonly promptTokens: number;
+  readonly blockSizeTokens: number;
+  readonly candidates: readonly CandidateView[];
+  readonly order: readonly number[];
+  readonly reason: ScheduleResult['reason'];
+  /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
+  readonly doubtMs: number;
+  /** Hashes per block size, one chain per prompt; what a reservation books. */
+  readonly chains: ReadonlyMap<number, readonly BlockHashes[]>;
+  /** What the memo claimed of them, to be judged by the exact answer. */
+  readonly claims: ReadonlyMap<number, readonly (MemoClaim | null)[]>;
+  readonly prompt: PromptView | null;
+  /** The answer of the tokenizer, perhaps still to come; null where none was asked. */
+  readonly exact: Promise<TokenizeResult> | null;
+};
+
+/** One finished decision, for metrics and the decision log. */
+export type DecisionRecord =
+  | {
+      readonly kind: 'routed';
+      readonly evaluation: Evaluation;
+      readonly endpoint: Endpoint;
+      readonly predictedCachedTokens: number;
+      readonly durationMs: number;
+    }
+  /** Exact tokens of a request that was routed before they came, while its answer had not begun. */
+  | {
+      readonly kind: 'counted';
+      readonly model: string;
+      readonly endpoint: Endpoint;
+      readonly promptTokens: number;
+      readonly predictedCachedTokens: number;
+    }
+  /** An exact answer has judged what the memo claimed. */
+  | { readonly kind: 'judged'; readonly model: string; readonly claimedBlocks: number; readonly wrongBlocks: number }
+  | { readonly kind: 'refused'; readonly error: PickError; readonly model: string | null; readonly durationMs: number };
+
+/** The end of a routed request. */
+export type EndRecord = {
+  readonly endpoint: Endpoint;
+  readonly model: string;
+  readonly outcome: 'completed' | 'cancelled' | 'failed';
+  readonly predictedCachedTokens: number;
+  readonly usage: Usage | null;
+};

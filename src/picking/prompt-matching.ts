@@ -1,0 +1,157 @@
+/**
+ * From tokens, or from what the memo knows of them, to blocks and who holds them: hashes per block size, announced and
+ * routed matches, and the credit an endpoint gets for them. Never chooses.
+ */
+import type { Endpoint, EndpointSlot, Trust } from '../endpoints/endpoint.ts';
+import type { InferenceRequest } from '../openai/request.ts';
+import { requestExtraKeys, type BlockHasher, type BlockHashes } from '../prefix/block-hash.ts';
+import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
+import type { Medium, PrefixMatch } from '../prefix/prefix-match.ts';
+import type { RoutedMatch, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
+import type { MemoClaim } from '../tokenizer/token-memo.ts';
+import type { PromptView, TokenizerLadder } from '../tokenizer/tokenizer-ladder.ts';
+import type { TokenChain } from '../tokenizer/tokenizer.ts';
+import type { CandidateView } from './decision-record.ts';
+
+/** Whose blocks a prompt's tokens make. */
+export type PromptOwner = {
+  readonly request: InferenceRequest;
+  /** Canonical model; '' where the request names none. */
+  readonly model: string;
+  readonly adapter: string | null;
+};
+
+export type PromptMatches = ChainMatches & {
+  /** Of the longest chain, as far as a cache can serve it. */
+  readonly knownTokens: number;
+  /** Null where the memo knows nothing. */
+  readonly promptTokens: number | null;
+  readonly claims: readonly (MemoClaim | null)[];
+};
+
+export type ChainMatches = {
+  readonly blockSizeTokens: number;
+  /** One chain per prompt: the whole of it, or what the memo knows; empty where nothing is known. */
+  readonly hashes: readonly BlockHashes[];
+  /** Largest number of blocks an engine serves from its cache, per chain: the last token is always computed. */
+  readonly usableBlocks: readonly number[];
+  readonly announced: readonly PrefixMatch[];
+  readonly routed: readonly RoutedMatch[];
+};
+
+export type PromptMatcher = {
+  /** @param tokenChains one per prompt; empty where exact tokens are not known, then the memo's claims are taken */
+  match(
+    owner: PromptOwner,
+    tokenChains: readonly TokenChain[],
+    prompt: PromptView | null,
+    blockSizeTokens: number,
+  ): PromptMatches;
+  /** Hashes of every full block, one chain per prompt. */
+  hash(owner: PromptOwner, tokenChains: readonly TokenChain[], blockSizeTokens: number): BlockHashes[];
+  /** @param lengths tokens of each chain */
+  lookUp(hashes: readonly BlockHashes[], lengths: readonly number[], blockSizeTokens: number): ChainMatches;
+};
+
+export type MatcherDeps = {
+  readonly index: PrefixIndexReader;
+  readonly hasher: BlockHasher;
+  readonly routed: RoutedPrefixes;
+  readonly ladder: TokenizerLadder;
+};
+
+export function createPromptMatcher({ index, hasher, routed, ladder }: MatcherDeps): PromptMatcher {
+  function match(
+    owner: PromptOwner,
+    tokenChains: readonly TokenChain[],
+    prompt: PromptView | null,
+    blockSizeTokens: number,
+  ): PromptMatches {
+    const claims = prompt === null ? [] : ladder.claims(prompt, blockSizeTokens);
+    const isExact = tokenChains.length > 0;
+    const believed = claims.map((claim) => (claim?.believed === true ? claim : null));
+    const hashes = isExact
+      ? hash(owner, tokenChains, blockSizeTokens)
+      : believed.map((claim) => claim?.hashes ?? NO_BLOCKS);
+    const lengths = isExact
+      ? tokenChains.map(({ tokenIds }) => tokenIds.length)
+      : believed.map((claim) => claim?.promptTokens ?? 0);
+    const matches = lookUp(hashes, lengths, blockSizeTokens);
+    const known = believed.reduce((sum, claim) => sum + (claim?.promptTokens ?? 0), 0);
+    return {
+      ...matches,
+      knownTokens: Math.max(0, ...matches.usableBlocks) * blockSizeTokens,
+      promptTokens: known === 0 ? null : Math.max(known, claims.length > 1 ? prompt!.promptTokens : 0),
+      claims,
+    };
+  }
+
+  function lookUp(hashes: readonly BlockHashes[], lengths: readonly number[], blockSizeTokens: number): ChainMatches {
+    return {
+      blockSizeTokens,
+      hashes,
+      usableBlocks: lengths.map((nTokens, i) =>
+        Math.min(hashes[i]!.length / 2, Math.floor(Math.max(0, nTokens - 1) / blockSizeTokens)),
+      ),
+      announced: hashes.map((chain) => index.longestMatch(chain)),
+      routed: hashes.map((chain) => routed.longestMatch(chain)),
+    };
+  }
+
+  function hash(
+    { request: { cacheSalt }, model, adapter }: PromptOwner,
+    tokenChains: readonly TokenChain[],
+    blockSizeTokens: number,
+  ): BlockHashes[] {
+    const root = hasher.root(model, adapter, blockSizeTokens);
+    return tokenChains.map(({ tokenIds, features }) => {
+      const nBlocks = Math.floor(tokenIds.length / blockSizeTokens);
+      const extraKeys = requestExtraKeys(cacheSalt, features, blockSizeTokens, nBlocks);
+      return hasher.blocks(tokenIds, root, blockSizeTokens, extraKeys);
+    });
+  }
+
+  return { match, hash, lookUp };
+}
+
+/** What the scheduler wants to know of the prefix, taken from the longest of the chains. */
+export function prefixTraits(
+  { hashes, routed: onTheWay, blockSizeTokens }: ChainMatches,
+  mostCachedTokens: number,
+  among: readonly Endpoint[],
+): { tieKey: number | null; sharers: number } {
+  const longest = hashes.reduce((best, chain, i) => (chain.length > hashes[best]!.length ? i : best), 0);
+  const chain = hashes[longest];
+  if (!chain || chain.length === 0) return { tieKey: null, sharers: 0 };
+  const nCached = Math.min(Math.floor(mostCachedTokens / blockSizeTokens), chain.length / 2);
+  const nextBlock = Math.min(nCached, chain.length / 2 - 1);
+  return {
+    tieKey: chain[2 * nextBlock + 1]!,
+    sharers: among.reduce((sum, { slot }) => sum + onTheWay[longest]!.bookings(slot, nCached), 0),
+  };
+}
+
+/** Several prompts in one request are several chains: the longest match decides. */
+export function credit(
+  matches: ChainMatches,
+  slot: EndpointSlot,
+  trust: Trust,
+): Pick<CandidateView, 'matchedBlocks' | 'matchedTokens'> {
+  let best = 0;
+  let matchedBlocks: Record<Medium, number> = { gpu: 0, host: 0, disk: 0 };
+  for (let i = 0; i < matches.hashes.length; i++) {
+    const announced = trust === 'fallback' ? null : matches.announced[i]!;
+    const nAnnounced = announced?.blocks(slot) ?? 0;
+    const nBlocks = Math.min(Math.max(nAnnounced, matches.routed[i]!.blocks(slot)), matches.usableBlocks[i]!);
+    if (nBlocks <= best) continue;
+    best = nBlocks;
+    matchedBlocks = {
+      gpu: announced?.blocksIn(slot, 'gpu') ?? 0,
+      host: announced?.blocksIn(slot, 'host') ?? 0,
+      disk: announced?.blocksIn(slot, 'disk') ?? 0,
+    };
+  }
+  return { matchedBlocks, matchedTokens: best * matches.blockSizeTokens };
+}
+
+const NO_BLOCKS = new Uint32Array(0) as BlockHashes;
