@@ -14,5 +14,5 @@ export default {
   maxWorkers: 2,
   // A fresh process per file: zeromq's native part lives once per process and keeps the first file's environment.
   workerIdleMemoryLimit: '1MB',
-  testTimeout: 20_000,
+  testTimeout: 60_000,
 };

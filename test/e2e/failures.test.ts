@@ -69,7 +69,7 @@ describe('a pod that dies', () => {
 describe('a tokenizer that hangs', () => {
   test('costs no request more than the budget', async () => {
     const budgetMs = 150;
-    const stage = await setStage({ config: { tokenizer: { budgetMs } } });
+    const stage = await setStage({ config: { tokenizer: { budgetMs, timeoutMs: 60_000 } } });
     try {
       const normal = await chat(stage.envoy.listenerAddress, aChat(longText('normal', 50)));
       expect(normal.status).toBe(200);
@@ -78,9 +78,9 @@ describe('a tokenizer that hangs', () => {
         Array.from({ length: 20 }, (_, i) => chat(stage.envoy.listenerAddress, aChat(longText(`hang${i}x`, 50)))),
       );
       expect(answers.map(({ status }) => status)).toEqual(Array(20).fill(200));
-      // Without a budget the tokenizer's own timeout of 2 s would be the wait.
+      // Without a budget the tokenizer's own timeout of a minute would be the wait.
       const slowest = Math.max(...answers.map(({ durationMs }) => durationMs));
-      expect(slowest).toBeLessThan(budgetMs + 500);
+      expect(slowest).toBeLessThan(10_000);
       // Warmpath answered all of them itself: Envoy's message timeout did not have to help.
       const stats = await stage.envoy.stats('ext_proc.warmpath.(message_timeouts|failure_mode_allowed)');
       expect([...stats.values()]).toEqual([0, 0]);
@@ -99,8 +99,8 @@ describe('kill -TERM', () => {
       grpcListen: '127.0.0.1:0',
       healthListen: '127.0.0.1:0',
       adminListen: '127.0.0.1:0',
-      drainDelayMs: 500,
-      drainTimeoutMs: 3000,
+      drainDelayMs: 2000,
+      drainTimeoutMs: 20_000,
     };
     await writeFile(file, stringify({ server, discovery: { endpoints: pods.map(endpointEntry) } }));
     const command = await startCommand({
@@ -126,11 +126,11 @@ describe('kill -TERM', () => {
       await eventually(async () => {
         const response = await fetch(`http://${admin}/readyz`);
         return response.status === 503 ? 'done' : `/readyz answers ${response.status}`;
-      }, 300);
+      }, 1800);
       const late = await chat(envoy.listenerAddress, aChat('while it drains'));
       expect(late.status).toBe(200);
       expect(await exit).toBe(0);
-      expect(performance.now() - stopMs).toBeLessThan(500 + 3000);
+      expect(performance.now() - stopMs).toBeLessThan(2000 + 20_000);
       expect((await Promise.all(answers)).map(({ status }) => status)).toEqual(Array(8).fill(200));
       // Nobody left to ask: requests go on all the same.
       expect((await chat(envoy.listenerAddress, aChat('after it went'))).status).toBe(200);

@@ -94,10 +94,11 @@ export async function setStage(options: StageOptions = {}): Promise<Stage> {
 export function stageConfig(pods: readonly RunningPod[], sections: StageOptions['config'] = {}): Config {
   const file = {
     discovery: { endpoints: pods.map(endpointEntry) },
-    // A busy test machine must not make a tokenizer late.
+    // A busy test machine must make neither a tokenizer nor a decision late.
     tokenizer: { budgetMs: 300 },
     ...sections,
     server: {
+      decisionDeadlineMs: 20_000,
       grpcListen: '127.0.0.1:0',
       healthListen: '127.0.0.1:0',
       adminListen: '127.0.0.1:0',
@@ -146,7 +147,7 @@ export async function whenTrusted(admin: string, nEndpoints: number): Promise<vo
 }
 
 /** Polls until the condition says 'done'; fails with what it said last. */
-export async function eventually(condition: () => string | Promise<string>, withinMs = 5_000): Promise<void> {
+export async function eventually(condition: () => string | Promise<string>, withinMs = 20_000): Promise<void> {
   const deadline = performance.now() + withinMs;
   let said = await condition();
   while (said !== 'done') {

@@ -50,7 +50,7 @@ afterEach(async () => {
 const get = async (path: string): Promise<Response> => fetch(`http://${addresses.admin}${path}`);
 
 async function untilMetric(pattern: RegExp): Promise<void> {
-  const deadline = performance.now() + 3_000;
+  const deadline = performance.now() + 15_000;
   for (;;) {
     const text = await (await get('/metrics')).text();
     if (pattern.test(text)) return;

@@ -75,7 +75,7 @@ function discover(server: FakeApiServer, options: Partial<KubernetesEndpointsOpt
   return Object.assign(seen, { endpoints, started });
 }
 
-async function until(isTrue: () => boolean | Promise<boolean>, withinMs = 1000): Promise<void> {
+async function until(isTrue: () => boolean | Promise<boolean>, withinMs = 5000): Promise<void> {
   const deadlineMs = performance.now() + withinMs;
   while (!(await isTrue())) {
     if (performance.now() > deadlineMs) throw new Error(`not within ${withinMs} ms: ${isTrue.toString()}`);
@@ -343,13 +343,13 @@ describe('the product with discovery.mode kubernetes', () => {
     const app = createApp(loaded.config, { log, clock: systemClock });
     endings.push(() => app.stop());
     const started = app.start();
-    await until(() => lines.some((line) => line.includes('not allowed to watch pods in namespace rec')), 3000);
+    await until(() => lines.some((line) => line.includes('not allowed to watch pods in namespace rec')), 10_000);
     server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0' }));
     server.store.create('pods', aPod({ name: 'p1', ip: '10.0.0.1', labels: { 'model.aibrix.ai/port': 'http' } }));
     server.grants = FakeApiServer.everything();
     const { admin } = await started;
     const get = async (path: string) => (await fetch(`http://${admin}${path}`)).json() as Promise<object>;
-    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok"'), 3000);
+    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok"'), 10_000);
     expect(await get('/api/v1/endpoints?all=1')).toEqual([
       expect.objectContaining({ name: 'p0', address: '10.0.0.0:8000', model: 'demo-model', ready: true }),
       {
@@ -359,7 +359,7 @@ describe('the product with discovery.mode kubernetes', () => {
       },
     ]);
     await server.down();
-    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok, but cannot watch'), 3000);
+    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok, but cannot watch'), 10_000);
     expect(await get('/readyz')).toMatchObject({ ready: true });
     const metrics = await (await fetch(`http://${admin}/metrics`)).text();
     expect(metrics).toMatch(/warmpath_discovery_relists_total\{reason="start"\} 1/);
@@ -386,7 +386,7 @@ describe('the product with discovery.mode kubernetes', () => {
       () => 'started',
       (error: Error) => error.message,
     );
-    await until(() => server.requests.length > 0, 3000);
+    await until(() => server.requests.length > 0, 10_000);
     await app.stop();
     expect(await outcome).toBe('stopped before the first list of pods came');
 
@@ -397,7 +397,7 @@ describe('the product with discovery.mode kubernetes', () => {
     const ignore = (): void => undefined;
     const io = { stdout: ignore, stderr: ignore, env: {}, signal: term.signal, hurry: kill.signal };
     const code = runServe(['--config', config, ...sets.flatMap((set) => ['--set', set])], io);
-    await until(() => server.requests.length > nBefore, 3000);
+    await until(() => server.requests.length > nBefore, 10_000);
     term.abort();
     expect(await code).toBe(0);
   });

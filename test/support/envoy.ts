@@ -17,13 +17,32 @@ export async function envoyBinary(): Promise<string> {
   }
 }
 
+/**
+ * One of our bootstraps, with more patience than it ships with: a busy test machine stalls a process for longer than any
+ * of these limits, and what Envoy then answers says nothing about what is tested. A test about a limit sets it in `change`.
+ */
 export async function startTestEnvoy(
   options: EnvoyConfigOptions,
   change: (bootstrap: EnvoyBootstrap) => void = () => undefined,
 ): Promise<EnvoyProcess> {
-  const bootstrap = envoyConfig(options);
+  const bootstrap = withPatience(envoyConfig(options)) as EnvoyBootstrap;
   change(bootstrap);
   return startEnvoy(bootstrap, { binary: await envoyBinary() });
+}
+
+function withPatience(part: unknown): unknown {
+  if (Array.isArray(part)) return part.map(withPatience);
+  if (typeof part !== 'object' || part === null) return part;
+  return Object.fromEntries(
+    Object.entries(part).map(([key, value]) => {
+      if (key === 'message_timeout') return [key, '20s'];
+      if (key === 'connect_timeout') return [key, '5s'];
+      if (key === 'health_checks') {
+        return [key, (value as object[]).map((check) => ({ ...check, timeout: '5s' }))];
+      }
+      return [key, withPatience(value)];
+    }),
+  );
 }
 
 /** An Envoy that answers every request itself: an upstream that costs next to nothing. */
