@@ -48,10 +48,13 @@ bench-extproc: setup ## CPU and latency of one ext_proc request, next to a serve
 bench-tokens: setup ## reading of bodies and token ids, next to JSON.parse
 	@$(NODE) test/bench/tokens.bench.ts $(ARGS)
 
+bench-kv: setup ## KV events and their index, next to msgpackr and Map<bigint, Set> (ARGS="--quick")
+	@$(NODE) test/bench/kv.bench.ts $(ARGS)
+
 bench-routing: setup ## every policy on a trace, ours beside the best of the others (ARGS="TRACE")
 	@$(NODE) test/bench/routing.bench.ts $(ARGS)
 
 soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
 	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
 
-.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq bench-extproc bench-tokens bench-routing soak
+.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq bench-extproc bench-tokens bench-kv bench-routing soak
