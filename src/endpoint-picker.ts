@@ -94,8 +94,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     signal: AbortSignal,
   ): Promise<TokenizerAnswer> {
     if (request.prompt.kind === 'tokens') {
+      const { features } = request.prompt;
       return {
-        chains: request.prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: [] })),
+        chains: request.prompt.tokenIds.map((tokenIds) => ({ tokenIds, features })),
         failure: null,
         exact: null,
       };

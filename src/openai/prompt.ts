@@ -9,8 +9,8 @@ export type PromptReading =
   | { readonly kind: 'absent' }
   /** More prompts than routing looks at. */
   | { readonly kind: 'many' }
-  /** JSON, but no prompt. */
-  | { readonly kind: 'wrong'; readonly message: string };
+  /** JSON, but no prompt: of another form, or with a number that is no token id. */
+  | { readonly kind: 'wrong'; readonly what: 'form' | 'token_id'; readonly message: string };
 
 /** Each prompt is a chain of hashes and one more try to match; a request of more is routed by load. */
 export const MAX_PROMPTS = 1024;
@@ -20,28 +20,29 @@ const FORMS = 'a string, a list of strings, a list of token ids or a list of lis
 /**
  * Consumes one value, whatever it is; `scanner.problem` is set when it is not JSON or ends too early, and then `tokens` holds
  * the ids complete before that place.
+ * @param name of the field, for messages
  */
-export function readPrompt(scanner: JsonScanner): PromptReading {
+export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
   const kind = scanner.peekKind();
   const start = scanner.pos;
-  if (kind === 'string') return readTexts(scanner, 'one');
+  if (kind === 'string') return readTexts(scanner, name, 'one');
   if (kind === 'null') {
     scanner.skipValue();
     return { kind: 'absent' };
   }
   if (kind !== 'array')
-    return wrong(scanner, start, `\`prompt\` must be ${FORMS}, got ${kindText(kind)} at byte ${start}`);
+    return wrong(scanner, start, `\`${name}\` must be ${FORMS}, got ${kindText(kind)} at byte ${start}`);
   scanner.pos = start + 1;
   const first = scanner.peekKind();
   scanner.pos = start;
-  if (first === 'string') return readTexts(scanner, 'list');
-  if (first === 'number') return readOneList(scanner);
-  if (first === 'array') return readLists(scanner);
+  if (first === 'string') return readTexts(scanner, name, 'list');
+  if (first === 'number') return readOneList(scanner, name);
+  if (first === 'array') return readLists(scanner, name);
   const got = first === null ? 'an empty list' : `a list that begins with ${kindText(first)}`;
-  return wrong(scanner, start, `\`prompt\` must be ${FORMS}, got ${got} at byte ${start}`);
+  return wrong(scanner, start, `\`${name}\` must be ${FORMS}, got ${got} at byte ${start}`);
 }
 
-function readTexts(scanner: JsonScanner, form: 'one' | 'list'): PromptReading {
+function readTexts(scanner: JsonScanner, name: string, form: 'one' | 'list'): PromptReading {
   const ranges: ByteRange[] = [];
   const { bytes, pos: from } = scanner;
   const readOne = (): boolean => {
@@ -54,7 +55,7 @@ function readTexts(scanner: JsonScanner, form: 'one' | 'list'): PromptReading {
   const readElement = (index: number): boolean => {
     const kind = scanner.peekKind();
     if (kind === 'string' || kind === null) return readOne();
-    message = `\`prompt[${index}]\` must be a string as \`prompt[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
+    message = `\`${name}[${index}]\` must be a string as \`${name}[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
     return false;
   };
   const complete = form === 'one' ? readOne() : scanner.array(readElement);
@@ -75,36 +76,38 @@ function texts(bytes: Uint8Array, ranges: readonly ByteRange[]): PromptReading {
   };
 }
 
-function readOneList(scanner: JsonScanner): PromptReading {
+function readOneList(scanner: JsonScanner, name: string): PromptReading {
   const from = scanner.pos;
   const result = readTokenIds(scanner);
   if (result.kind !== 'not_ids') return { kind: 'tokens', tokenIds: [result.tokenIds] };
-  return wrong(scanner, from, notAnId(`prompt[${result.index}]`, result));
+  return wrong(scanner, from, notAnId(`${name}[${result.index}]`, result), whatOf(result));
 }
 
-function readLists(scanner: JsonScanner): PromptReading {
+function readLists(scanner: JsonScanner, name: string): PromptReading {
   const from = scanner.pos;
   const tokenIds: Uint32Array[] = [];
   let nPrompts = 0;
   let message: string | null = null;
+  let what: 'form' | 'token_id' = 'form';
   scanner.array((index) => {
     nPrompts = index + 1;
     const kind = scanner.peekKind();
     if (kind !== 'array') {
       if (kind === null) return scanner.skipValue();
-      message = `\`prompt[${index}]\` must be a list of token ids as \`prompt[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
+      message = `\`${name}[${index}]\` must be a list of token ids as \`${name}[0]\` is, got ${kindText(kind)} at byte ${scanner.pos}`;
       return false;
     }
     if (index >= MAX_PROMPTS) return scanner.skipValue();
     const result = readTokenIds(scanner);
     if (result.kind === 'not_ids') {
-      message = notAnId(`prompt[${index}][${result.index}]`, result);
+      message = notAnId(`${name}[${index}][${result.index}]`, result);
+      what = whatOf(result);
       return false;
     }
     tokenIds.push(result.tokenIds);
     return result.kind === 'ids';
   });
-  if (message !== null) return wrong(scanner, from, message);
+  if (message !== null) return wrong(scanner, from, message, what);
   return nPrompts > MAX_PROMPTS ? { kind: 'many' } : { kind: 'tokens', tokenIds };
 }
 
@@ -112,10 +115,20 @@ function notAnId(place: string, { got, position }: { readonly got: string; reado
   return `\`${place}\` must be an integer from 0 to 4294967295, got ${got} at byte ${position}`;
 }
 
+/** Only what is said of numbers has digits in it. */
+function whatOf({ got }: { readonly got: string }): 'form' | 'token_id' {
+  return /\d/.test(got) ? 'token_id' : 'form';
+}
+
 /** Not a prompt, but the rest of the body may still show that it is not JSON, or a second `prompt`. */
-function wrong(scanner: JsonScanner, start: number, message: string): PromptReading {
+function wrong(
+  scanner: JsonScanner,
+  start: number,
+  message: string,
+  what: 'form' | 'token_id' = 'form',
+): PromptReading {
   scanner.pos = start;
   scanner.problem = null;
   scanner.skipValue();
-  return { kind: 'wrong', message };
+  return { kind: 'wrong', what, message };
 }

@@ -6,49 +6,15 @@
  * `BadRequest`; everything unknown is routed by load.
  */
 import { isUtf8 } from 'node:buffer';
+import { apiOf, type Api, type KnownApi } from './api.ts';
+import { bad, type BadRequest } from './bad-request.ts';
+import { scanBody, type FieldName, type Scan } from './body-scan.ts';
+import { describe, integerOf, isFlag, isTrue } from './field-values.ts';
 import { JsonScanner, kindText, textOfString, type ByteRange, type JsonProblem } from './json-scan.ts';
 import { modelOfMultipart } from './multipart.ts';
-import { readPrompt, type PromptReading } from './prompt.ts';
-import { describe, integerOf, isFlag, isTrue, type FieldValue } from './field-values.ts';
+import { promptOf, type Prompt } from './request-prompt.ts';
 
-export type Api = 'chat' | 'completions' | 'other';
-
-/** Prompt of a request, as far as it matters for the KV cache. */
-export type Prompt =
-  /** Chat: the template turns it into tokens, only the engine's tokenizer knows how. `ranges` are the messages in the body. */
-  | { readonly kind: 'messages'; readonly ranges: readonly ByteRange[] }
-  /** One chain per text; `ranges` are the JSON strings in the body, quotes included. */
-  | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly ranges: readonly ByteRange[] }
-  /** Already tokens: one chain per list, ids in 0…2³²−1. */
-  | { readonly kind: 'tokens'; readonly tokenIds: readonly Uint32Array[] }
-  /** Nothing that could be cached, or nothing understood: routed by load. */
-  | { readonly kind: 'none' };
-
-/** Top-level fields that decide about tokens, in a body of the chat or completions API. */
-export type FieldName = (typeof FIELD_NAMES)[number];
-
-const FIELD_NAMES = [
-  'model',
-  'messages',
-  'prompt',
-  'prompt_embeds',
-  'tools',
-  'documents',
-  'reasoning_effort',
-  'chat_template',
-  'chat_template_kwargs',
-  'mm_processor_kwargs',
-  'media_io_kwargs',
-  'add_generation_prompt',
-  'continue_final_message',
-  'add_special_tokens',
-  'truncate_prompt_tokens',
-  'cache_salt',
-  'stream',
-  'max_tokens',
-  'max_completion_tokens',
-  'priority',
-] as const;
+export type { Api, BadRequest, FieldName, Prompt };
 
 export type InferenceRequest = {
   readonly api: Api;
@@ -58,19 +24,12 @@ export type InferenceRequest = {
   readonly prompt: Prompt;
   /** vLLM's `cache_salt`: part of the first block's key. */
   readonly cacheSalt: string | null;
-  /** max_completion_tokens ?? max_tokens, null when absent. */
+  /** Under whichever name the API has for it, null when absent. */
   readonly maxTokens: number | null;
   /** Body exactly as received; never modified, not even after the decision: a late tokenizer call may still send it. */
   readonly body: Uint8Array;
   /** Where the value of a field that is present and not null stands in `body`; the last one of several. */
   readonly fields: ReadonlyMap<FieldName, ByteRange>;
-};
-
-/** Something the client did wrong: becomes a 400 with an OpenAI-shaped body. */
-export type BadRequest = {
-  readonly kind: 'bad_request';
-  readonly message: string;
-  readonly param: string | null;
 };
 
 export type ParsedRequest = { readonly kind: 'request'; readonly request: InferenceRequest } | BadRequest;
@@ -80,7 +39,7 @@ export type ParseOptions = {
   readonly truncated: 'yes' | 'no';
 };
 
-const KNOWN_FIELDS: ReadonlySet<string> = new Set(FIELD_NAMES);
+const MAX_TOKENS_NAMES = ['max_completion_tokens', 'max_output_tokens', 'max_tokens'] as const;
 const OPEN_BRACE = 0x7b;
 const BYTE_ORDER_MARK = Uint8Array.of(0xef, 0xbb, 0xbf);
 
@@ -108,75 +67,7 @@ export function parseRequest(
   return understand(api, body, scan, truncated === 'yes' && scan.problem !== null ? 'yes' : 'no');
 }
 
-export function apiOf(path: string): Api {
-  const query = path.search(/[?#]/);
-  let end = query < 0 ? path.length : query;
-  while (end > 0 && path[end - 1] === '/') end--;
-  const plain = path.slice(0, end);
-  if (plain.endsWith('/chat/completions')) return 'chat';
-  return plain.endsWith('/completions') ? 'completions' : 'other';
-}
-
-type Scan = {
-  readonly fields: ReadonlyMap<FieldName, FieldValue>;
-  readonly prompt: PromptReading | null;
-  /** Elements of `messages`, of the last one of several. */
-  readonly messages: readonly ByteRange[];
-  readonly problem: JsonProblem | null;
-};
-
-/** The fields complete before `problem`; of a prompt list that was cut also its beginning. */
-function scanBody(api: Api, body: Uint8Array): Scan {
-  const scanner = new JsonScanner(body);
-  const fields = new Map<FieldName, FieldValue>();
-  let prompt: PromptReading | null = null;
-  let nPrompts = 0;
-  let lastPrompt = 0;
-  let messages: ByteRange[] = [];
-  const visit = (key: string): boolean => {
-    if (!KNOWN_FIELDS.has(key)) return scanner.skipValue();
-    const start = scanner.pos;
-    const kind = scanner.peekKind();
-    if (key === 'prompt' && api === 'completions') {
-      // Read on the way the first time; of several only the last, and that afterwards.
-      prompt = nPrompts++ === 0 ? readPrompt(scanner) : { kind: 'absent' };
-      lastPrompt = start;
-      if (nPrompts > 1) scanner.skipValue();
-    } else if (key === 'messages' && api === 'chat' && kind === 'array') {
-      messages = readElements(scanner);
-    } else {
-      scanner.skipValue();
-    }
-    if (scanner.problem !== null || kind === null) return false;
-    // A number that touches the end of the text may have been cut.
-    if (kind === 'number' && scanner.pos === scanner.end) return scanner.fail('"," or "}"');
-    // The last of several counts, and null means absent: so a later null takes an earlier value back.
-    if (kind === 'null') fields.delete(key as FieldName);
-    else fields.set(key as FieldName, { kind, start, end: scanner.pos });
-    return true;
-  };
-  const complete = scanner.object(visit) && scanner.atEnd();
-  if (complete && nPrompts > 1) {
-    const again = new JsonScanner(body);
-    again.pos = lastPrompt;
-    prompt = readPrompt(again);
-  }
-  return { fields, prompt, messages, problem: complete ? null : scanner.problem };
-}
-
-/** Where the elements of a list stand. */
-function readElements(scanner: JsonScanner): ByteRange[] {
-  const ranges: ByteRange[] = [];
-  scanner.array(() => {
-    const start = scanner.pos;
-    const complete = scanner.skipValue();
-    ranges.push({ start, end: scanner.pos });
-    return complete;
-  });
-  return ranges;
-}
-
-function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, cut: 'yes' | 'no'): ParsedRequest {
+function understand(api: KnownApi, body: Uint8Array, scan: Scan, cut: 'yes' | 'no'): ParsedRequest {
   const { fields } = scan;
   const reject = (param: FieldName, expected: string): BadRequest => {
     const field = fields.get(param);
@@ -193,12 +84,12 @@ function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, c
   if (stream !== undefined && !isFlag(body, stream)) return reject('stream', 'true or false');
   const salt = fields.get('cache_salt');
   if (salt !== undefined && salt.kind !== 'string') return reject('cache_salt', 'a string');
-  const maxTokensName = fields.has('max_completion_tokens') ? 'max_completion_tokens' : 'max_tokens';
+  const maxTokensName = MAX_TOKENS_NAMES.find((name) => fields.has(name)) ?? 'max_tokens';
   const maxTokens = fields.get(maxTokensName);
   const maxTokensValue = maxTokens === undefined ? null : integerOf(body, maxTokens);
   if (maxTokens !== undefined && maxTokensValue === null) return reject(maxTokensName, 'an integer');
 
-  const prompt = api === 'chat' ? chatPrompt(body, scan, cut) : completionsPrompt(scan, cut);
+  const prompt = promptOf(api, body, scan, cut);
   if (prompt.kind === 'bad_request') return prompt;
   return {
     kind: 'request',
@@ -207,36 +98,13 @@ function understand(api: 'chat' | 'completions', body: Uint8Array, scan: Scan, c
       model: modelName,
       stream: stream !== undefined && isTrue(body, stream),
       prompt,
-      cacheSalt: salt === undefined ? null : textOfString(body, salt) || null,
+      // vLLM's messages API does not know of salts.
+      cacheSalt: salt === undefined || api === 'messages' ? null : textOfString(body, salt) || null,
       maxTokens: maxTokensValue,
       body,
       fields,
     },
   };
-}
-
-function chatPrompt(body: Uint8Array, { fields, messages: ranges }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {
-  const messages = fields.get('messages');
-  if (messages !== undefined && messages.kind !== 'array') {
-    return bad(`\`messages\` must be a list of messages, got ${describe(body, messages)}`, 'messages');
-  }
-  // Tools and template arguments behind the cut change the tokens, so messages alone are worth nothing.
-  if (cut === 'yes') return { kind: 'none' };
-  if (messages === undefined) return bad('`messages` must be a list of messages, got nothing', 'messages');
-  if (ranges.length === 0) return bad('`messages` must hold at least one message, got an empty list', 'messages');
-  return { kind: 'messages', ranges };
-}
-
-function completionsPrompt({ prompt, fields }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {
-  if (prompt?.kind === 'wrong') return bad(prompt.message, 'prompt');
-  if (prompt === null || prompt.kind === 'absent') {
-    if (cut === 'yes' || fields.has('prompt_embeds')) return { kind: 'none' };
-    return bad('`prompt` must be a string, a list of strings or token ids, got nothing', 'prompt');
-  }
-  if (prompt.kind === 'many') return { kind: 'none' };
-  if (cut === 'no') return prompt;
-  // Ids need no tokenizer, and the first of them are a prefix like any other.
-  return prompt.kind === 'tokens' ? prompt : { kind: 'none' };
 }
 
 /** Nothing is known of this path, so nothing in it can be wrong: at most a model is found. */
@@ -277,10 +145,6 @@ function notJson(body: Uint8Array, problem: JsonProblem): BadRequest {
   }
   const { got, expected, position } = problem;
   return bad(`The request body is not valid JSON: got ${got} at byte ${position}, expected ${expected}`, null);
-}
-
-function bad(message: string, param: string | null): BadRequest {
-  return { kind: 'bad_request', message: `${message}.`, param };
 }
 
 function firstByte(body: Uint8Array): number | undefined {

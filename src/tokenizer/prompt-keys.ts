@@ -21,8 +21,11 @@ export type PromptKeys = {
 /** Fields besides the prompt itself that decide about tokens or their blocks. */
 const HEAD_FIELDS = [
   'tools',
+  'tool_choice',
   'documents',
+  'reasoning',
   'reasoning_effort',
+  'output_config',
   'chat_template',
   'chat_template_kwargs',
   'mm_processor_kwargs',

@@ -1,7 +1,8 @@
 /** Answers of `/tokenize` and of the render endpoints: bytes → token chains. Synchronous, believes nothing unchecked. */
-import { JsonScanner, textOfString, type ByteRange } from '../openai/json-scan.ts';
+import { JsonScanner, textOfString } from '../openai/json-scan.ts';
 import { readTokenIds } from '../openai/token-ids.ts';
-import type { MultimodalFeature, TokenChain } from './tokenizer.ts';
+import { featuresFit, readFeatures, type MultimodalFeature } from '../openai/multimodal-features.ts';
+import type { TokenChain } from './tokenizer.ts';
 
 export type TokenResponse =
   | { readonly kind: 'chains'; readonly chains: readonly TokenChain[] }
@@ -72,56 +73,9 @@ function readChain(scanner: JsonScanner, idsField: 'tokens' | 'token_ids'): Chai
   });
   if (!complete) return { kind: notIds ? 'other_shape' : 'unreadable' };
   if (tokenIds === null) return { kind: 'other_shape' };
-  const chain = { tokenIds: tokenIds as Uint32Array, features };
-  return featuresFit(chain) ? { kind: 'chain', chain: chain as TokenChain } : { kind: 'unreadable' };
-}
-
-/** `{mm_hashes: {modality: [hash]}, mm_placeholders: {modality: [{offset, length}]}, …}`; null when they do not pair up. */
-function readFeatures(scanner: JsonScanner): readonly MultimodalFeature[] | null {
-  const ranges = new Map<string, ByteRange>();
-  // Processed images may stand beside, megabytes of them: skipped, never parsed.
-  const complete = scanner.object((key) => {
-    const start = scanner.pos;
-    if (!scanner.skipValue()) return false;
-    if (key === 'mm_hashes' || key === 'mm_placeholders') ranges.set(key, { start, end: scanner.pos });
-    return true;
-  });
-  if (!complete) return null;
-  const hashes = recordOfLists(scanner.bytes, ranges.get('mm_hashes'));
-  const placeholders = recordOfLists(scanner.bytes, ranges.get('mm_placeholders'));
-  const features: MultimodalFeature[] = [];
-  for (const [modality, places] of Object.entries(placeholders)) {
-    const identifiers = hashes[modality] ?? [];
-    if (identifiers.length !== places.length) return null;
-    for (let i = 0; i < places.length; i++) {
-      const identifier = identifiers[i];
-      const { offset, length } = (places[i] ?? {}) as { offset?: unknown; length?: unknown };
-      if (typeof identifier !== 'string' || !isCount(offset) || !isCount(length)) return null;
-      features.push({ identifier, offset, length });
-    }
-  }
-  return features.sort((a, b) => a.offset - b.offset);
-}
-
-function recordOfLists(bytes: Uint8Array, range: ByteRange | undefined): Record<string, readonly unknown[]> {
-  if (range === undefined) return {};
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset + range.start, range.end - range.start).toString('utf8');
-  const value: unknown = JSON.parse(text);
-  if (typeof value !== 'object' || value === null) return {};
-  return Object.fromEntries(
-    Object.entries(value).filter((entry): entry is [string, unknown[]] => Array.isArray(entry[1])),
-  );
-}
-
-function featuresFit(chain: {
-  readonly tokenIds: Uint32Array;
-  readonly features: readonly MultimodalFeature[] | null;
-}): boolean {
-  return chain.features?.every(({ offset, length }) => offset + length <= chain.tokenIds.length) ?? false;
-}
-
-function isCount(value: unknown): value is number {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0;
+  const ids = tokenIds as Uint32Array;
+  if (features === null || !featuresFit(features, ids.length)) return { kind: 'unreadable' };
+  return { kind: 'chain', chain: { tokenIds: ids, features } };
 }
 
 function notAnswer(scanner: JsonScanner): TokenResponse {

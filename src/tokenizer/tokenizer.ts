@@ -1,11 +1,11 @@
 /** What the picker asks a tokenizer, and what it may answer. */
+import type { MultimodalFeature } from '../openai/multimodal-features.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 
 /** One entry of a block's extra keys as vLLM publishes them: a salt or identifier, or [identifier, offset in block]. */
 export type ExtraKey = string | readonly [string, number];
 
-/** A multimodal item: `identifier` covers tokens offset … offset+length−1 of the prompt. */
-export type MultimodalFeature = { readonly identifier: string; readonly offset: number; readonly length: number };
+export type { MultimodalFeature };
 
 export type TokenChain = {
   readonly tokenIds: Uint32Array;

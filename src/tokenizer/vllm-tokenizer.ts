@@ -8,6 +8,7 @@ import type { Clock } from '../clock.ts';
 import { WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
+import { asChat } from './chat-form.ts';
 import { createSharedCalls } from './shared-calls.ts';
 import { createTokenizerTarget, type CallApi, type TargetOptions, type TokenizerTarget } from './tokenizer-target.ts';
 import type { TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer.ts';
@@ -125,10 +126,12 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
   }
 
   function begin(request: InferenceRequest, urls: readonly string[], settings: TargetOptions): Call | TokenizeFailure {
+    const chat = asChat(request);
+    if (chat === null) return 'unsupported';
     const target = choose(urls, settings);
     forgetUnused();
     if (typeof target === 'string') return target;
-    const call = { api: target.api, result: callOrAnother(target, request, urls, settings) };
+    const call = { api: target.api, result: callOrAnother(target, chat, urls, settings) };
     shared.add(request, call);
     return call;
   }
@@ -139,7 +142,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       const { prompt } = request;
       if (prompt.kind === 'none') return none('unsupported');
       if (prompt.kind === 'tokens') {
-        return { kind: 'tokens', chains: prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: [] })) };
+        return { kind: 'tokens', chains: prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: prompt.features })) };
       }
       if (signal.aborted) return none('late');
       const startMs = clock.nowMs();

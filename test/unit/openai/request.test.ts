@@ -1,7 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
 import { readFileSync, readdirSync } from 'node:fs';
 import { MAX_PROMPTS } from '../../../src/openai/prompt.ts';
-import { apiOf, parseRequest, type FieldName, type InferenceRequest } from '../../../src/openai/request.ts';
+import { apiOf } from '../../../src/openai/api.ts';
+import { parseRequest, type FieldName, type InferenceRequest } from '../../../src/openai/request.ts';
 import {
   CHAT_PATH,
   COMPLETIONS_PATH,
@@ -26,7 +27,22 @@ describe('the path', () => {
     ['/v1/completions', 'completions'],
     ['/prefix/v1/completions/?stream=1', 'completions'],
     ['/v1/chat/completions/render', 'other'],
-    ['/v1/embeddings', 'other'],
+    ['/v1/responses', 'responses'],
+    ['/v1/responses/resp_1/cancel', 'other'],
+    ['/a/v1/responses/?b', 'responses'],
+    ['/v1/messages', 'messages'],
+    ['/anthropic/v1/messages?beta=true', 'messages'],
+    ['/v1/messages/count_tokens', 'other'],
+    ['/threads/7/messages', 'other'],
+    ['/inference/v1/generate', 'generate'],
+    ['/generate', 'other'],
+    ['/v1/embeddings', 'embeddings'],
+    ['/embeddings/', 'embeddings'],
+    ['/v2/rerank', 'rerank'],
+    ['/rerank', 'rerank'],
+    ['/v1/score', 'score'],
+    ['/classify', 'classify'],
+    ['/pooling', 'other'],
     ['/v1/models?next=/v1/chat/completions', 'other'],
     ['/v1/mycompletions', 'other'],
     ['/', 'other'],
@@ -130,13 +146,14 @@ describe('a completions request', () => {
     ['one empty list of ids', [[]], [[]]],
   ])('with %s has one chain per list', (_, prompt, chains) => {
     const expected = chains.map((ids) => Uint32Array.from(ids));
-    expect(aCompletionsRequest(prompt).prompt).toEqual({ kind: 'tokens', tokenIds: expected });
+    expect(aCompletionsRequest(prompt).prompt).toEqual({ kind: 'tokens', tokenIds: expected, features: [] });
   });
 
   test('takes the last of several prompts, and judges no other', () => {
     expect(aRequest(COMPLETIONS_PATH, '{"prompt":[-1],"prompt":{},"model":"m","prompt":[ 7 ]}').prompt).toEqual({
       kind: 'tokens',
       tokenIds: [Uint32Array.of(7)],
+      features: [],
     });
     expect(parse(COMPLETIONS_PATH, '{"prompt":[1],"model":"m","prompt":[true]}')).toMatchObject({ param: 'prompt' });
     expect(parse(COMPLETIONS_PATH, '{"prompt":"a","model":"m","prompt":null}')).toMatchObject({ param: 'prompt' });
@@ -344,6 +361,154 @@ describe('a bad request', () => {
   );
 });
 
+const textsOf = ({ prompt, body }: InferenceRequest): unknown[] => {
+  if (prompt.kind !== 'messages') throw new Error(`expected messages, got ${prompt.kind}`);
+  return prompt.ranges.map(({ start, end }) => JSON.parse(Buffer.from(body).toString('utf8', start, end)) as unknown);
+};
+
+describe('a request of the responses API', () => {
+  const ask = (fields: object): InferenceRequest => aRequest('/v1/responses', { model: 'm', ...fields });
+
+  test('begins with its instructions, wherever they stand, and goes on with its input', () => {
+    expect(textsOf(ask({ input: 'hi', instructions: 'be brief', max_output_tokens: 9, cache_salt: 's' }))).toEqual([
+      'be brief',
+      'hi',
+    ]);
+    const items = [
+      { role: 'user', content: 'a' },
+      { type: 'function_call', call_id: '1', name: 'f', arguments: '{}' },
+    ];
+    expect(textsOf(ask({ instructions: 'x', input: items }))).toEqual(['x', ...items]);
+    expect(textsOf(ask({ input: items }))).toEqual(items);
+    expect(ask({ input: 'hi', max_output_tokens: 9, cache_salt: 's' })).toMatchObject({ maxTokens: 9, cacheSalt: 's' });
+  });
+
+  test.each([
+    ['previous_response_id', 'resp_1'],
+    ['conversation', 'c'],
+    ['prompt', { id: 'p' }],
+  ])('with %s has a beginning only its engine knows', (name, value) => {
+    expect(ask({ input: 'hi', [name]: value }).prompt).toEqual({ kind: 'none' });
+  });
+
+  test.each<[object, string, string]>([
+    [{}, 'input', '`input` must be a string or a list of items, got nothing.'],
+    [{ input: 7 }, 'input', '`input` must be a string or a list of items, got 7 at byte 21.'],
+    [{ input: [] }, 'input', '`input` must hold at least one item, got an empty list.'],
+    [{ input: 'x', instructions: [] }, 'instructions', '`instructions` must be a string, got an array at byte 40.'],
+    [
+      { input: 'x', max_output_tokens: 'many' },
+      'max_output_tokens',
+      '`max_output_tokens` must be an integer, got a string at byte 45.',
+    ],
+  ])('like %j is refused with its place', (fields, param, message) => {
+    expect(parse('/v1/responses', { model: 'm', ...fields })).toEqual({ kind: 'bad_request', param, message });
+  });
+});
+
+describe('a request of the messages API', () => {
+  const messages = [{ role: 'user', content: 'a' }];
+  const ask = (fields: object): InferenceRequest => aRequest('/v1/messages', { model: 'm', messages, ...fields });
+
+  test('begins with its system prompt, block by block, without the one in which clients name themselves', () => {
+    expect(textsOf(ask({ system: 'be brief' }))).toEqual(['be brief', ...messages]);
+    const named = { type: 'text', text: 'x-anthropic-billing-header: 4f2a' };
+    const block = { type: 'text', text: 'You are an x-anthropic-billing-header expert' };
+    expect(textsOf(ask({ system: [named, block] }))).toEqual([block, ...messages]);
+    expect(textsOf(ask({}))).toEqual(messages);
+  });
+
+  test('has no salt, as its engine knows none', () => {
+    expect(ask({ cache_salt: 's', max_tokens: 3 })).toMatchObject({ cacheSalt: null, maxTokens: 3 });
+  });
+
+  test.each<[object, string, string]>([
+    [{ messages: 'x' }, 'messages', '`messages` must be a list of messages, got a string at byte 24.'],
+    [{ messages: [] }, 'messages', '`messages` must hold at least one message, got an empty list.'],
+    [{ messages, system: 5 }, 'system', '`system` must be a string or a list of texts, got 5 at byte 65.'],
+  ])('like %j is refused with its place', (fields, param, message) => {
+    expect(parse('/v1/messages', { model: 'm', ...fields })).toEqual({ kind: 'bad_request', param, message });
+  });
+});
+
+describe('a request with tokens in', () => {
+  const ask = (fields: object): InferenceRequest =>
+    aRequest('/inference/v1/generate', { model: 'm', token_ids: [1, 2, 3], ...fields });
+
+  test('is one chain, with the images its tokens stand for', () => {
+    expect(ask({ cache_salt: 's' })).toMatchObject({
+      api: 'generate',
+      cacheSalt: 's',
+      prompt: { kind: 'tokens', tokenIds: [Uint32Array.of(1, 2, 3)], features: [] },
+    });
+    const features = { mm_hashes: { image: ['h'] }, mm_placeholders: { image: [{ offset: 1, length: 2 }] } };
+    expect(ask({ features }).prompt).toEqual({
+      kind: 'tokens',
+      tokenIds: [Uint32Array.of(1, 2, 3)],
+      features: [{ identifier: 'h', offset: 1, length: 2 }],
+    });
+  });
+
+  test.each<[string, object]>([
+    ['reach beyond its tokens', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [{ offset: 2, length: 2 }] } }],
+    ['have no name', { mm_hashes: {}, mm_placeholders: { i: [{ offset: 0, length: 1 }] } }],
+  ])('whose images %s is routed by load, not as if it had none', (_, features) => {
+    expect(ask({ features }).prompt).toEqual({ kind: 'none' });
+  });
+
+  test.each<[unknown, string]>([
+    [undefined, '`token_ids` must be a list of token ids, got nothing.'],
+    ['x', '`token_ids` must be a list of token ids, got a string at byte 25.'],
+    [[[1]], '`token_ids` must be a list of token ids, got an array at byte 25.'],
+    [[1, 2 ** 32], '`token_ids[1]` must be an integer from 0 to 4294967295, got 4294967296 at byte 28.'],
+  ])('%j is refused with its place', (ids, message) => {
+    expect(parse('/inference/v1/generate', { model: 'm', token_ids: ids })).toEqual({
+      kind: 'bad_request',
+      param: 'token_ids',
+      message,
+    });
+  });
+
+  test('cut on the way is not understood, as images may have stood behind the cut', () => {
+    expect(parse('/inference/v1/generate', '{"model":"m","token_ids":[11,22,3', 'yes')).toMatchObject({
+      request: { prompt: { kind: 'none' } },
+    });
+  });
+});
+
+describe('a request whose answer is no text', () => {
+  test.each<[string, object]>([
+    ['/v1/embeddings', { input: 'a' }],
+    ['/v1/embeddings', { input: [[1, 2]] }],
+    ['/v1/embeddings', { input: [{ content: [] }] }],
+    ['/v1/embeddings', { messages: [] }],
+    ['/classify', { input: ['a'] }],
+    ['/v1/rerank', { query: 'a', documents: ['b'] }],
+    ['/score', { text_1: 'a', text_2: ['b'] }],
+    ['/v1/score', { queries: 'a', documents: ['b'] }],
+  ])('(%s, %j) belongs to its model and to no prefix', (path, fields) => {
+    expect(aRequest(path, { model: 'e', ...fields })).toMatchObject({
+      model: 'e',
+      api: apiOf(path),
+      prompt: { kind: 'none' },
+    });
+  });
+
+  test.each<[string, object, string, string]>([
+    ['/v1/embeddings', {}, 'input', '`input` or `messages` must be given, got nothing.'],
+    ['/v1/rerank', { documents: [] }, 'query', '`query` must be given, got nothing.'],
+    [
+      '/v1/embeddings',
+      { input: [-1] },
+      'input',
+      '`input[0]` must be an integer from 0 to 4294967295, got -1 at byte 22.',
+    ],
+  ])('(%s, %j) is refused for what no engine takes', (path, fields, param, message) => {
+    expect(parse(path, { model: 'e', ...fields })).toEqual({ kind: 'bad_request', param, message });
+    expect(parse(path, { input: 'x' })).toMatchObject({ kind: 'bad_request', param: 'model' });
+  });
+});
+
 describe('a body that was cut on the way', () => {
   const whole = JSON.stringify({
     model: 'm',
@@ -400,11 +565,10 @@ describe('a request of another kind', () => {
     parseRequest(method, path, type, body === null ? null : Buffer.from(body), { truncated: 'no' });
 
   test.each([
-    ['an embedding', '/v1/embeddings', 'application/json', '{"input":[1],"model":"e"}', 'e'],
     ['a path nobody knows', '/v2/anything', undefined, '{"model":"m","prompt":7}', 'm'],
-    ['JSON without a model', '/v1/embeddings', 'application/json', '{"input":"x"}', ''],
-    ['a model that is no string', '/v1/embeddings', 'application/json', '{"model":7}', ''],
-    ['JSON that breaks off behind the model', '/v1/embeddings', 'application/json', '{"model":"m","input":', 'm'],
+    ['JSON without a model', '/v1/audio/speech', 'application/json', '{"input":"x"}', ''],
+    ['a model that is no string', '/pooling', 'application/json', '{"model":7}', ''],
+    ['JSON that breaks off behind the model', '/pooling', 'application/json', '{"model":"m","input":', 'm'],
     ['something else', '/upload', 'application/octet-stream', '\u0000\u0001{', ''],
     ['nothing', '/upload', undefined, '', ''],
   ])('%s is routed by its model if it has one', (_, path, type, body, model) => {
