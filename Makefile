@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 JEST = npm run -s jest --
 NODE = node_modules/.bin/node
+IMAGE ?= warmpath:dev
 
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  %-22s %s\n", $$1, $$2}'
@@ -53,6 +54,13 @@ bench-kv: setup ## KV events and their index, next to msgpackr and Map<bigint, S
 
 bench-routing: setup ## every policy on a trace, ours beside the best of the others (ARGS="TRACE")
 	@$(NODE) test/bench/routing.bench.ts $(ARGS)
+
+.PHONY: image image-check
+image: ## the container image (IMAGE=name:tag)
+	docker build --build-arg VERSION=$$(sed -n 's/^  "version": "\(.*\)",/\1/p' package.json) -t $(IMAGE) .
+
+image-check: setup ## what the image runs, without Docker: tarball, production install, size, entry point, probes
+	$(NODE) test/support/image-check.ts
 
 soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
 	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
