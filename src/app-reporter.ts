@@ -176,7 +176,8 @@ export function createReporter(deps: ReporterDeps): Reporter {
                 replays: stream.replays,
                 restarts: stream.restarts,
                 blocks: stream.blocks,
-                ageMs: stream.ageMs,
+                ageMs: stream.lastEventUnixMs === null ? null : Math.max(0, deps.unixMs() - stream.lastEventUnixMs),
+                coverage: stream.coverage,
               }
             : null,
           // What an engine says of itself is not asked yet.

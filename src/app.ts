@@ -13,16 +13,17 @@ import { createEndpointPicker } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
+import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
 import { createKnowledge, createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
+import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { createInFlight } from './load/in-flight.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
 import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
-import { createPrefixIndexMemory, openPrefixIndexReader } from './prefix/prefix-index.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { createTokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import { createVllmTokenizer } from './tokenizer/vllm-tokenizer.ts';
@@ -40,6 +41,8 @@ export type App = {
 };
 
 const DECISION_LOG_ENTRIES = 1000;
+/** How long the readiness of KV events may lag behind what they are. */
+const WATCH_MS = 50;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
 const DECISION_MARGIN_MS = 300;
 
@@ -51,11 +54,13 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const inFlight = createInFlight(clock);
   const routed = createRoutedPrefixes(clock);
   const seed = createHashSeed();
-  const memory = createPrefixIndexMemory({ maxBytes: config.kvEvents.indexMaxBytes });
-  const index = openPrefixIndexReader(memory);
   const hasher = createBlockHasher(seed);
   const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);
-  const ingest = createIngest({ log, clock, onCounters: (delta) => reporter.kvEvents(delta) }, { memory, seed });
+  const ingest = createIngest(
+    { log, clock, onCounters: (delta) => reporter.kvEvents(delta) },
+    { indexMaxBytes: config.kvEvents.indexMaxBytes, seed },
+  );
+  const { index } = ingest;
   const streamOf = createStreamSummaries(() => ingest.statuses());
   const knowledge = createKnowledge(streamOf, (slot) => {
     routed.forget(slot);
@@ -234,7 +239,12 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   /** Undone in reverse order, by `stop` and by a start that fails half-way. */
   const started: (() => Promise<void>)[] = [];
   async function stop(): Promise<void> {
-    for (let undo = started.pop(); undo; undo = started.pop()) await undo();
+    for (let undo = started.pop(); undo; undo = started.pop()) {
+      // One part that cannot be stopped must not keep the others running.
+      await Promise.resolve()
+        .then(undo)
+        .catch((error: unknown) => log.error('a part did not stop in order', { error: errorText(error) }));
+    }
   }
 
   async function start(): Promise<AppAddresses> {
@@ -251,9 +261,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       await ingest.stop();
     });
     await reconcileIngest();
-    const watchdog = setInterval(() => readiness.set('kvEvents', ingest.alive() ? 'ok' : 'ingest thread is down'), 250);
+    const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
+    const judgeKvEvents = (): void => readiness.set('kvEvents', warmStart.condition(ingest));
+    const watchdog = setInterval(judgeKvEvents, WATCH_MS);
     started.push(async () => clearInterval(watchdog));
-    readiness.set('kvEvents', 'ok');
+    judgeKvEvents();
     const { grpcAddress, healthAddress } = await extProc.start();
     started.push(async () => {
       readiness.set('grpc', 'draining');

@@ -151,6 +151,16 @@ const SETTINGS = {
   'kvEvents.port': setting(port, 5557, 'where an endpoint publishes KV events unless it says otherwise'),
   'kvEvents.replayPort': setting(port, 5558, 'where an endpoint replays KV events unless it says otherwise'),
   'kvEvents.indexMaxBytes': setting(size(MIB, 64 * GIB), 512 * MIB, 'hard budget of the index'),
+  'kvEvents.readyWhen': setting(
+    choice('connected', 'replayed'),
+    'connected',
+    'a replica that starts is ready when every source is connected (or cannot be reached), or has also replayed what it still knew',
+  ),
+  'kvEvents.readyTimeoutMs': setting(
+    milliseconds(0, 600_000),
+    30_000,
+    'the longest `kvEvents.readyWhen` is waited for: a pod that is gone must not keep a replica from serving',
+  ),
   'tokenizer.urls': setting(list(httpUrl), [], 'dedicated tokenizers; empty = ask the endpoints of the model'),
   'tokenizer.api': setting(
     choice('auto', 'render', 'tokenize', 'none'),

@@ -209,6 +209,7 @@ const PURE = [
   'kvevents/name-table.ts',
   'kvevents/parked-blocks.ts',
   'kvevents/trust.ts',
+  'kvevents/warm-start.ts',
   'kubernetes/inference-pool.ts',
   'kubernetes/model-adapters.ts',
   'kubernetes/objects.ts',

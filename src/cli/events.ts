@@ -135,6 +135,7 @@ async function follow(
       redials: createRedials(),
       apply: print,
       clear: () => note('what was printed so far no longer holds'),
+      onStanding: () => undefined,
       onGap: () => note('batches are missing'),
       onRestart: () => note('the publisher began anew, or the connection was lost'),
       onReplay: (result) => result !== 'ok' && note(`replay: ${result}`),

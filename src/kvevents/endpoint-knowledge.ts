@@ -14,10 +14,13 @@ export type StreamSummary = {
   readonly replays: number;
   readonly restarts: number;
   readonly blocks: number;
-  readonly ageMs: number | null;
+  readonly lastEventUnixMs: number | null;
+  /** whole: everything the engine holds. partial: blocks may be missing. none: nothing has been learnt yet. */
+  readonly coverage: 'whole' | 'partial' | 'none';
 };
 
 const TRUST_ORDER: readonly Trust[] = ['fallback', 'degraded', 'exact'];
+const COVERAGE_ORDER = ['none', 'partial', 'whole'] as const;
 const STATE_ORDER: readonly SourceStatus['state'][] = ['unknown', 'suspect', 'replaying', 'live'];
 
 /** @returns the summary of an endpoint, undefined for one without event sources */
@@ -86,7 +89,8 @@ function summary(status: SourceStatus): StreamSummary {
     replays: status.replays,
     restarts: status.restarts,
     blocks: status.nBlocks,
-    ageMs: status.lastEventAgeMs,
+    lastEventUnixMs: status.lastEventUnixMs,
+    coverage: coverageOf(status),
   };
 }
 
@@ -100,8 +104,19 @@ function merge(a: StreamSummary, b: StreamSummary): StreamSummary {
     replays: a.replays + b.replays,
     restarts: a.restarts + b.restarts,
     blocks: a.blocks + b.blocks,
-    ageMs: a.ageMs === null ? b.ageMs : b.ageMs === null ? a.ageMs : Math.max(a.ageMs, b.ageMs),
+    lastEventUnixMs: least(a.lastEventUnixMs, b.lastEventUnixMs),
+    coverage: worse(COVERAGE_ORDER, a.coverage, b.coverage),
   };
+}
+
+/** How much of what the engine holds is known, whether or not it is believed just now. */
+export function coverageOf({ state, partial }: SourceStatus): StreamSummary['coverage'] {
+  if (state === 'unknown' || state === 'replaying') return 'none';
+  return partial ? 'partial' : 'whole';
+}
+
+function least(a: number | null, b: number | null): number | null {
+  return a === null ? b : b === null ? a : Math.min(a, b);
 }
 
 function worse<T>(order: readonly T[], a: T, b: T): T {

@@ -10,6 +10,7 @@ import {
   type ApplyOutcome,
   type EventStreamOptions,
   type ReplayResult,
+  type StreamState,
   type StreamStatus,
 } from './event-stream.ts';
 import { createReplayClient } from './replay-client.ts';
@@ -25,6 +26,8 @@ export type EventConnectionDeps = {
   /** @param origin live: sent just now; replay: sent before, perhaps long ago */
   apply(payload: Uint8Array, seq: bigint, origin: 'live' | 'replay'): ApplyOutcome;
   clear(): void;
+  /** The state of the stream or of its connection is another one. */
+  onStanding(): void;
   onGap(): void;
   onRestart(): void;
   onReplay(result: ReplayResult): void;
@@ -43,6 +46,8 @@ export type EventConnection = {
   /** The process behind the source is another one. */
   restarted(): void;
   status(): StreamStatus;
+  /** trying: the first attempt is not over. down: connected no longer, or not yet although it was tried. */
+  reached(): 'trying' | 'up' | 'down';
   /** Another number whenever `status` may have changed. */
   revision(): number;
 };
@@ -68,6 +73,9 @@ export function createEventConnection(
   let replayId = 0;
   let permit: ReplayPermit | null = null;
   let origin: 'live' | 'replay' = 'live';
+  let reached: 'trying' | 'up' | 'down' = 'trying';
+  let toldState: StreamState = 'unknown';
+  let toldReached: 'trying' | 'up' | 'down' = 'trying';
 
   const replays =
     source.replayEndpoint === null
@@ -77,18 +85,30 @@ export function createEventConnection(
             origin = 'replay';
             stream.replayReceived(seq, payload, now());
             origin = 'live';
+            tell();
           },
           onEnd() {
             release();
             stream.replayEnded(now());
+            tell();
           },
           onGarbage: () => deps.onGarbage('replay_frames'),
           onFailure(error) {
             deps.onFailure(error);
             release();
             stream.replayFailed(now());
+            tell();
           },
         });
+
+  /** At once and not with the next report: a request that comes now is decided with it. */
+  const tell = (): void => {
+    const state = stream.state();
+    if (state === toldState && reached === toldReached) return;
+    toldState = state;
+    toldReached = reached;
+    deps.onStanding();
+  };
 
   const release = (): void => {
     permit?.release();
@@ -156,7 +176,9 @@ export function createEventConnection(
     isUp = true;
     nAttempts = 0;
     dialAtMs = Infinity;
+    reached = 'up';
     stream.connected(now());
+    tell();
   };
 
   /** The connection is lost, or an attempt has failed. */
@@ -167,7 +189,9 @@ export function createEventConnection(
       stream.disconnected(now());
     }
     isUp = false;
+    reached = 'down';
     dialAtMs = now() + deps.redials.delayMs(nAttempts++);
+    tell();
   };
 
   const dial = (): void => {
@@ -186,8 +210,10 @@ export function createEventConnection(
     socket?.close();
     socket = null;
     if (isUp) down();
+    reached = 'down';
     dialAtMs = Infinity;
     deps.onFailure(error);
+    tell();
     if (isOpen) reopenAtMs = now() + REOPEN_MS;
   };
 
@@ -212,10 +238,12 @@ export function createEventConnection(
     const seq = frames.length === 3 ? readSeq(frames[1]!) : null;
     if (seq !== null) {
       stream.received(seq, frames[2]!, now());
+      tell();
       return;
     }
     deps.onGarbage(frames.length === 3 ? 'sequence' : 'frames');
     stream.garbage(now());
+    tell();
   };
 
   return {
@@ -240,14 +268,17 @@ export function createEventConnection(
       stream.tick(nowMs);
       if (nowMs >= reopenAtMs) open();
       if (nowMs >= dialAtMs) dial();
+      tell();
     },
     restarted() {
       stream.restarted(now());
+      tell();
       // A new process is there, or soon will be.
       nAttempts = 0;
       if (!isUp && dialAtMs !== Infinity) dialAtMs = Math.min(dialAtMs, now() + deps.redials.delayMs(0));
     },
     status: () => stream.status(),
+    reached: () => reached,
     revision: () => stream.revision(),
   };
 }

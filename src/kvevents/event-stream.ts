@@ -95,6 +95,7 @@ export type EventStream = {
   /** To be called several times a second. */
   tick(nowMs: number): void;
   status(): StreamStatus;
+  state(): StreamState;
   /** Another number whenever `status` may have changed. */
   revision(): number;
 };
@@ -537,6 +538,7 @@ export function createEventStream(
       }
     },
     revision: () => revision,
+    state: () => state,
     status: () => ({
       state,
       connected: isConnected,

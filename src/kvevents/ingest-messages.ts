@@ -1,36 +1,32 @@
-/** What the serving thread and the ingest thread say to each other. */
+/** What the serving thread and the ingest thread say to each other; states of sources go by the status board. */
 import type { LogFields, LogLevel } from '../log.ts';
 import type { HashSeed } from '../prefix/block-hash.ts';
 import type { PrefixIndexMemory } from '../prefix/prefix-index.ts';
 import type { EventStreamOptions } from './event-stream.ts';
-import type { IngestSource, KvEventCounters, SourceStatus } from './source-status.ts';
+import type { KvEventCounters } from './source-status.ts';
+import type { StatusBoardMemory } from './status-board.ts';
+import type { PlacedSource } from './subscriptions.ts';
 
 export type IngestWorkerOptions = {
   readonly memory: PrefixIndexMemory;
   readonly seed: HashSeed;
+  readonly board: StatusBoardMemory;
   readonly debugLog: 'on' | 'off';
   /** Replays that run at once, over all sources. */
   readonly maxParallelReplays: number;
-  /** What changed is reported this often, at most. */
+  /** Counts, and states that are not urgent, are reported this often, at most. */
   readonly reportMs: number;
   readonly stream: Partial<Omit<EventStreamOptions, 'canReplay' | 'random'>>;
 };
 
 export type ToIngestWorker =
-  | { readonly kind: 'reconcile'; readonly id: number; readonly sources: readonly IngestSource[] }
+  | { readonly kind: 'reconcile'; readonly id: number; readonly sources: readonly PlacedSource[] }
   | { readonly kind: 'stop' };
 
 export type FromIngestWorker =
   | { readonly kind: 'ready' }
   | { readonly kind: 'reconciled'; readonly id: number }
-  /** Also a sign of life. */
-  | {
-      readonly kind: 'report';
-      /** all: there are no others. changed: of sources to which something happened. */
-      readonly scope: 'all' | 'changed';
-      readonly statuses: readonly SourceStatus[];
-      readonly counters: KvEventCounters | null;
-    }
+  | { readonly kind: 'counted'; readonly counters: KvEventCounters }
   | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields }
   /** A fault: the thread closes its sockets and ends. */
   | { readonly kind: 'dying'; readonly problem: string };

@@ -1,6 +1,6 @@
 /**
  * Entry of the ingest thread: sockets, decoding and every write to the index happen here and nowhere else. It is told
- * which sources to follow and reports their state; it never waits for the serving thread.
+ * which sources to follow and writes their state on the board; it never waits for the serving thread.
  */
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { systemClock } from '../clock.ts';
@@ -14,14 +14,12 @@ import type { FromIngestWorker, IngestWorkerOptions, ToIngestWorker } from './in
 import { createRedials } from './redials.ts';
 import { createReplayPermits } from './replay-permits.ts';
 import { createCounterSink } from './source-status.ts';
+import { openStatusBoardWriter } from './status-board.ts';
 import { createSubscriber } from './subscriber.ts';
 import { createSubscriptions } from './subscriptions.ts';
 import { createZmqContext } from './zmq-frames.ts';
 
 const TICK_MS = 50;
-/** A report of everything at least this often; with many sources less often, since their ages are all that changes. */
-const REPORT_ALL_MS = 1000;
-const REPORT_ALL_MS_PER_SOURCE = 5;
 
 if (parentPort === null) throw new WarmpathError('worker_died', 'ingest-worker must be started as a worker thread');
 run(parentPort, workerData as IngestWorkerOptions);
@@ -31,6 +29,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const post = (message: FromIngestWorker): void => port.postMessage(message);
   const log = createPortLog(post, options.debugLog);
   const counters = createCounterSink();
+  const board = openStatusBoardWriter(options.board);
   const shared = {
     clock,
     log,
@@ -46,23 +45,31 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   });
   const subscriptions = createSubscriptions((source) => {
     const blocks = engineBlocks.openSource({ slot: source.slot, rank: source.rank, model: source.model });
-    return createSubscriber({ ...shared, blocks }, source, options.stream);
+    const subscriber = createSubscriber(
+      { ...shared, blocks, onStanding: () => board.write(source.place, subscriber.status()) },
+      source,
+      options.stream,
+    );
+    return subscriber;
   });
 
-  let reportAllAtMs = -Infinity;
-  const report = (scope: 'all' | 'changed'): void => {
-    const statuses = scope === 'all' ? subscriptions.statuses() : subscriptions.changedStatuses();
+  const report = (): void => {
+    subscriptions.report(({ place }, status) => board.write(place, status));
     const counted = counters.take();
-    if (scope === 'all') {
-      reportAllAtMs = clock.nowMs() + Math.max(REPORT_ALL_MS, REPORT_ALL_MS_PER_SOURCE * statuses.length);
-    }
-    if (scope === 'changed' && statuses.length === 0 && counted === null) return;
-    post({ kind: 'report', scope, statuses, counters: counted });
+    if (counted !== null) post({ kind: 'counted', counters: counted });
   };
-  /** All of them now and then: their ages have changed, and it is a sign of life. */
-  const reportDue = (): void => report(clock.nowMs() >= reportAllAtMs ? 'all' : 'changed');
 
-  const timers = [setInterval(() => subscriptions.tick(), TICK_MS), setInterval(reportDue, options.reportMs)];
+  const tick = (): void => {
+    // The serving thread had given this one up: whatever held it back, there is another one now.
+    if (board.isReplaced()) {
+      die(new WarmpathError('worker_died', 'ingest thread was silent for too long and has been replaced'));
+      return;
+    }
+    board.beat();
+    subscriptions.tick();
+  };
+
+  const timers = [setInterval(tick, TICK_MS), setInterval(report, options.reportMs)];
 
   const stop = async (): Promise<void> => {
     timers.forEach(clearInterval);
@@ -85,8 +92,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
 
   const reconcile = async (id: number, sources: Parameters<typeof subscriptions.reconcile>[0]): Promise<void> => {
     await subscriptions.reconcile(sources);
-    // First what is followed now, so that nobody reads of a slot that is free already.
-    report('all');
+    report();
     post({ kind: 'reconciled', id });
   };
 

@@ -1,16 +1,23 @@
 /**
- * The serving thread's side of KV event ingest: starts the ingest thread, tells it which publishers to follow, and knows
- * their latest state. It never parses an event and never waits for one. When the thread dies, nothing of the index is
- * trusted until a new thread has relearnt it; when it falls silent, until it is heard again.
+ * The serving thread's side of KV event ingest: starts the ingest thread, tells it which publishers to follow, and reads
+ * their state where that thread writes it. It never parses an event and never waits for one. When the thread dies or
+ * falls silent, nothing of the index is trusted until a new thread has relearnt it.
  */
 import { Worker } from 'node:worker_threads';
 import { backoffMs, type Clock, type Timer } from '../clock.ts';
 import { WarmpathError, errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { HashSeed } from '../prefix/block-hash.ts';
-import type { PrefixIndexMemory } from '../prefix/prefix-index.ts';
+import {
+  createPrefixIndexMemory,
+  openPrefixIndexReader,
+  type PrefixIndexMemory,
+  type PrefixIndexReader,
+} from '../prefix/prefix-index.ts';
 import type { FromIngestWorker, IngestWorkerOptions, ToIngestWorker } from './ingest-messages.ts';
+import { createSourceStatuses } from './source-statuses.ts';
 import type { IngestSource, KvEventCounters, SourceStatus } from './source-status.ts';
+import { createStatusBoardMemory, openStatusBoardReader, type StatusBoardReader } from './status-board.ts';
 
 export type { IngestSource, KvEventCounters, SourceStatus } from './source-status.ts';
 
@@ -21,11 +28,17 @@ export type IngestDeps = {
 };
 
 export type IngestOptions = {
-  readonly memory: PrefixIndexMemory;
+  readonly indexMaxBytes: number;
   readonly seed: HashSeed;
-} & Partial<Omit<IngestWorkerOptions, 'memory' | 'seed' | 'debugLog'>>;
+  /** Silence after which nothing is believed, and after which the thread is given up. */
+  readonly silence?: { readonly doubtMs: number; readonly giveUpMs: number };
+  /** Another entry than ingest-worker.ts, for tests. */
+  readonly workerUrl?: URL;
+} & Partial<Omit<IngestWorkerOptions, 'memory' | 'board' | 'seed' | 'debugLog'>>;
 
 export type Ingest = {
+  /** What is held where; the same object for good, empty again after the thread was replaced. */
+  readonly index: PrefixIndexReader;
   /** Resolves when the thread runs. */
   start(): Promise<void>;
   /** Resolves when the thread is gone; idempotent. */
@@ -37,34 +50,48 @@ export type Ingest = {
   reconcile(sources: readonly IngestSource[]): Promise<void>;
   /** Latest known, the same array until something changes; one entry per source. */
   statuses(): readonly SourceStatus[];
-  alive(): boolean;
+  /** Why the index is not kept up to date, null when it is. */
+  problem(): string | null;
+  /** Threads that were lost so far: what was learnt before is learnt again. */
+  nLost(): number;
 };
 
 const DEFAULTS = { maxParallelReplays: 8, reportMs: 50, stream: {} };
-/** The thread reports every 5 s at least with a thousand sources; one long replay batch takes some tens of milliseconds. */
-const SILENCE_LIMIT_MS = 10_000;
-const WATCH_MS = 1000;
+/** The thread beats every 50 ms; taking over a long list of sources, or a large batch, takes it a part of a second. */
+const SILENCE = { doubtMs: 3000, giveUpMs: 10_000 };
+const WATCH_MS = 250;
 const RESTART_BASE_MS = 100;
 const RESTART_MAX_MS = 10_000;
 /** A thread that lived this long died of something new. */
 const STABLE_MS = 60_000;
 const STOP_TIMEOUT_MS = 3000;
+/** A thread that starts, or that closes its sockets to end, may be silent so much longer. */
+const STARTING_MS = 20_000;
+/** Threads that were given up and have not ended: each keeps the memory of its index. */
+const MAX_GIVEN_UP = 1;
 
 type Waiting = { readonly id: number; readonly resolve: () => void };
 
 export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const { log, clock, onCounters } = deps;
+  const { indexMaxBytes, silence = SILENCE, workerUrl = defaultWorkerUrl(), ...workerOptions } = options;
+  let memory: PrefixIndexMemory = createPrefixIndexMemory({ maxBytes: indexMaxBytes });
+  let index = openPrefixIndexReader(memory);
+  const statuses = createSourceStatuses(log);
   let worker: Worker | null = null;
+  let board: StatusBoardReader | null = null;
+  /** Ending it by force would end the whole process (see ingest-worker.ts): it is left alone, with what it writes to. */
+  const givenUp = new Set<Worker>();
   let phase: 'created' | 'running' | 'stopped' = 'created';
   let isReady = false;
-  let statuses: readonly SourceStatus[] = [];
-  let sources: readonly IngestSource[] = [];
   let lastId = 0;
   let waiting: Waiting[] = [];
   let startedAtMs = 0;
-  let heardAtMs = 0;
+  let lastPulse = 0;
+  let pulseAtMs = 0;
   let watchedAtMs = 0;
   let nDeaths = 0;
+  let nLost = 0;
   let timer: Timer | null = null;
   let watch: Timer | null = null;
   let isSilent = false;
@@ -73,52 +100,55 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
 
   const spawn = (): Promise<void> =>
     new Promise((resolve, reject) => {
+      const boardMemory = createStatusBoardMemory();
       const workerData: IngestWorkerOptions = {
         ...DEFAULTS,
-        ...options,
+        ...workerOptions,
+        memory,
+        board: boardMemory,
         debugLog: log.debugEnabled ? 'on' : 'off',
       };
-      const spawned = new Worker(workerUrl(), { workerData, name: 'ingest' });
+      const spawned = new Worker(workerUrl, { workerData, name: 'ingest' });
       worker = spawned;
+      board = openStatusBoardReader(boardMemory);
+      statuses.readFrom(board);
       let problem: string | null = null;
       isReady = false;
-      startedAtMs = heardAtMs = clock.nowMs();
+      isSilent = false;
+      startedAtMs = pulseAtMs = clock.nowMs();
       spawned.on('message', (message: FromIngestWorker) => {
         if (spawned !== worker) return;
-        heardAtMs = clock.nowMs();
-        isSilent = false;
         if (message.kind === 'ready') {
           isReady = true;
           resolve();
         } else if (message.kind === 'dying') {
           problem = message.problem;
-          isReady = false;
-          distrustAll();
+          distrust();
         } else receive(message);
       });
       spawned.on('error', (error) => {
         problem = errorText(error);
       });
       spawned.on('exit', (code) => {
+        if (givenUp.delete(spawned)) log.info('ingest thread that was given up has ended', { problem });
         if (spawned !== worker) return;
         const error = new WarmpathError('worker_died', `ingest thread ended: ${problem ?? `exit code ${code}`}`);
+        worker = null;
         // Before it was ready the caller of `start` hears of it.
-        if (!isReady && phase === 'created') {
-          worker = null;
-          reject(error);
-        } else died(error);
+        if (!isReady && phase === 'created') reject(error);
+        else lost(error.message);
       });
     });
 
   const receive = (message: Exclude<FromIngestWorker, { kind: 'ready' | 'dying' }>): void => {
     switch (message.kind) {
-      case 'report':
-        statuses = message.scope === 'all' ? message.statuses : updated(statuses, message.statuses);
-        if (message.counters !== null) onCounters(message.counters);
+      case 'counted':
+        onCounters(message.counters);
         return;
       case 'reconciled':
         for (const { id, resolve } of waiting) if (id <= message.id) resolve();
         waiting = waiting.filter(({ id }) => id > message.id);
+        statuses.settled(message.id);
         return;
       case 'log':
         log[message.level](message.message, message.fields);
@@ -126,61 +156,89 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   };
 
   /** What was written last may be half a change: nothing is believed until it is relearnt. */
-  const distrustAll = (): void => {
-    statuses = statuses.map((status) => ({ ...status, state: 'unknown', trust: 'fallback' }));
+  const distrust = (): void => {
+    isReady = false;
+    statuses.readFrom(null);
   };
 
-  const died = (error: WarmpathError): void => {
-    worker = null;
-    isReady = false;
+  const lost = (problem: string): void => {
+    distrust();
     if (phase !== 'running') return;
-    distrustAll();
+    nLost++;
     nDeaths = clock.nowMs() - startedAtMs > STABLE_MS ? 0 : nDeaths + 1;
     const delayMs = backoffMs(nDeaths, RESTART_BASE_MS, RESTART_MAX_MS);
-    log.error('ingest thread died', { problem: error.message, restartInMs: Math.round(delayMs) });
-    timer = clock.after(delayMs, () => {
-      spawn().then(
-        () => post({ kind: 'reconcile', id: lastId, sources }),
-        (problem: unknown) => log.error('ingest thread not started', { problem: errorText(problem) }),
-      );
-    });
+    log.error('ingest thread lost', { problem, restartInMs: Math.round(delayMs) });
+    timer = clock.after(delayMs, restart);
+  };
+
+  const restart = (): void => {
+    if (givenUp.size > MAX_GIVEN_UP) {
+      timer = clock.after(RESTART_MAX_MS, restart);
+      return;
+    }
+    spawn().then(
+      () => post({ kind: 'reconcile', id: lastId, sources: statuses.sources() }),
+      (problem: unknown) => log.error('ingest thread not started', { problem: errorText(problem) }),
+    );
   };
 
   const lookAfter = (): void => {
     const nowMs = clock.nowMs();
-    // When this thread itself was blocked, the other one's reports are still unread.
-    if (nowMs - watchedAtMs > 2 * WATCH_MS) heardAtMs = nowMs;
+    const pulse = board?.pulse() ?? 0;
+    // When this thread itself was blocked, or the whole machine, the other one gets its time again.
+    if (pulse !== lastPulse || nowMs - watchedAtMs > 4 * WATCH_MS) pulseAtMs = nowMs;
+    lastPulse = pulse;
     watchedAtMs = nowMs;
-    if (worker !== null && !isSilent && nowMs - heardAtMs > SILENCE_LIMIT_MS) {
-      // Ending it by force would end the whole process (see ingest-worker.ts): it is reported, and not believed.
-      isSilent = true;
-      distrustAll();
-      log.error('ingest thread is silent', { silentMs: Math.round(nowMs - heardAtMs) });
-    }
+    if (worker !== null) judgeSilence(nowMs - pulseAtMs - (isReady ? 0 : STARTING_MS));
     watch = clock.after(WATCH_MS, lookAfter);
   };
 
+  const judgeSilence = (silentMs: number): void => {
+    if (silentMs > silence.giveUpMs) {
+      const silent = worker!;
+      givenUp.add(silent);
+      silent.unref();
+      board!.replace();
+      worker = null;
+      board = null;
+      // It may wake up and go on writing: what it writes to is read by nobody any more.
+      memory = createPrefixIndexMemory({ maxBytes: indexMaxBytes });
+      index = openPrefixIndexReader(memory);
+      lost(`silent for ${Math.round(silentMs)} ms`);
+    } else if (silentMs > silence.doubtMs !== isSilent) {
+      isSilent = !isSilent;
+      statuses.readFrom(isSilent || !isReady ? null : board);
+      if (isSilent) log.warn('ingest thread is silent', { silentMs: Math.round(silentMs) });
+    }
+  };
+
   const shutDown = async (): Promise<void> => {
-    const ending = worker;
-    if (ending === null) return;
-    const isOver = new Promise<void>((resolve) => {
-      const limit = clock.after(STOP_TIMEOUT_MS, () => {
-        log.error('ingest thread does not end', { waitedMs: STOP_TIMEOUT_MS });
-        ending.unref();
-        resolve();
-      });
-      ending.once('exit', () => {
-        limit.cancel();
-        resolve();
-      });
-    });
-    post({ kind: 'stop' });
-    // It ends by itself and never by force (see ingest-worker.ts).
-    await isOver;
+    const ending = [...givenUp, ...(worker === null ? [] : [worker])];
+    // They end by themselves and never by force (see ingest-worker.ts).
+    await Promise.all(ending.map((thread) => ended(thread)));
     worker = null;
   };
 
+  const ended = (thread: Worker): Promise<void> =>
+    new Promise((resolve) => {
+      const limit = clock.after(STOP_TIMEOUT_MS, () => {
+        log.error('ingest thread does not end', { waitedMs: STOP_TIMEOUT_MS });
+        thread.unref();
+        resolve();
+      });
+      thread.once('exit', () => {
+        limit.cancel();
+        resolve();
+      });
+      const stop: ToIngestWorker = { kind: 'stop' };
+      thread.postMessage(stop);
+    });
+
   return {
+    index: {
+      longestMatch: (hashes, slots) => index.longestMatch(hashes, slots),
+      stats: () => index.stats(),
+    },
     async start() {
       await spawn();
       phase = 'running';
@@ -193,7 +251,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       timer?.cancel();
       watch?.cancel();
       await shutDown();
-      statuses = [];
+      statuses.replace([], 0);
       for (const { resolve } of waiting) resolve();
       waiting = [];
     },
@@ -201,25 +259,23 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       if (phase !== 'running') {
         return Promise.reject(new WarmpathError('worker_died', `ingest is ${phase}, expected running`));
       }
-      sources = wanted;
       const id = ++lastId;
+      const sources = statuses.replace(wanted, id);
       const done = new Promise<void>((resolve) => waiting.push({ id, resolve }));
       // A thread that is being restarted gets the newest list once it is ready.
       if (isReady) post({ kind: 'reconcile', id, sources });
       return done;
     },
-    statuses: () => statuses,
-    alive: () => worker !== null && isReady && !isSilent,
+    statuses: () => statuses.all(),
+    problem() {
+      if (worker !== null && isReady && !isSilent) return null;
+      return worker !== null && isSilent ? 'ingest thread is silent' : 'ingest thread is down';
+    },
+    nLost: () => nLost,
   };
 }
 
-function updated(known: readonly SourceStatus[], changed: readonly SourceStatus[]): readonly SourceStatus[] {
-  if (changed.length === 0) return known;
-  const newer = new Map(changed.map((status) => [`${status.endpointId} ${status.rank}`, status]));
-  return known.map((status) => newer.get(`${status.endpointId} ${status.rank}`) ?? status);
-}
-
 /** Sources run by type stripping in development, compiled ones when packed. */
-function workerUrl(): URL {
+function defaultWorkerUrl(): URL {
   return new URL(import.meta.url.endsWith('.ts') ? './ingest-worker.ts' : './ingest-worker.js', import.meta.url);
 }

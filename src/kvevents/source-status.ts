@@ -20,6 +20,8 @@ export type SourceStatus = {
   readonly rank: number;
   readonly state: StreamState;
   readonly trust: Trust;
+  /** trying: the first attempt is not over. down: connected no longer, or not yet although it was tried. */
+  readonly connection: 'trying' | 'up' | 'down';
   /** Decimal: sequence numbers have 64 bits. */
   readonly lastSeq: string | null;
   readonly gaps: number;
@@ -30,8 +32,8 @@ export type SourceStatus = {
   readonly blockSizeTokens: number | null;
   /** Whether salts and images are visible in the events. */
   readonly reportsExtraKeys: 'yes' | 'no' | 'unknown';
-  /** Since the last batch or connection, null before the first. */
-  readonly lastEventAgeMs: number | null;
+  /** When the last batch or connection came, null before the first. */
+  readonly lastEventUnixMs: number | null;
   /** Publisher's timestamp → visible in the index, of the newest live batch. */
   readonly lagMs: number | null;
   readonly partial: boolean;

@@ -26,6 +26,8 @@ export type SubscriberDeps = {
   readonly permits: ReplayPermits;
   readonly redials: Redials;
   readonly counters: CounterSink;
+  /** Less or more is to be believed than a moment ago. */
+  onStanding(): void;
 };
 
 export type Subscriber = {
@@ -127,6 +129,7 @@ export function createSubscriber(
       redials: deps.redials,
       apply,
       clear: () => blocks.clear(),
+      onStanding: () => deps.onStanding(),
       onGap() {
         counts.gaps++;
         counters.gap();
@@ -178,13 +181,14 @@ export function createSubscriber(
         endpointId: source.endpointId,
         rank: source.rank,
         state: stream.state,
+        connection: connection.reached(),
         trust: deriveTrust({ stream, indexable: held.indexable, partial: held.partial }),
         lastSeq: stream.lastSeq === null ? null : stream.lastSeq.toString(),
         ...counts,
         nBlocks: held.nBlocks,
         blockSizeTokens: held.blockSizeTokens,
         reportsExtraKeys: held.reportsExtraKeys,
-        lastEventAgeMs: stream.lastHeardMs === null ? null : Math.max(0, clock.nowMs() - stream.lastHeardMs),
+        lastEventUnixMs: stream.lastHeardMs === null ? null : clock.unixMs() - (clock.nowMs() - stream.lastHeardMs),
         lagMs,
         partial: stream.partial || held.partial,
       };

@@ -3,24 +3,27 @@
  * order: socket closed, blocks cleared, slot reported free (the promise of `reconcile`).
  */
 import type { IngestSource, SourceStatus } from './source-status.ts';
+import type { StatusPlace } from './status-board.ts';
 import type { Subscriber } from './subscriber.ts';
 
 export type Subscriptions = {
   /** Opens, keeps and closes; idempotent. Resolves when the blocks of every source that left are out of the index. */
-  reconcile(sources: readonly IngestSource[]): Promise<void>;
+  reconcile(sources: readonly PlacedSource[]): Promise<void>;
   /** To be called several times a second. */
   tick(): void;
-  statuses(): SourceStatus[];
-  /** Of sources to which something happened since the last call of this. */
-  changedStatuses(): SourceStatus[];
+  /** Tells of sources to which something happened since the last call of this. */
+  report(told: (source: PlacedSource, status: SourceStatus) => void): void;
   stop(): Promise<void>;
   /** Closes all sockets and touches nothing else: for a thread that must end after a fault. */
   abandon(): Promise<void>;
 };
 
-type Followed = { source: IngestSource; readonly subscriber: Subscriber; toldRevision: number };
+/** A source and where its status is to be written. */
+export type PlacedSource = IngestSource & { readonly place: StatusPlace };
 
-export function createSubscriptions(open: (source: IngestSource) => Subscriber): Subscriptions {
+type Followed = { source: PlacedSource; readonly subscriber: Subscriber; toldRevision: number };
+
+export function createSubscriptions(open: (source: PlacedSource) => Subscriber): Subscriptions {
   const followed = new Map<string, Followed>();
   const closing = new Set<Promise<void>>();
   /** Wishes are carried out one after another: an address may leave one slot and come back in another. */
@@ -31,7 +34,7 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
     closing.add(closed);
   };
 
-  const carryOut = async (sources: readonly IngestSource[]): Promise<void> => {
+  const carryOut = async (sources: readonly PlacedSource[]): Promise<void> => {
     const wanted = new Map(sources.map((source) => [keyOf(source), source]));
     for (const [key, present] of followed) {
       if (wanted.has(key)) continue;
@@ -63,16 +66,13 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
     tick() {
       for (const { subscriber } of followed.values()) subscriber.tick();
     },
-    statuses: () => [...followed.values()].map(({ subscriber }) => subscriber.status()),
-    changedStatuses() {
-      const changed: SourceStatus[] = [];
+    report(told) {
       for (const one of followed.values()) {
         const revision = one.subscriber.revision();
         if (revision === one.toldRevision) continue;
         one.toldRevision = revision;
-        changed.push(one.subscriber.status());
+        told(one.source, one.subscriber.status());
       }
-      return changed;
     },
     stop: () => enqueue(() => carryOut([])),
     async abandon() {
@@ -84,6 +84,6 @@ export function createSubscriptions(open: (source: IngestSource) => Subscriber):
 }
 
 /** Everything but the incarnation: a source that differs in any of it is another source. */
-function keyOf({ endpointId, slot, rank, model, kvEvents }: IngestSource): string {
+export function keyOf({ endpointId, slot, rank, model, kvEvents }: IngestSource): string {
   return JSON.stringify([endpointId, slot, rank, model, kvEvents.endpoint, kvEvents.replayEndpoint]);
 }

@@ -6,7 +6,7 @@ import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createIngest, type Ingest, type IngestSource, type SourceStatus } from '../../src/kvevents/ingest.ts';
 import { silentLog } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
-import { createPrefixIndexMemory, openPrefixIndexReader } from '../../src/prefix/prefix-index.ts';
+import { FREEZE, NO_FAULT, THROW } from '../support/thread-faults.ts';
 import { FakePublisher, removed, stored } from '../support/fake-publisher.ts';
 
 const MODEL = 'test-model';
@@ -17,27 +17,42 @@ const tokens = (...blocks: number[]): number[] => blocks.flatMap((i) => [4 * i, 
 let ingest: Ingest;
 let publishers: FakePublisher[];
 let errors: Record<string, number>;
+let logged: string[];
+/** Of the ingest thread, see faulty-ingest-worker.ts. */
+let fault: SharedArrayBuffer;
 let matched: (slot: number, ...blocks: number[]) => number;
 
 beforeEach(async () => {
-  const memory = createPrefixIndexMemory({ maxBytes: 8 * 1024 * 1024 });
   const seed = createHashSeed();
   const hasher = createBlockHasher(seed);
-  const reader = openPrefixIndexReader(memory);
   const root = hasher.root(MODEL, null, BLOCK);
   matched = (slot, ...blocks) =>
-    reader.longestMatch(hasher.blocks(Uint32Array.from(tokens(...blocks)), root, BLOCK)).blocks(slot);
+    ingest.index.longestMatch(hasher.blocks(Uint32Array.from(tokens(...blocks)), root, BLOCK)).blocks(slot);
   publishers = [];
   errors = {};
+  logged = [];
+  fault = new SharedArrayBuffer(4);
+  const faulty = {
+    workerUrl: new URL('../support/faulty-ingest-worker.ts', import.meta.url),
+    silence: { doubtMs: 1000, giveUpMs: 4000 },
+    fault,
+  };
+  const log = { ...silentLog, info: (message: string) => void logged.push(message) };
   ingest = createIngest(
     {
-      log: silentLog,
+      log,
       clock: systemClock,
       onCounters: (delta) => {
         for (const [reason, n] of Object.entries(delta.errors)) errors[reason] = (errors[reason] ?? 0) + n;
       },
     },
-    { memory, seed, reportMs: 10, stream: { idleProbeMs: 300, firstProbeMs: 50, replayTimeoutMs: 300 } },
+    {
+      ...faulty,
+      indexMaxBytes: 8 * 1024 * 1024,
+      seed,
+      reportMs: 10,
+      stream: { idleProbeMs: 300, firstProbeMs: 50, replayTimeoutMs: 300 },
+    },
   );
   await ingest.start();
 });
@@ -304,24 +319,54 @@ describe('the set of sources', () => {
   });
 });
 
-test('a thread that dies is noticed, started again, and relearns everything', async () => {
-  const publisher = await aFollowedPublisher();
-  // Not a list the thread can work with: as good as any fault inside it.
-  const poison = [{ ...sourceOf(publisher), kvEvents: null }] as unknown as IngestSource[];
-  const poisoned = ingest.reconcile(poison);
-  await until('noticed', () => !ingest.alive());
-  expect(status()).toMatchObject({ state: 'unknown', trust: 'fallback' });
-  const healed = ingest.reconcile([sourceOf(publisher)]);
-  await Promise.all([poisoned, healed]);
-  await until('relearnt', () => ingest.alive() && status().trust === 'exact');
-  expect(matched(0, 0, 1)).toBe(2);
+describe('a thread', () => {
+  const word = (): Int32Array => new Int32Array(fault);
+  const setFault = (value: number): void => {
+    Atomics.store(word(), 0, value);
+    Atomics.notify(word(), 0);
+  };
+
+  test('that dies is noticed, started again, and relearns everything', async () => {
+    await aFollowedPublisher();
+    setFault(THROW);
+    await until('noticed', () => ingest.problem() === 'ingest thread is down');
+    expect(status()).toMatchObject({ state: 'unknown', trust: 'fallback' });
+    await until('relearnt', () => ingest.problem() === null && status().trust === 'exact');
+    expect(matched(0, 0, 1)).toBe(2);
+    expect(ingest.nLost()).toBe(1);
+  });
+
+  test('that falls silent is not believed, then replaced; when it wakes up it ends, and harms nothing', async () => {
+    const publisher = await aFollowedPublisher();
+    setFault(FREEZE);
+    await until('doubted', () => ingest.problem() === 'ingest thread is silent', 10_000);
+    expect(status()).toMatchObject({ state: 'unknown', trust: 'fallback' });
+    await until('given up', () => ingest.nLost() === 1, 10_000);
+    // The word is seen by the next thread too.
+    setFault(NO_FAULT);
+    await until('relearnt', () => ingest.problem() === null && status().trust === 'exact', 10_000);
+    expect(matched(0, 0, 1)).toBe(2);
+    await publisher.publish(removed(101));
+    await until('followed', () => matched(0, 0, 1) === 1);
+    expect(ingest.nLost()).toBe(1);
+    await until('the first one has ended', () => logged.includes('ingest thread that was given up has ended'), 10_000);
+  });
+
+  test('that hesitates for a moment is believed again, and learns nothing anew', async () => {
+    await aFollowedPublisher();
+    setFault(FREEZE);
+    await until('doubted', () => ingest.problem() === 'ingest thread is silent', 10_000);
+    setFault(NO_FAULT);
+    await until('believed again', () => ingest.problem() === null && status().trust === 'exact');
+    expect([status().restarts, ingest.nLost()]).toEqual([0, 0]);
+  });
 });
 
 test('stopping twice is stopping once, and nothing is alive afterwards', async () => {
   await aFollowedPublisher();
-  expect(ingest.alive()).toBe(true);
+  expect(ingest.problem()).toBeNull();
   await ingest.stop();
   await ingest.stop();
-  expect(ingest.alive()).toBe(false);
+  expect(ingest.problem()).toBe('ingest thread is down');
   expect(ingest.statuses()).toEqual([]);
 });

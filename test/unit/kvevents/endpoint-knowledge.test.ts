@@ -12,6 +12,7 @@ function aStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
     rank: 0,
     state: 'live',
     trust: 'exact',
+    connection: 'up',
     lastSeq: '7',
     gaps: 0,
     replays: 1,
@@ -20,7 +21,7 @@ function aStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
     nBlocks: 3,
     blockSizeTokens: 16,
     reportsExtraKeys: 'yes',
-    lastEventAgeMs: 5,
+    lastEventUnixMs: 5,
     lagMs: 1,
     partial: false,
     ...changes,
@@ -29,13 +30,16 @@ function aStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
 
 describe('what the streams of an endpoint say together', () => {
   test('the worst rank decides, counts are added up', () => {
-    const statuses = [aStatus(), aStatus({ rank: 1, trust: 'fallback', state: 'suspect', gaps: 2, lastEventAgeMs: 9 })];
+    const statuses = [
+      aStatus(),
+      aStatus({ rank: 1, trust: 'fallback', state: 'suspect', gaps: 2, lastEventUnixMs: 9 }),
+    ];
     expect(createStreamSummaries(() => statuses)(ID)).toMatchObject({
       trust: 'fallback',
       state: 'suspect',
       gaps: 2,
       blocks: 6,
-      ageMs: 9,
+      lastEventUnixMs: 5,
     });
   });
 

@@ -2,12 +2,13 @@ import { describe, expect, test } from '@jest/globals';
 import type { EndpointId, EndpointSlot } from '../../../src/endpoints/endpoint.ts';
 import { createRedials } from '../../../src/kvevents/redials.ts';
 import { createReplayPermits } from '../../../src/kvevents/replay-permits.ts';
-import { createCounterSink, MAX_LAG_SAMPLES, type IngestSource } from '../../../src/kvevents/source-status.ts';
-import { createSubscriptions } from '../../../src/kvevents/subscriptions.ts';
+import { createCounterSink, MAX_LAG_SAMPLES } from '../../../src/kvevents/source-status.ts';
+import { createSubscriptions, type PlacedSource } from '../../../src/kvevents/subscriptions.ts';
 import { deriveTrust, type TrustEvidence } from '../../../src/kvevents/trust.ts';
 
-function aSource(name: string, more: Partial<IngestSource> = {}): IngestSource {
+function aSource(name: string, more: Partial<PlacedSource> = {}): PlacedSource {
   return {
+    place: 0,
     endpointId: name as EndpointId,
     slot: 0 as EndpointSlot,
     rank: 0,
@@ -64,7 +65,9 @@ describe('reconciling', () => {
     await it.finish();
     await reconciled;
     expect(it.did()).toEqual(['gone a', 'open c', 'start c']);
-    expect(it.subscriptions.statuses().map(({ endpointId }) => endpointId)).toEqual(['b', 'c']);
+    const told: string[] = [];
+    for (let i = 0; i < 2; i++) it.subscriptions.report(({ endpointId }) => told.push(endpointId));
+    expect(told).toEqual(['b', 'c']);
   });
 
   test('resolves only when the blocks of what left are gone, and opens nothing in its slot before', async () => {
