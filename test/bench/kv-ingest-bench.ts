@@ -8,7 +8,6 @@ import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createIngest, type IngestSource } from '../../src/kvevents/ingest.ts';
 import { silentLog } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
-import { createPrefixIndexMemory, openPrefixIndexReader } from '../../src/prefix/prefix-index.ts';
 import { otherThreadsCpuUs } from './kv-measure.ts';
 import { BLOCK_SIZE, tokensOf } from './kv-payloads.ts';
 import { FIRST_MARK, monotonicMs, type PublishOrder, type PublishReport } from './kv-orders.ts';
@@ -28,10 +27,10 @@ function sourcesAt(endpoints: readonly string[]): IngestSource[] {
 }
 
 function startIngest() {
-  const memory = createPrefixIndexMemory({ maxBytes: 256 * 2 ** 20 });
   const seed = createHashSeed();
-  const ingest = createIngest({ log: silentLog, clock: systemClock, onCounters: () => undefined }, { memory, seed });
-  return { ingest, reader: openPrefixIndexReader(memory), hasher: createBlockHasher(seed) };
+  const deps = { log: silentLog, clock: systemClock, onCounters: () => undefined };
+  const ingest = createIngest(deps, { indexMaxBytes: 256 * 2 ** 20, seed });
+  return { ingest, reader: ingest.index, hasher: createBlockHasher(seed) };
 }
 
 async function startPublishers(nSources: number) {
