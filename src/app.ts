@@ -306,6 +306,7 @@ function sourcesOf(endpoint: Endpoint): IngestSource[] {
 }
 
 function tlsFiles({ server: { tls } }: Config): ExtProcServerOptions['tls'] {
+  if (tls.selfSigned) return 'self_signed';
   if (tls.certFile === null || tls.keyFile === null) return null;
   return {
     certFile: tls.certFile,

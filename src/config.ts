@@ -52,6 +52,11 @@ const SETTINGS = {
     null,
     'certificate chain (PEM) of the gRPC port; none = plaintext',
   ),
+  'server.tls.selfSigned': setting(
+    flag,
+    false,
+    'a certificate made at start where no file is given: encryption without identity, what an `endpointPickerRef` needs',
+  ),
   'server.tls.keyFile': setting(optional(filePath), null, 'private key (PEM) of the certificate'),
   'server.tls.clientCaFile': setting(optional(filePath), null, 'CA (PEM) that clients must come from: mutual TLS'),
   'server.tls.allowedClients': setting(
@@ -182,7 +187,11 @@ const SETTINGS = {
     'request header that may choose one of `routing.allowedStrategies`; empty = off',
   ),
   'routing.allowedStrategies': setting(list(choice(...STRATEGIES)), [], 'what the header may choose; empty = off'),
-  'routing.fallbackEndpoints': setting(integer(0, 16), 2, 'further endpoints named after the first'),
+  'routing.fallbackEndpoints': setting(
+    integer(0, 16),
+    2,
+    'further endpoints named after the first; 0 where the data plane takes only one (ORIGINAL_DST, as AI gateways build for an InferencePool)',
+  ),
   'routing.destinationHeader': setting(headerName, 'x-gateway-destination-endpoint', 'header with the destination'),
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
   'load.metricsIntervalMs': setting(milliseconds(50, 600_000), 1_000, "pause between two reads of an engine's metrics"),
@@ -312,7 +321,12 @@ function setting<T>(kind: Kind<T>, defaultValue: NoInfer<T>, meaning: string): S
 function contradictions(config: Config, place: (key: ConfigKey) => string): string[] {
   const found: string[] = [];
   const { server, discovery, kvEvents, tokenizer } = config;
-  const { certFile, keyFile, clientCaFile } = server.tls;
+  const { certFile, keyFile, clientCaFile, selfSigned } = server.tls;
+  if (selfSigned && certFile !== null) {
+    found.push(
+      `server.tls.selfSigned must be false where server.tls.certFile is set, got true (${place('server.tls.selfSigned')}, ${place('server.tls.certFile')})`,
+    );
+  }
   if (certFile !== null && keyFile === null) {
     found.push(
       `server.tls.keyFile must be a file path where server.tls.certFile is set, got nothing (${place('server.tls.certFile')})`,

@@ -98,6 +98,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [
       '@grpc/grpc-js',
       '@grpc/proto-loader',
+      'selfsigned',
       'node:assert',
       'node:crypto',
       'node:fs/promises',

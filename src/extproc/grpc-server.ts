@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Http2Server, ServerHttp2Session, Settings } from 'node:http2';
+import type { TLSSocket } from 'node:tls';
 import { logVerbosity, Server, setLogVerbosity, type ServerCredentials } from '@grpc/grpc-js';
 import { errorText, WarmpathError } from '../errors.ts';
 
@@ -77,6 +78,11 @@ export async function bind(
   const { http2Servers } = server as unknown as Internals;
   assert(http2Servers !== undefined, 'grpc-js no longer keeps its HTTP/2 servers where their sessions can be seen');
   for (const http2Server of http2Servers.keys()) {
+    // Envoy's gRPC health checks name no protocol in their TLS handshake, and Node takes that for HTTP/1.1. Nothing but
+    // HTTP/2 is spoken here.
+    http2Server.prependListener('secureConnection', (socket: TLSSocket) => {
+      if (socket.alpnProtocol === false) socket.alpnProtocol = 'h2';
+    });
     http2Server.on('session', (session: ServerHttp2Session) => {
       if (session.destroyed) return;
       session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);

@@ -18,7 +18,7 @@ import type { RequestBodyMode } from './request-side.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import { loadServices } from './services.ts';
 import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
-import { createReloadingTls, type ReloadingTls, type TlsFiles } from './tls.ts';
+import { createReloadingTls, createSelfSignedTls, type ServerTls, type TlsFiles } from './tls.ts';
 import { createUnseenEnds } from './unseen-ends.ts';
 import { createUsageJoin } from './usage-join.ts';
 
@@ -63,7 +63,8 @@ export type ExtProcServerOptions = {
   readonly completion?: 'stream' | 'estimate';
   /** For `estimate`: how long an answer is taken to run on after its stream ended. */
   readonly assumedAnswerMs?: number;
-  readonly tls?: TlsFiles | null;
+  /** `self_signed`: a certificate made at start, for data planes that encrypt without verifying. */
+  readonly tls?: TlsFiles | 'self_signed' | null;
   readonly drainDelayMs: number;
   readonly drainTimeoutMs: number;
   readonly limits?: Partial<ExtProcLimits>;
@@ -113,16 +114,21 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const exchangeOptions = exchangeOptionsOf(options, limits);
   const onFault = limitedFaultLog(log, clock);
   let servers: Server[] = [];
-  let tls: ReloadingTls | null = null;
+  let tls: ServerTls | null = null;
   let stopping: Promise<void> | null = null;
   let draining = false;
   let warnedOfStreamed = false;
   let onEmpty: (() => void) | null = null;
 
+  async function createTls(): Promise<ServerTls | null> {
+    if (!options.tls) return null;
+    return options.tls === 'self_signed' ? createSelfSignedTls(clock) : createReloadingTls(options.tls, deps);
+  }
+
   async function start(): Promise<{ grpcAddress: string; healthAddress: string | null }> {
     const services = loadServices();
     try {
-      tls = options.tls ? await createReloadingTls(options.tls, deps) : null;
+      tls = await createTls();
       const main = createGrpcServer({
         maxReceiveBytes: 2 * options.bodyMaxBytes + MESSAGE_MARGIN_BYTES,
         maxStreamsPerConnection: limits.maxStreamsPerConnection,
@@ -135,7 +141,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         options.grpcListen,
         tls?.credentials ?? ServerCredentials.createInsecure(),
         'server.grpcListen',
-        guardOf(options.tls?.allowedClients ?? []),
+        guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
       );
       let healthAddress: string | null = null;
       if (options.healthListen !== null) {

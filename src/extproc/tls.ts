@@ -1,10 +1,12 @@
 /**
- * TLS for the gRPC port: certificates read from files, read again when the files change. A new certificate that cannot be
- * used keeps the old one and says so. Client certificates are required where a client CA is configured.
+ * TLS for the gRPC port: certificates read from files, read again when the files change, or one made at start. A new
+ * certificate that cannot be used keeps the old one and says so. Client certificates are required where a client CA is
+ * configured.
  */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
-import { experimental, type ServerCredentials } from '@grpc/grpc-js';
+import { experimental, ServerCredentials } from '@grpc/grpc-js';
+import { generate } from 'selfsigned';
 import type { Clock, Timer } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -20,7 +22,7 @@ export type TlsFiles = {
   readonly reloadEveryMs?: number;
 };
 
-export type ReloadingTls = {
+export type ServerTls = {
   readonly credentials: ServerCredentials;
   stop(): void;
 };
@@ -30,9 +32,12 @@ type Provider = Parameters<typeof experimental.createCertificateProviderServerCr
 type Listener<T> = (update: T | null) => void;
 
 const RELOAD_EVERY_MS = 10_000;
+const DAY_MS = 86_400_000;
+/** Longer than any process runs: nobody is there to renew it. */
+const SELF_SIGNED_DAYS = 3650;
 
 /** Rejects when the first reading fails: a server without its certificate must not start. */
-export async function createReloadingTls(files: TlsFiles, deps: { log: Log; clock: Clock }): Promise<ReloadingTls> {
+export async function createReloadingTls(files: TlsFiles, deps: { log: Log; clock: Clock }): Promise<ServerTls> {
   let current = await readMaterial(files);
   let timer: Timer | null = null;
   let stopped = false;
@@ -91,6 +96,21 @@ export async function createReloadingTls(files: TlsFiles, deps: { log: Log; cloc
       timer?.cancel();
     },
   };
+}
+
+/**
+ * Encryption without identity: what the inference extension expects of a picker, whose data planes do not verify.
+ * The key never leaves the process; every start makes another one.
+ */
+export async function createSelfSignedTls(clock: Clock): Promise<ServerTls> {
+  const { private: key, cert } = await generate([{ name: 'commonName', value: 'warmpath' }], {
+    keyType: 'ec',
+    algorithm: 'sha256',
+    notBeforeDate: new Date(clock.unixMs() - DAY_MS),
+    notAfterDate: new Date(clock.unixMs() + SELF_SIGNED_DAYS * DAY_MS),
+  });
+  const pair = { private_key: Buffer.from(key), cert_chain: Buffer.from(cert) };
+  return { credentials: ServerCredentials.createSsl(null, [pair]), stop: () => undefined };
 }
 
 /** Reads and proves: a key that does not fit its certificate is refused here and not at the next handshake. */

@@ -1,8 +1,10 @@
 /** The server over real gRPC on loopback: what the exchange's own tests cannot show. */
+import { once } from 'node:events';
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import http2 from 'node:http2';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { connect as tlsConnect } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
@@ -540,6 +542,26 @@ describe('tls', () => {
     expect(await connect(address, trusted).request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
     const stranger = connect(address, credentials.createSsl(ca)).open();
     expect((await stranger.status).code).toBe(14);
+  });
+
+  test('self-signed: encrypted for clients that do not verify, and a new certificate at every start', async () => {
+    const unverified = (): ReturnType<typeof credentials.createSsl> =>
+      credentials.createSsl(null, null, null, { rejectUnauthorized: false });
+    const serials = new Set<string>();
+    for (let start = 0; start < 2; start++) {
+      const { address } = await serve({ tls: 'self_signed' });
+      expect(await connect(address, unverified()).request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
+      const plain = connect(address).open();
+      expect((await plain.status).code).toBe(14);
+      // As Envoy connects where no ALPN is configured.
+      const socket = tlsConnect({ host: '127.0.0.1', port: Number(address.split(':')[1]), rejectUnauthorized: false });
+      cleanups.push(() => socket.destroy());
+      await once(socket, 'secureConnect');
+      const { serialNumber, valid_to: validTo } = socket.getPeerCertificate();
+      serials.add(serialNumber);
+      expect(Date.parse(validTo)).toBeGreaterThan(Date.now() + 365 * 86_400_000);
+    }
+    expect(serials.size).toBe(2);
   });
 
   describe('with a list of client names', () => {
