@@ -138,6 +138,7 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
   const hashWords = new Uint32Array(2);
   const texts = createTextReader(reader, bounds.maxTextBytes);
   let type = NO_TYPE;
+  let form: 'array' | 'map' = 'map';
   /** Bit per field that was there, null or not. */
   let seen = 0;
   let blockHashes: Uint32Array = NO_WORDS;
@@ -200,6 +201,17 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
     return null;
   };
 
+  /** A field that decides nothing is not worth an event. */
+  const readAside = (field: number): null => {
+    const start = reader.pos;
+    const reason = field === SPEC_WINDOW ? readInteger(field) : readText(field);
+    if (reason === null) return null;
+    reader.pos = start;
+    reader.skip();
+    seen &= ~(1 << field);
+    return null;
+  };
+
   const readExtraKeys = (): SkipReason | null => {
     extraKeys = undefined;
     if (reader.nils(1) === 1) return null;
@@ -224,17 +236,20 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
   const readMetadata = (): SkipReason | null => {
     strings[LORA_NAME] = null;
     const nPairs = reader.mapHeader();
+    let nKnown = 0;
     for (let i = 0; i < nPairs; i++) {
       const key = readKey(reader, EVENT_KEYS);
       if (key !== CACHE_SALT && key !== LORA_NAME && key !== SESSION_ID) {
         reader.skip();
         continue;
       }
+      nKnown++;
       seen |= 1 << key;
-      const reason = readText(key);
+      const reason = key === SESSION_ID ? readAside(key) : readText(key);
       if (reason !== null) return reason;
     }
-    return null;
+    // Something else about the adapter: taken for nothing it would make the block one of the base model.
+    return nKnown > 0 ? null : 'bad_field';
   };
 
   const readField = (field: number): SkipReason | null => {
@@ -251,10 +266,13 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
       case BLOCK_SIZE:
       case LORA_ID:
       case GROUP_IDX:
-      case SPEC_WINDOW:
         return readInteger(field);
+      case SPEC_WINDOW:
+      case OWNERSHIP:
+      case SESSION_ID:
+        return readAside(field);
       case LORA_NAME:
-        return isMap(reader.peek()) ? readMetadata() : readText(field);
+        return form === 'array' && isMap(reader.peek()) ? readMetadata() : readText(field);
       case TYPE:
         reader.skip();
         return null;
@@ -264,11 +282,12 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
   };
 
   const readArrayEvent = (nElements: number): KvEvent | SkipReason => {
+    form = 'array';
     if (nElements === 0) return 'no_event';
     type = readEventType(reader);
     if (type === NO_TYPE) return 'no_event';
     if (type === OTHER_TYPE) return 'unknown_type';
-    if (nElements < (type === STORED ? MIN_STORED_ELEMENTS : type === REMOVED ? 2 : 1)) return 'missing_field';
+    if (type === STORED && nElements < MIN_STORED_ELEMENTS) return 'missing_field';
     const fields = type === STORED ? STORED_FIELDS : type === REMOVED ? REMOVED_FIELDS : [];
     for (let i = 1; i < nElements; i++) {
       const field = fields[i - 1];
@@ -282,6 +301,7 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
   };
 
   const readMapEvent = (nPairs: number): KvEvent | SkipReason => {
+    form = 'map';
     const start = reader.pos;
     type = findType(reader, nPairs);
     if (type === NO_TYPE) return 'no_event';
@@ -289,7 +309,8 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
     reader.pos = start;
     for (let i = 0; i < nPairs; i++) {
       const key = readKey(reader, EVENT_KEYS);
-      if (key < 0) reader.skip();
+      // Whatever a clear may come to say besides: it clears.
+      if (key < 0 || type === CLEARED) reader.skip();
       else {
         const reason = readField(key);
         if (reason !== null) return reason;
@@ -389,7 +410,9 @@ function readExtraKeyEntry(reader: MsgpackReader, bounds: DecodeLimits): readonl
 }
 
 function readPlainExtraKey(reader: MsgpackReader, maxTextBytes: number): ExtraKey | null {
-  if (reader.arrayHeader() === 2) {
+  const nElements = reader.arrayHeader();
+  if (nElements >= 0) {
+    if (nElements !== 2) return null;
     const identifier = readShortText(reader, maxTextBytes);
     const offset = identifier === null ? NaN : reader.integer();
     return identifier === null || Number.isNaN(offset) ? null : [identifier, offset];

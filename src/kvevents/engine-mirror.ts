@@ -6,6 +6,10 @@
  * if it is the engine's only one: where an engine also has sliding-window, Mamba or further groups, resident
  * full-attention blocks do not mean that a prompt can be resumed there, so such an engine is "not indexable" and
  * nothing of it is in the index. The block size is learnt; a change of it forgets the engine's old blocks.
+ *
+ * SGLang reports salt and adapter beside its hashes, which do not always cover them: one hash may name the same tokens
+ * under another adapter. There a block remembers its namespace, nothing is placed behind a parent of another one, and a
+ * hash names the block it was announced for last.
  */
 import { canonicalExtraKeys, type BlockExtraKeys, type BlockHasher, type RootHash } from '../prefix/block-hash.ts';
 import {
@@ -88,6 +92,15 @@ export type EngineMirror = {
   stats(): EngineBlocksStats;
 };
 
+/** Consecutive blocks of one event. */
+type Chain = {
+  readonly event: BlockStored;
+  readonly nBlocks: number;
+  readonly medium: MediumIndex;
+  readonly namespace: string;
+  readonly extraKeys: BlockExtraKeys | null;
+};
+
 export type Counts = { -readonly [K in keyof ApplyResult]: ApplyResult[K] };
 
 const MEDIA_INDEXES: readonly MediumIndex[] = [0, 1, 2];
@@ -111,6 +124,10 @@ export function createEngineMirror(
   let owner = index.openOwner(slot);
   const parked = createParkedBlocks(limits.maxParkedBlocks);
   const roots = new Map<string, RootHash>();
+  /** Blocks whose adapter or salt their hashes may not cover; all others have the namespace ''. */
+  const namespaces = new Map<BlockPosition, string>();
+  /** One hash was seen to name blocks of two namespaces. */
+  let isAmbiguous = false;
   /** Copies beyond the first, by position and medium: engines recompute the last block of a fully cached prompt. */
   const extraCopies = new Map<number, number>();
   const scratch = { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
@@ -138,6 +155,8 @@ export function createEngineMirror(
     return heldChosen();
   }
 
+  const heldAt = (hashes: Uint32Array, i: number): BlockPosition => held(hashes[2 * i]!, hashes[2 * i + 1]!);
+
   /** The block this engine holds under the chosen name. */
   function heldChosen(): BlockPosition {
     const position = names.find(owner, isHeld);
@@ -152,8 +171,8 @@ export function createEngineMirror(
       counts.blocksUnindexable += nBlocks;
       return;
     }
-    if (nBlocks === 0) return;
-    const medium = mediumIndexOf(event.medium);
+    if (nBlocks === 0 && event.tokenIds.length === 0) return;
+    const medium = mediumIndexOf(event);
     if (medium !== GPU) hasSlowMedia = true;
     if (event.tokenIds.length === 0) {
       locate(event.blockHashes, nBlocks, medium, counts);
@@ -167,6 +186,8 @@ export function createEngineMirror(
       (event.extraKeys?.length ?? nBlocks) === nBlocks;
     if (!isDense) {
       counts.blocksSparse += nBlocks;
+      // Where groups are not named: only sliding-window and state-space groups leave blocks out.
+      if (event.groupIdx === null && size >= 1 && event.tokenIds.length > nBlocks * size) becomeUnindexable();
       return;
     }
     if (size !== blockSizeTokens && !learnBlockSize(size, medium, counts)) {
@@ -174,19 +195,54 @@ export function createEngineMirror(
       return;
     }
     if (medium === GPU) noteExtraKeys(event);
+    const namespace = namespaceOf(event);
     const extraKeys = canonicalExtraKeys(event.extraKeys, event.loraName);
-    if (event.parentBlockHash === null) {
+    const chain: Chain = { event, nBlocks, medium, namespace, extraKeys };
+    const parentHash = parentHashOf(event, medium);
+    if (parentHash === null) {
       const root = rootOf(event.loraName, event.loraId, size);
-      placeChain(event, nBlocks, medium, root[0], root[1], NO_POSITION, extraKeys, counts);
+      const salted = { ...chain, extraKeys: withSalt(extraKeys, event.cacheSalt, nBlocks) };
+      placeChain(salted, root[0], root[1], NO_POSITION, counts);
       return;
     }
-    const parent = held(event.parentBlockHash[0], event.parentBlockHash[1]);
+    const parent = held(parentHash[0], parentHash[1]);
     if (parent === NO_POSITION) {
-      park(event, nBlocks, medium, extraKeys, counts);
+      park(chain, parentHash, counts);
+      return;
+    }
+    const joined = joinNamespace(namespace, parent);
+    if (joined === null) {
+      counts.blocksConflicting += nBlocks;
+      partial = true;
       return;
     }
     index.keyAt(parent, oneKey);
-    placeChain(event, nBlocks, medium, oneKey[0]!, oneKey[1]!, parent, extraKeys, counts);
+    placeChain(joined === namespace ? chain : { ...chain, namespace: joined }, oneKey[0]!, oneKey[1]!, parent, counts);
+  }
+
+  /** @returns null when the hash means other blocks now than those a block with this parent was computed from */
+  function joinNamespace(namespace: string, parent: BlockPosition): string | null {
+    const ofParent = namespaceAt(parent);
+    // Told once for a chain and true for all of it, as long as no hash was seen to mean two things.
+    if (namespace === '' && !isAmbiguous) return ofParent;
+    return namespace === ofParent ? namespace : null;
+  }
+
+  /** @returns the parent's engine hash, null at the start of a prompt */
+  function parentHashOf({ parentBlockHash }: BlockStored, medium: MediumIndex): BlockStored['parentBlockHash'] {
+    if (parentBlockHash === null) return null;
+    const [hi, lo] = parentBlockHash;
+    // llm-d's simulator writes 0 for none; its storage tier writes 0 for unknown, and some engines count from 0.
+    return hi === 0 && lo === 0 && medium === GPU && held(0, 0) === NO_POSITION ? null : parentBlockHash;
+  }
+
+  function namespaceAt(position: BlockPosition): string {
+    return namespaces.size === 0 ? '' : (namespaces.get(position) ?? '');
+  }
+
+  function setNamespace(position: BlockPosition, namespace: string): void {
+    if (namespace !== '') namespaces.set(position, namespace);
+    else if (namespaces.size > 0) namespaces.delete(position);
   }
 
   /** @returns false when blocks of this event's group cannot be mirrored */
@@ -195,9 +251,13 @@ export function createEngineMirror(
     groupIdx ??= group ?? 0;
     if (groupIdx === (group ?? 0) && RESUMABLE_KINDS.includes(kind)) return true;
     // A second group: whatever is resident in the first no longer tells how far the engine can resume.
+    becomeUnindexable();
+    return false;
+  }
+
+  function becomeUnindexable(): void {
     indexable = false;
     forgetBlocks();
-    return false;
   }
 
   /** @returns false when blocks of this size cannot stand beside the engine's GPU blocks */
@@ -220,7 +280,7 @@ export function createEngineMirror(
 
   function rootOf(loraName: string | null, loraId: number | null, size: number): RootHash {
     // Ids are local to an engine: such blocks get a root that no request can ask for.
-    const adapter = loraName ?? (loraId === null ? null : `\0lora_id ${slot} ${rank} ${loraId}`);
+    const adapter = loraName || (loraId === null ? null : `\0lora_id ${slot} ${rank} ${loraId}`);
     const cacheKey = adapter === null ? '' : `=${adapter}`;
     let root = roots.get(cacheKey);
     if (root === undefined) {
@@ -231,21 +291,16 @@ export function createEngineMirror(
     return root;
   }
 
-  function placeChain(
-    event: BlockStored,
-    nBlocks: number,
-    medium: MediumIndex,
-    hi: number,
-    lo: number,
-    parent: BlockPosition,
-    extraKeys: BlockExtraKeys | null,
-    counts: Counts,
-  ): void {
+  function placeChain(chain: Chain, hi: number, lo: number, parent: BlockPosition, counts: Counts): void {
+    const { event, nBlocks, medium, namespace, extraKeys } = chain;
     reserve(nBlocks);
     const { keys, positions, wasHeld } = scratch;
     hasher.continueBlocks(hi, lo, event.tokenIds, nBlocks, event.blockSizeTokens, extraKeys, keys);
-    const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
     const { blockHashes } = event;
+    const isNamespaced = namespace !== '' || namespaces.size > 0;
+    const before = isNamespaced ? Array.from({ length: nBlocks }, (_, i) => heldAt(blockHashes, i)) : null;
+    if (before?.some((other) => other !== NO_POSITION && namespaceAt(other) !== namespace)) isAmbiguous = true;
+    const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
     if (hasSlowMedia) markHeldElsewhere(nStored, medium);
     names.prepare(blockHashes, nStored, positions);
     for (let i = 0; i < nStored; i++) {
@@ -261,6 +316,16 @@ export function createEngineMirror(
     if (nStored < nBlocks) {
       counts.blocksNotStored += nBlocks - nStored;
       partial = true;
+    }
+    if (before !== null) {
+      const isPlaced = new Set(positions.subarray(0, nStored));
+      for (let i = 0; i < nStored; i++) {
+        setNamespace(positions[i]! as BlockPosition, namespace);
+        const other = before[i]!;
+        if (other === NO_POSITION || isPlaced.has(other) || !isHeld(other)) continue;
+        counts.blocksConflicting++;
+        dropAll(other);
+      }
     }
     if (parked.size() === 0) return;
     const placed = positions.slice(0, nStored);
@@ -333,20 +398,16 @@ export function createEngineMirror(
 
   // ---- blocks that wait
 
-  function park(
-    event: BlockStored,
-    nBlocks: number,
-    medium: MediumIndex,
-    extraKeys: BlockExtraKeys | null,
-    counts: Counts,
-  ): void {
+  function park(chain: Chain, parentHash: readonly [number, number], counts: Counts): void {
+    const { event, nBlocks, medium, namespace, extraKeys } = chain;
     const size = event.blockSizeTokens;
-    let parent = engineKey(event.parentBlockHash![0], event.parentBlockHash![1]);
+    let parent = engineKey(parentHash[0], parentHash[1]);
     for (let i = 0; i < nBlocks; i++) {
       const hi = event.blockHashes[2 * i]!;
       const lo = event.blockHashes[2 * i + 1]!;
       const position = held(hi, lo);
-      if (position !== NO_POSITION) {
+      const joined = position === NO_POSITION ? null : joinNamespace(namespace, position);
+      if (joined !== null) {
         // Another copy of a block whose place is known, although its parent has gone: what follows has a place too.
         if (holdCopies(position, medium, 1)) counts.blocksStored++;
         const rest = {
@@ -355,13 +416,14 @@ export function createEngineMirror(
           tokenIds: event.tokenIds.subarray((i + 1) * size),
         };
         const restKeys = extraKeys === null ? null : extraKeys.slice(i + 1);
+        const restOfChain = { event: rest, nBlocks: nBlocks - i - 1, medium, namespace: joined, extraKeys: restKeys };
         index.keyAt(position, oneKey);
-        placeChain(rest, nBlocks - i - 1, medium, oneKey[0]!, oneKey[1]!, position, restKeys, counts);
+        placeChain(restOfChain, oneKey[0]!, oneKey[1]!, position, counts);
         return;
       }
       const hash = engineKey(hi, lo);
       const tokenIds = event.tokenIds.slice(i * size, (i + 1) * size);
-      const dropped = parked.park(hash, { parent, tokenIds, extraKeys: extraKeys?.[i] ?? null }, medium);
+      const dropped = parked.park(hash, { parent, tokenIds, extraKeys: extraKeys?.[i] ?? null, namespace }, medium);
       counts.blocksParked++;
       counts.blocksDropped += dropped;
       if (dropped > 0) partial = true;
@@ -380,7 +442,13 @@ export function createEngineMirror(
       if (early !== undefined) enterCopies(position, early);
       for (const childHash of parked.childrenOf(hash)) {
         const child = parked.take(childHash)!;
-        const childPosition = placeOne(child, position, counts);
+        const namespace = joinNamespace(child.content!.namespace, position);
+        if (namespace === null) {
+          counts.blocksConflicting++;
+          partial = true;
+          continue;
+        }
+        const childPosition = placeOne(child, position, namespace, counts);
         if (childPosition === NO_POSITION) {
           counts.blocksNotStored++;
           partial = true;
@@ -396,7 +464,7 @@ export function createEngineMirror(
   }
 
   /** Places a parked block behind its parent, with one GPU copy. */
-  function placeOne(block: ParkedBlock, parent: BlockPosition, counts: Counts): BlockPosition {
+  function placeOne(block: ParkedBlock, parent: BlockPosition, namespace: string, counts: Counts): BlockPosition {
     const { tokenIds, extraKeys } = block.content!;
     const key = new Uint32Array(2);
     index.keyAt(parent, key);
@@ -405,6 +473,7 @@ export function createEngineMirror(
     if (index.store(owner, GPU, parent, key, 1, onePosition, oneFlag) === 0) return NO_POSITION;
     const position = onePosition[0]! as BlockPosition;
     if (oneFlag[0] === 1) addCopies(position, GPU, 1);
+    setNamespace(position, namespace);
     names.choose(...wordsOf(block.hash));
     const isNew = oneFlag[0] === 0 && index.mediaAt(owner, position) === 1 << GPU;
     if (name(position, isNew ? 'new' : 'further', 0, 0, counts)) return position;
@@ -422,11 +491,12 @@ export function createEngineMirror(
 
   function remove(event: BlockRemoved, counts: Counts): void {
     const nBlocks = event.blockHashes.length / 2;
-    if (!indexable || (groupIdx !== null && groupIdx !== (event.groupIdx ?? 0))) {
+    // A removal that names no group may mean any.
+    if (!indexable || (groupIdx !== null && event.groupIdx !== null && groupIdx !== event.groupIdx)) {
       counts.blocksUnindexable += nBlocks;
       return;
     }
-    const medium = mediumIndexOf(event.medium);
+    const medium = mediumIndexOf(event);
     if (medium !== removal.medium) flushRemovals(counts);
     removal.medium = medium;
     for (let i = 0; i < event.blockHashes.length;) {
@@ -457,10 +527,10 @@ export function createEngineMirror(
     const nGone = index.remove(owner, medium, positions, nFound);
     counts.blocksRemoved += nGone;
     counts.blocksUnknownRemoved += nFound - nGone;
-    if (!names.hasOwn(owner)) return;
+    if (!names.hasOwn(owner) && namespaces.size === 0) return;
     for (let i = 0; i < nFound; i++) {
       const position = positions[i]! as BlockPosition;
-      if (!isHeld(position)) names.dropOwn(owner, position);
+      if (!isHeld(position)) forgetNames(position);
     }
   }
 
@@ -483,7 +553,12 @@ export function createEngineMirror(
     if (takeCopy(position, medium)) return;
     onePosition[0] = position;
     index.remove(owner, medium, onePosition, 1);
-    if (!isHeld(position)) names.dropOwn(owner, position);
+    if (!isHeld(position)) forgetNames(position);
+  }
+
+  function forgetNames(position: BlockPosition): void {
+    names.dropOwn(owner, position);
+    namespaces.delete(position);
   }
 
   /** Forgets a block in all media, whatever its copies. */
@@ -493,12 +568,14 @@ export function createEngineMirror(
       extraCopies.delete(copyKey(position, m));
       index.remove(owner, m, onePosition, 1);
     }
-    names.dropOwn(owner, position);
+    forgetNames(position);
   }
 
   function forgetBlocks(): void {
     removal.n = 0;
     extraCopies.clear();
+    namespaces.clear();
+    isAmbiguous = false;
     parked.clear();
     partial = false;
     if (index.heldBy(owner) === 0) return;
@@ -542,6 +619,7 @@ export function createEngineMirror(
     },
     evicted(position) {
       partial = true;
+      namespaces.delete(position);
       for (const m of MEDIA_INDEXES) extraCopies.delete(copyKey(position, m));
     },
     close() {
@@ -582,10 +660,29 @@ export function noCounts(): Counts {
 }
 
 /** The speed class of a medium's name; what is neither the GPU nor host memory counts as the slowest. */
-function mediumIndexOf(medium: string | null): MediumIndex {
-  if (medium === null || medium === 'GPU') return GPU;
+function mediumIndexOf({ medium, locality }: BlockStored | BlockRemoved): MediumIndex {
+  // Whatever it lies on there: it must come over the network.
+  if (locality === 'REMOTE') return 2;
+  if (!medium || medium === 'GPU') return GPU;
   const name = medium.toUpperCase();
   return name.startsWith('GPU') ? GPU : name.startsWith('CPU') || name === 'HOST' ? 1 : 2;
+}
+
+/** What hashes of an engine that reports no extra keys may not cover. */
+function namespaceOf({ extraKeys, cacheSalt, loraName }: BlockStored): string {
+  if (extraKeys !== undefined || (!cacheSalt && !loraName)) return '';
+  return JSON.stringify([loraName, cacheSalt]);
+}
+
+/** A salt that is told beside the extra keys, put where vLLM has it: last among those of the prompt's first block. */
+function withSalt(
+  extraKeys: BlockExtraKeys | null,
+  cacheSalt: string | null | undefined,
+  nBlocks: number,
+): BlockExtraKeys | null {
+  if (!cacheSalt || extraKeys?.[0]?.includes(cacheSalt)) return extraKeys;
+  const [first = null, ...rest] = extraKeys ?? new Array<null>(nBlocks).fill(null);
+  return [[...(first ?? []), cacheSalt], ...rest];
 }
 
 function copyKey(position: BlockPosition, medium: MediumIndex): number {

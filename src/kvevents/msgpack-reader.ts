@@ -146,7 +146,12 @@ export class MsgpackReader {
       return value;
     }
     const value = this.integer();
-    return Number.isNaN(value) ? null : value;
+    if (!Number.isNaN(value)) return value;
+    if (tag !== UINT64 && tag !== INT64) return null;
+    // As near as a double comes.
+    this.need(9);
+    this.pos += 9;
+    return tag === UINT64 ? this.unsignedAt(this.pos - 8, 8) : this.signedAt(this.pos - 8, 8);
   }
 
   /**

@@ -19,6 +19,8 @@ export type ParkedContent = {
   readonly parent: EngineHashKey;
   readonly tokenIds: Uint32Array;
   readonly extraKeys: readonly ExtraKey[] | null;
+  /** The parent must have the same. */
+  readonly namespace: string;
 };
 
 export type ParkedBlocks = {

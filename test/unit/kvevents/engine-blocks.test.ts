@@ -330,3 +330,124 @@ describe('what is learnt about a source', () => {
     expect([0, 1, 2].map((slot) => match.blocks(slot))).toEqual([2, 1, 3]);
   });
 });
+
+describe('SGLang: salt and adapter are told beside hashes that may not cover them', () => {
+  const plain = { extraKeys: undefined };
+  const salted = (cacheSalt: string) => ({ ...plain, cacheSalt });
+  const of = (bench: ReturnType<typeof createIndexBench>, ids: number[], salt: string | null, adapter?: string) =>
+    bench.match(promptOf(ids), { adapter: adapter ?? null, extraKeys: salt === null ? null : ids.map((_, i) => (i === 0 ? [salt] : null)) }).blocks(A); // prettier-ignore
+
+  test('blocks of a salted prompt belong to its tenant and to nobody else', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), salted('t1'))]));
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]), salted('t1'))]));
+    expect([of(bench, [b0, b1], null), of(bench, [b0, b1], 't1'), of(bench, [b0, b1], 't2')]).toEqual([0, 2, 0]);
+    source.apply(batchOf([removed([b1])]));
+    expect(of(bench, [b0, b1], 't1')).toBe(1);
+  });
+
+  test('a salt told only with the first event is that of all that follows', () => {
+    const bench = createIndexBench();
+    const events = [stored([b0], null, promptOf([b0]), salted('t1')), stored([b1], b0, promptOf([b1]), plain)];
+    bench.source(A).apply(batchOf(events));
+    expect([of(bench, [b0, b1], null), of(bench, [b0, b1], 't1')]).toEqual([0, 2]);
+  });
+
+  test('a salt that is also among the extra keys counts once', () => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), { cacheSalt: 't1', extraKeys: [['t1']] })]));
+    expect([of(bench, [b0], null), of(bench, [b0], 't1')]).toEqual([0, 1]);
+  });
+
+  test.each([
+    ['salts', salted('t1'), 't1', undefined],
+    ['adapters', { ...plain, loraName: 'L' }, null, 'L'],
+  ])('one hash in two namespaces (%s): the last one announced is meant, a child of the other is not placed', (_, more, salt, adapter) => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), plain), stored([b1], b0, promptOf([b1]), plain)]));
+    const second = source.apply(batchOf([stored([b0], null, promptOf([b0]), more)]));
+    expect(second).toMatchObject({ blocksConflicting: 1 });
+    expect([of(bench, [b0, b1], null), of(bench, [b0, b1], salt, adapter)]).toEqual([0, 1]);
+    // The plain prompt goes on; the block before it is now known as the other one.
+    source.apply(batchOf([stored([b2], b0, promptOf([b2]), plain)]));
+    expect([of(bench, [b0, b2], null), of(bench, [b0, b2], salt, adapter)]).toEqual([0, 1]);
+    source.apply(batchOf([removed([b0])]));
+    expect([of(bench, [b0], null), of(bench, [b0], salt, adapter)]).toEqual([0, 0]);
+  }); // prettier-ignore
+
+  test('a block that waits for its parent is not placed behind one of another namespace', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]), salted('t1'))]));
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), plain)]));
+    expect([of(bench, [b0, b1], null), of(bench, [b0, b1], 't1')]).toEqual([1, 0]);
+    expect(source.stats()).toMatchObject({ partial: true, nOrphans: 0 });
+  });
+});
+
+describe('a parent of 0', () => {
+  const zero = { parentBlockHash: [0, 0] as const };
+  test('is no parent for tokens on the GPU (llm-d’s simulator)', () => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), zero), stored([b1], b0, promptOf([b1]))]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(2);
+  });
+
+  test('is unknown for a storage tier', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), { ...zero, medium: 'SHARED_STORAGE' })]));
+    expect([bench.match(promptOf([b0])).blocks(A), source.stats().nOrphans]).toEqual([0, 1]);
+  });
+
+  test('is a block for an engine that counts from 0', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    const blockHashes = Uint32Array.of(0, 0);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), { blockHashes })]));
+    source.apply(batchOf([stored([b1], null, promptOf([b1]), zero)]));
+    expect([bench.match(promptOf([b0, b1])).blocks(A), bench.match(promptOf([b1])).blocks(A)]).toEqual([2, 0]);
+    source.apply(batchOf([removed([], { blockHashes })]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(0);
+  });
+});
+
+describe('groups and tiers that are not named', () => {
+  test.each([
+    ['fewer hashes than tokens', stored([b1], b0, promptOf([b1, b2]), { groupIdx: null, kvCacheSpecKind: null })],
+    ['no hash at all', stored([], b0, promptOf([b1]), { groupIdx: null, kvCacheSpecKind: null })],
+  ])('a sparse event with %s gives a second group away: the engine promises nothing', (_, sparse) => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), { groupIdx: null, kvCacheSpecKind: null })]));
+    source.apply(batchOf([sparse]));
+    expect(source.stats()).toMatchObject({ indexable: false, nBlocks: 0 });
+  });
+
+  test('a removal that names no group may mean any', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), { groupIdx: 2 }), removed([b0], { groupIdx: null })]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+  });
+
+  test('what lies elsewhere is as slow as a disk, and leaves when it is removed there', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    const remote = { medium: 'CPU', locality: 'REMOTE' };
+    source.apply(batchOf([stored([b0], null, promptOf([b0]), remote)]));
+    expect(bench.match(promptOf([b0])).blocksIn(A, 'disk')).toBe(1);
+    source.apply(batchOf([removed([b0], { medium: 'CPU' })]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(1);
+    source.apply(batchOf([removed([b0], remote)]));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(0);
+  });
+
+  test('an empty adapter name, medium or salt is none', () => {
+    const bench = createIndexBench();
+    bench.source(A).apply(batchOf([stored([b0], null, promptOf([b0]), { loraName: '', medium: '', cacheSalt: '' })]));
+    expect(bench.match(promptOf([b0])).blocksIn(A, 'gpu')).toBe(1);
+  });
+});
