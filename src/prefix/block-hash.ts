@@ -9,10 +9,12 @@
  * absorbed into the 64-bit state by xor, each followed by a bijective round of 32-bit operations; the state after the
  * last piece of a block is the block's key. Extra keys of a block are absorbed the same way before its tokens.
  *
- * The sums below use doubles with 16-bit halves of the keys: 16 · 2^32 · 2^16 = 2^52, so they are exact.
+ * The arithmetic of pieces is in hash-pieces.ts, and once more, faster and with the same results, in hash-pieces-wasm.ts.
  */
 import { randomFillSync } from 'node:crypto';
 import type { ExtraKey, MultimodalFeature } from '../tokenizer/tokenizer.ts';
+import { createPlainPieces, PIECE } from './hash-pieces.ts';
+import { createFastPieces, MAX_FAST_BLOCK_TOKENS } from './hash-pieces-wasm.ts';
 
 /** 8 random words. Replicas that exchange snapshots share one. */
 export type HashSeed = Uint32Array;
@@ -53,7 +55,8 @@ export type BlockHasher = {
 };
 
 export const HASH_SEED_WORDS = 8;
-const PIECE = 16;
+/** Below this the way into WebAssembly costs more than it saves. */
+const MIN_FAST_TOKENS = 80;
 const TAG_ROOT = 1;
 const TAG_EXTRA_KEYS = 2;
 const KEY_IS_STRING = 1;
@@ -66,12 +69,14 @@ export function createHashSeed(random: (words: Uint32Array) => void = randomFill
   return seed;
 }
 
-export function createBlockHasher(seed: HashSeed): BlockHasher {
+/** @param arithmetic `plain` gives the same keys without WebAssembly */
+export function createBlockHasher(seed: HashSeed, arithmetic: 'fastest' | 'plain' = 'fastest'): BlockHasher {
   if (seed.length !== HASH_SEED_WORDS) {
     throw new RangeError(`a hash seed has ${HASH_SEED_WORDS} words, got ${seed.length}`);
   }
   const keys = expandSeed(seed);
-  const halves = splitKeys(keys);
+  const plainPieces = createPlainPieces(keys);
+  const fastPieces = (arithmetic === 'fastest' ? createFastPieces(keys) : null) ?? plainPieces;
   const state = new Uint32Array(2);
   const piece = new Uint32Array(PIECE);
 
@@ -83,27 +88,36 @@ export function createBlockHasher(seed: HashSeed): BlockHasher {
     }
     state[0] = hi;
     state[1] = lo;
-    if (extraKeys === null && blockSize % PIECE === 0) {
-      hashPieces(halves, tokenIds, 0, nBlocks, blockSize / PIECE, state, out);
-      return;
-    }
-    for (let block = 0; block < nBlocks; block++) {
+    for (let block = 0; block < nBlocks;) {
       const ofBlock = extraKeys?.[block];
       if (ofBlock !== null && ofBlock !== undefined && ofBlock.length > 0) absorbExtraKeys(ofBlock);
-      hashBlock(tokenIds, block * blockSize, blockSize);
-      out[2 * block] = state[0]!;
-      out[2 * block + 1] = state[1]!;
+      const end = blockSize % PIECE === 0 ? nextWithExtraKeys(extraKeys, block + 1, nBlocks) : block + 1;
+      hashBlocks(tokenIds, block, end, blockSize, out);
+      block = end;
     }
   };
 
+  function hashBlocks(tokenIds: Uint32Array, from: number, to: number, blockSize: number, out: Uint32Array): void {
+    const nTokens = (to - from) * blockSize;
+    if (blockSize % PIECE === 0) {
+      const isWorthIt = nTokens >= MIN_FAST_TOKENS && blockSize <= MAX_FAST_BLOCK_TOKENS;
+      const pieces = isWorthIt ? fastPieces : plainPieces;
+      pieces(tokenIds, from * blockSize, to - from, blockSize / PIECE, state, out, 2 * from);
+      return;
+    }
+    hashBlock(tokenIds, from * blockSize, blockSize);
+    out[2 * from] = state[0]!;
+    out[2 * from + 1] = state[1]!;
+  }
+
   function hashBlock(tokenIds: Uint32Array, start: number, nTokens: number): void {
     const nWhole = Math.floor(nTokens / PIECE);
-    hashPieces(halves, tokenIds, start, 1, nWhole, state, state);
+    plainPieces(tokenIds, start, 1, nWhole, state, state, 0);
     const nRest = nTokens - nWhole * PIECE;
     if (nRest === 0) return;
     piece.fill(0);
     for (let i = 0; i < nRest; i++) piece[i] = tokenIds[start + nWhole * PIECE + i]!;
-    hashPieces(halves, piece, 0, 1, 1, state, state);
+    plainPieces(piece, 0, 1, 1, state, state, 0);
   }
 
   /** Digest of a word list that carries its own lengths, started from secret words. */
@@ -135,7 +149,7 @@ export function createBlockHasher(seed: HashSeed): BlockHasher {
     state[1]! ^= lo;
     // An empty piece adds nothing but its rounds: it separates extra keys from the tokens that follow.
     piece.fill(0);
-    hashPieces(halves, piece, 0, 1, 1, state, state);
+    plainPieces(piece, 0, 1, 1, state, state, 0);
   }
 
   return {
@@ -200,6 +214,14 @@ export function requestExtraKeys(
   return keys.every((ofBlock) => ofBlock === null) ? null : keys;
 }
 
+/** First block from `from` on that has extra keys, else `nBlocks`. */
+function nextWithExtraKeys(extraKeys: BlockExtraKeys | null, from: number, nBlocks: number): number {
+  if (extraKeys === null) return nBlocks;
+  let block = from;
+  while (block < nBlocks && (extraKeys[block] ?? null) === null) block++;
+  return block;
+}
+
 function leadsWith(ofBlock: readonly ExtraKey[], loraName: string | null): 0 | 1 {
   return loraName !== null && ofBlock[0] === loraName ? 1 : 0;
 }
@@ -223,71 +245,4 @@ function expandSeed(seed: HashSeed): Uint32Array {
     if (i >= 0) keys[i] = s[at]! ^ s[(at + 3) & 7]!;
   }
   return keys;
-}
-
-/** [low 16 bits of S1 keys, high of S1, low of S2, high of S2] · 16, as doubles. */
-function splitKeys(keys: Uint32Array): Float64Array {
-  const halves = new Float64Array(4 * PIECE);
-  for (let i = 0; i < PIECE; i++) {
-    halves[4 * i] = keys[i]! & 0xffff;
-    halves[4 * i + 1] = keys[i]! >>> 16;
-    halves[4 * i + 2] = keys[PIECE + i]! & 0xffff;
-    halves[4 * i + 3] = keys[PIECE + i]! >>> 16;
-  }
-  return halves;
-}
-
-/**
- * The hot loop: `nBlocks` blocks of `nPieces` whole pieces from `start`, state in and out of `state`, keys to `out`.
- */
-function hashPieces(
-  halves: Float64Array,
-  tokenIds: Uint32Array,
-  start: number,
-  nBlocks: number,
-  nPieces: number,
-  state: Uint32Array,
-  out: Uint32Array,
-): void {
-  let h = state[0]! | 0;
-  let l = state[1]! | 0;
-  let at = start;
-  for (let block = 0; block < nBlocks; block++) {
-    for (let p = 0; p < nPieces; p++) {
-      let a = 0;
-      let b = 0;
-      let c = 0;
-      let d = 0;
-      for (let i = 0; i < 4 * PIECE; i += 4) {
-        const token = tokenIds[at++]!;
-        a += token * halves[i]!;
-        b += token * halves[i + 1]!;
-        c += token * halves[i + 2]!;
-        d += token * halves[i + 3]!;
-      }
-      // S = a + b · 2^16 as two words; the carry shows as a low word smaller than one of its summands.
-      let low = a | 0;
-      let sum = (low + (b << 16)) | 0;
-      let carry = sum >>> 0 < low >>> 0 ? 1 : 0;
-      l ^= sum;
-      h ^= ((a * 2 ** -32) | 0) + ((b * 2 ** -16) | 0) + carry;
-      l = Math.imul(l ^ (l >>> 15), 0x2c1b3c6d);
-      h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
-      l = (l + ((h << 11) | (h >>> 21))) | 0;
-      h ^= (l << 19) | (l >>> 13);
-      low = c | 0;
-      sum = (low + (d << 16)) | 0;
-      carry = sum >>> 0 < low >>> 0 ? 1 : 0;
-      l ^= sum;
-      h ^= ((c * 2 ** -32) | 0) + ((d * 2 ** -16) | 0) + carry;
-      l = Math.imul(l ^ (l >>> 15), 0x297a2d39);
-      h = Math.imul(h ^ (h >>> 16), 0xc2b2ae35);
-      l = (l + ((h << 13) | (h >>> 19))) | 0;
-      h ^= (l << 17) | (l >>> 15);
-    }
-    out[2 * block] = h;
-    out[2 * block + 1] = l;
-  }
-  state[0] = h;
-  state[1] = l;
 }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
 import {
   canonicalExtraKeys,
   createBlockHasher,
@@ -6,6 +7,8 @@ import {
   requestExtraKeys,
   type BlockExtraKeys,
 } from '../../../src/prefix/block-hash.ts';
+import { createFastPieces } from '../../../src/prefix/hash-pieces-wasm.ts';
+import { countHostileCollisions } from '../../support/hostile-blocks.ts';
 import { createRandom, seededWords } from '../../support/kv-events.ts';
 
 const hasher = createBlockHasher(createHashSeed(seededWords(1)));
@@ -120,49 +123,71 @@ describe('quality of the keys', () => {
     for (const count of flips) expect(Math.abs(count / n - 0.5)).toBeLessThan(0.14);
   });
 
-  test('no two of 300,000 blocks made to collide do so', () => {
-    const root = hasher.root('m', null, 16);
-    const keys = new Float64Array(300_000);
-    const ids = new Uint32Array(16);
-    const out = new Uint32Array(2);
-    for (let i = 0; i < keys.length; i++) {
-      // Few bits that differ, in pairs of tokens that could cancel each other, and sums that stay the same.
-      ids.fill(0);
-      ids[i % 16] = i >>> 4;
-      ids[(i + 1) % 16] = (1 << 17) - (i >>> 4);
-      if ((i & 32) !== 0) ids[(i + 5) % 16] = 1 << (i % 18);
-      hasher.continueBlocks(root[0], root[1], ids, 1, 16, null, out);
-      keys[i] = out[0]! * 2 ** 21 + (out[1]! >>> 11);
-    }
-    // 53 of the 64 bits are compared: a chance of 5e-6 that a perfect hash fails.
-    expect(new Set(keys).size).toBe(new Set(Array.from(keys.keys(), hostileText)).size);
-  });
-
-  test('twice the tokens take about twice the time', () => {
-    const root = hasher.root('m', null, 16);
-    const time = (nBlocks: number): number => {
-      const ids = tokens(16 * nBlocks);
-      let best = Infinity;
-      for (let k = 0; k < 9; k++) {
-        const start = performance.now();
-        for (let r = 0; r < 4; r++) hasher.blocks(ids, root, 16);
-        best = Math.min(best, performance.now() - start);
-      }
-      return best;
-    };
-    time(4096);
-    expect(time(16_384) / time(2048)).toBeLessThan(8 * 4);
+  test('no two of a million blocks made to collide do so', () => {
+    expect(countHostileCollisions(hasher, 1_000_000)).toBe(0);
   });
 });
 
-/** What block i of the hostile list is, to count real repetitions. */
-function hostileText(i: number): string {
-  const ids = new Array<number>(16).fill(0);
-  ids[i % 16] = i >>> 4;
-  ids[(i + 1) % 16] = (1 << 17) - (i >>> 4);
-  if ((i & 32) !== 0) ids[(i + 5) % 16] = 1 << (i % 18);
-  return ids.join();
-}
+describe('WebAssembly', () => {
+  const entry = fc.oneof(
+    fc.constant(null),
+    fc.array(fc.oneof(fc.string(), fc.tuple(fc.string(), fc.integer({ min: -100, max: 100 }))), { maxLength: 3 }),
+  );
+  const prompt = fc.record({
+    seed: fc.uint32Array({ minLength: 8, maxLength: 8 }),
+    size: fc.constantFrom(1, 4, 15, 16, 17, 32, 48, 64, 8192, 8208),
+    tokenIds: fc.uint32Array({ maxLength: 400 }),
+    repeats: fc.integer({ min: 1, max: 90 }),
+    extraKeys: fc.option(fc.array(entry, { maxLength: 30 })),
+  });
+
+  test('gives the keys that plain arithmetic gives, whatever the tokens, sizes, lengths, extra keys and seeds', () => {
+    fc.assert(
+      fc.property(prompt, ({ seed, size, tokenIds, repeats, extraKeys }) => {
+        // Long ones too: blocks go through it some hundred at a time.
+        const ids = new Uint32Array(tokenIds.length * repeats);
+        for (let i = 0; i < ids.length; i++) ids[i] = (tokenIds[i % tokenIds.length]! + i) >>> 0;
+        const fast = createBlockHasher(seed);
+        const plain = createBlockHasher(seed, 'plain');
+        const root = plain.root('m', 'a', size);
+        expect(fast.root('m', 'a', size)).toEqual(root);
+        expect(fast.blocks(ids, root, size, extraKeys)).toEqual(plain.blocks(ids, root, size, extraKeys));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test('is used where it can be', () => {
+    expect(createFastPieces(new Uint32Array(34))).not.toBeNull();
+  });
+
+  test.each([
+    ['there is none', undefined],
+    [
+      'it cannot be compiled',
+      {
+        Module: class {
+          constructor() {
+            throw new SyntaxError('no vectors');
+          }
+        },
+      },
+    ],
+  ])('is done without where %s', (_, replacement) => {
+    const scope = globalThis as { WebAssembly?: unknown };
+    const real = scope.WebAssembly;
+    const ids = tokens(400);
+    try {
+      scope.WebAssembly = replacement;
+      const without = createBlockHasher(createHashSeed(seededWords(1)));
+      scope.WebAssembly = real;
+      const root = without.root('m', null, 16);
+      expect(without.blocks(ids, root, 16)).toEqual(hasher.blocks(ids, root, 16));
+    } finally {
+      scope.WebAssembly = real;
+    }
+  });
+});
 
 describe('canonical extra keys', () => {
   test.each<[string, BlockExtraKeys | null | undefined, string | null, BlockExtraKeys | null]>([
