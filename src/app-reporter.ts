@@ -10,6 +10,7 @@ import type { PickError } from './extproc/endpoint-picker.ts';
 import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
 import type { KvEventCounters } from './kvevents/ingest.ts';
+import type { EngineMetrics, ScrapeResult } from './load/engine-metrics.ts';
 import type { InFlight } from './load/in-flight.ts';
 import type { CompletionSignal, Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
@@ -22,6 +23,7 @@ export type ReporterDeps = {
   readonly decisions: DecisionLog;
   readonly endpoints: EndpointStore;
   readonly inFlight: InFlight;
+  readonly engineMetrics: Pick<EngineMetrics, 'of' | 'isDown'>;
   readonly index: PrefixIndexReader;
   readonly ladder: TokenizerLadder;
   readonly streamOf: (id: EndpointId) => StreamSummary | undefined;
@@ -34,6 +36,7 @@ export type Reporter = {
   end(record: EndRecord): void;
   stream(result: ExchangeResult): void;
   kvEvents(delta: KvEventCounters): void;
+  scrape(result: ScrapeResult, nIgnored: number): void;
   readonly tokenizerCall: VllmTokenizerDeps['onCall'];
   /** How the ends of answers were learnt so far: which signals this data plane gives. */
   completions(): Readonly<Record<CompletionSignal, number>>;
@@ -45,7 +48,7 @@ export type Reporter = {
 type CachedTokens = { predicted: number; observed: number | null };
 
 export function createReporter(deps: ReporterDeps): Reporter {
-  const { metrics, endpoints, inFlight } = deps;
+  const { metrics, endpoints, inFlight, engineMetrics } = deps;
   const cachedTokens = new Map<EndpointId, CachedTokens>();
   const nCompletions: Record<CompletionSignal, number> = { response: 0, stream: 0, observer: 0, estimate: 0 };
   let nEvicted = 0;
@@ -66,6 +69,16 @@ export function createReporter(deps: ReporterDeps): Reporter {
     metrics.promptTokensTotal.inc({ model }, promptTokens);
     metrics.predictedCachedTokensTotal.inc({ model }, predictedCachedTokens);
     cachedTokensOf(id).predicted += predictedCachedTokens;
+  }
+
+  /** A series only where an engine has said something: none is better than a zero that looks idle. */
+  function writeEngineGauges({ id, address: endpoint }: Endpoint): void {
+    const engine = engineMetrics.of(id);
+    if (engine === null) return;
+    metrics.endpointMetricsAgeSeconds.set({ endpoint }, engine.ageMs / 1000);
+    if (engine.waiting !== null) metrics.endpointWaitingRequests.set({ endpoint }, engine.waiting);
+    if (engine.running !== null) metrics.endpointRunningRequests.set({ endpoint }, engine.running);
+    if (engine.kvUsage !== null) metrics.endpointKvUsage.set({ endpoint }, engine.kvUsage);
   }
 
   return {
@@ -148,6 +161,10 @@ export function createReporter(deps: ReporterDeps): Reporter {
       for (const [reason, value] of Object.entries(delta.errors)) metrics.kvEventErrorsTotal.inc({ reason }, value);
       for (const lagMs of delta.lagMs) metrics.kvEventLagSeconds.observe(lagMs / 1000);
     },
+    scrape(result, nIgnored) {
+      metrics.engineScrapesTotal.inc({ result });
+      if (nIgnored > 0) metrics.engineValuesIgnoredTotal.inc(nIgnored);
+    },
     tokenizerCall(api, result, durationMs) {
       metrics.tokenizerRequestsTotal.inc({ api, result });
       metrics.tokenizerDurationSeconds.observe({ api }, durationMs / 1000);
@@ -159,6 +176,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         const stream = deps.streamOf(endpoint.id);
         const { trust, blockSizeTokens } = deps.knowledge(endpoint);
         const load = inFlight.load(endpoint.slot);
+        const engine = engineMetrics.of(endpoint.id);
         return {
           name: endpoint.name,
           address: endpoint.address,
@@ -166,6 +184,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
           models: endpoint.models,
           adapters: endpoint.adapters,
           ready: endpoint.ready,
+          reachable: !engineMetrics.isDown(endpoint.id),
           trust,
           blockSizeTokens,
           kvEvents: stream
@@ -180,15 +199,15 @@ export function createReporter(deps: ReporterDeps): Reporter {
                 coverage: stream.coverage,
               }
             : null,
-          // What an engine says of itself is not asked yet.
           load: {
             inFlightRequests: load.requests,
             inFlightTokens: load.tokens,
-            waiting: null,
-            running: null,
-            kvUsage: null,
-            ageMs: null,
+            waiting: engine?.waiting ?? null,
+            running: engine?.running ?? null,
+            kvUsage: engine?.kvUsage ?? null,
+            ageMs: engine === null ? null : Math.round(engine.ageMs),
           },
+          engine: engine === null ? null : { kind: engine.engine, kvBlocks: engine.nBlocks },
           cachedTokens: cachedTokens.get(endpoint.id) ?? { predicted: 0, observed: null },
         };
       });
@@ -198,6 +217,10 @@ export function createReporter(deps: ReporterDeps): Reporter {
       metrics.endpoints.reset();
       metrics.endpointInFlightRequests.reset();
       metrics.endpointInFlightTokens.reset();
+      metrics.endpointWaitingRequests.reset();
+      metrics.endpointRunningRequests.reset();
+      metrics.endpointKvUsage.reset();
+      metrics.endpointMetricsAgeSeconds.reset();
       const byTrust = new Map<string, { model: string; trust: EndpointKnowledge['trust']; value: number }>();
       for (const endpoint of endpoints.all()) {
         const model = endpoint.models[0]!;
@@ -207,6 +230,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         const load = inFlight.load(endpoint.slot);
         metrics.endpointInFlightRequests.set({ endpoint: endpoint.address }, load.requests);
         metrics.endpointInFlightTokens.set({ endpoint: endpoint.address }, load.tokens);
+        writeEngineGauges(endpoint);
       }
       for (const { model, trust, value } of byTrust.values()) metrics.endpoints.set({ model, trust }, value);
       const { accuracy, memoBytes } = deps.ladder.stats();

@@ -19,6 +19,9 @@ import { createKnowledge, createStreamSummaries } from './kvevents/endpoint-know
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
+import { createEngineMetrics } from './load/engine-metrics.ts';
+import { createExpectedLoad } from './load/expected-load.ts';
+import { createHttpGet } from './load/http-get.ts';
 import { createInFlight } from './load/in-flight.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
@@ -43,6 +46,8 @@ export type App = {
 const DECISION_LOG_ENTRIES = 1000;
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
+/** A page of vLLM 0.32 has 70 KB, and comes within milliseconds. */
+const METRICS_PAGE = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 } as const;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
 const DECISION_MARGIN_MS = 300;
 
@@ -52,6 +57,20 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const endpoints = createEndpointStore();
   const decisions = createDecisionLog(DECISION_LOG_ENTRIES);
   const inFlight = createInFlight(clock);
+  const { metricsIntervalMs: intervalMs } = config.load;
+  const expectedLoad = createExpectedLoad({ inFlight, clock }, { intervalMs });
+  const metricsGet = createHttpGet(clock, METRICS_PAGE);
+  const engineMetrics = createEngineMetrics(
+    {
+      log,
+      clock,
+      get: metricsGet.get,
+      onAsk: ({ slot }) => expectedLoad.asked(slot),
+      onReading: ({ slot }, reading) => expectedLoad.read(slot, reading),
+      onScrape: (result, nIgnored) => reporter.scrape(result, nIgnored),
+    },
+    { intervalMs },
+  );
   const routed = createRoutedPrefixes(clock);
   const seed = createHashSeed();
   const hasher = createBlockHasher(seed);
@@ -71,6 +90,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     decisions,
     endpoints,
     inFlight,
+    engineMetrics,
     index,
     ladder,
     streamOf,
@@ -88,6 +108,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       ladder,
       routed,
       inFlight,
+      expectedLoad,
+      isDown: engineMetrics.isDown,
       tokenizer,
       record: reporter.decision,
       recordEnd(end) {
@@ -191,6 +213,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
   const emptied = new Set<EndpointSlot>();
   let ingestRunning = false;
+  let metricsRunning = false;
 
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
@@ -201,6 +224,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       routed.forget(slot);
       ladder.forget(slot);
     }
+    for (const slot of restarted) forgetLoad(slot);
+    if (metricsRunning) engineMetrics.reconcile(endpoints.ready());
     if (change.added.length + change.removed.length + change.changed.length > 0) {
       log.info('endpoints changed', {
         added: change.added.map(({ address }) => address),
@@ -216,10 +241,16 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       .catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
   }
 
+  function forgetLoad(slot: EndpointSlot): void {
+    inFlight.forget(slot);
+    expectedLoad.forget(slot);
+  }
+
   function freeSlots(): void {
     for (const slot of emptied) {
       if (inFlight.load(slot).requests > 0) continue;
       emptied.delete(slot);
+      forgetLoad(slot);
       endpoints.freed(slot);
     }
   }
@@ -261,6 +292,13 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       await ingest.stop();
     });
     await reconcileIngest();
+    metricsRunning = true;
+    engineMetrics.reconcile(endpoints.ready());
+    started.push(async () => {
+      metricsRunning = false;
+      engineMetrics.stop();
+      await metricsGet.close();
+    });
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
     const judgeKvEvents = (): void => readiness.set('kvEvents', warmStart.condition(ingest));
     const watchdog = setInterval(judgeKvEvents, WATCH_MS);

@@ -6,9 +6,10 @@
  * No metrics and no log here: every decision is handed to `record`.
  */
 import type { Clock } from './clock.ts';
-import type { Endpoint } from './endpoints/endpoint.ts';
+import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest, Reservation } from './extproc/endpoint-picker.ts';
+import type { ExpectedLoad } from './load/expected-load.ts';
 import type { InFlight } from './load/in-flight.ts';
 import { parseRequest, type InferenceRequest } from './openai/request.ts';
 import type { Usage } from './openai/usage.ts';
@@ -38,7 +39,10 @@ export type PickerDeps = {
   readonly index: PrefixIndexReader;
   readonly hasher: BlockHasher;
   readonly routed: RoutedPrefixes;
-  readonly inFlight: InFlight;
+  readonly inFlight: Pick<InFlight, 'reserve'>;
+  readonly expectedLoad: Pick<ExpectedLoad, 'of'>;
+  /** Refuses connections: discovery may not know yet. */
+  readonly isDown: (id: EndpointId) => boolean;
   readonly tokenizer: Tokenizer;
   readonly ladder: TokenizerLadder;
   readonly record: (record: DecisionRecord) => void;
@@ -62,7 +66,7 @@ export type Picker = EndpointPicker & {
 };
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
-  const { clock, endpoints, inFlight, ladder, routed, record } = deps;
+  const { clock, endpoints, expectedLoad, inFlight, isDown, ladder, routed, record } = deps;
   const matcher = createPromptMatcher(deps);
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
@@ -71,7 +75,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     });
     if (parsed.kind === 'bad_request') return badRequest(parsed.message, parsed.param);
     const { request } = parsed;
-    const selected = selectCandidates(endpoints, request, pick);
+    const selected = selectCandidates(endpoints, isDown, request, pick);
     if (selected.kind === 'error') return selected;
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
@@ -83,7 +87,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
     const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
-    const current = selectCandidates(endpoints, request, pick);
+    const current = selectCandidates(endpoints, isDown, request, pick);
     if (current.kind === 'error') return current;
     return choose(request, current, prompt, answer);
   }
@@ -156,7 +160,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       // A few tokens more than known are what the estimate is wrong by.
       const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
       const matchedTokens = usable > ofBlocks * TEXT_MARGIN ? usable : ofBlocks;
-      const load = inFlight.load(endpoint.slot);
+      const load = expectedLoad.of(endpoint);
       return { endpoint, trust, matchedBlocks, matchedTokens, uncachedTokens: promptTokens - matchedTokens, load };
     });
     const rung: Rung = isExact

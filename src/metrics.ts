@@ -58,6 +58,11 @@ export type Metrics = {
   readonly endpointInFlightRequests: LabelledGauge<EndpointLabel>;
   readonly endpointInFlightTokens: LabelledGauge<EndpointLabel>;
   readonly endpointWaitingRequests: LabelledGauge<EndpointLabel>;
+  readonly endpointRunningRequests: LabelledGauge<EndpointLabel>;
+  readonly endpointKvUsage: LabelledGauge<EndpointLabel>;
+  readonly endpointMetricsAgeSeconds: LabelledGauge<EndpointLabel>;
+  readonly engineScrapesTotal: LabelledCounter<{ readonly result: string }>;
+  readonly engineValuesIgnoredTotal: Counter;
   readonly indexBlocks: Gauge;
   readonly indexBytes: Gauge;
   readonly indexEvictedBlocksTotal: Counter;
@@ -167,6 +172,26 @@ export function createMetrics(): Metrics {
       'endpoint',
     ]),
     endpointWaitingRequests: gauge.labelled('endpoint_waiting_requests', waiting, ['endpoint']),
+    endpointRunningRequests: gauge.labelled(
+      'endpoint_running_requests',
+      'requests the engine works on, as it reports',
+      ['endpoint'],
+    ),
+    endpointKvUsage: gauge.labelled(
+      'endpoint_kv_usage',
+      'part of the KV cache held by requests, as the engine reports',
+      ['endpoint'],
+    ),
+    endpointMetricsAgeSeconds: gauge.labelled(
+      'endpoint_metrics_age_seconds',
+      'time since the metrics of the engine were last read',
+      ['endpoint'],
+    ),
+    engineScrapesTotal: counter.labelled('engine_scrapes_total', "readings of engines' metrics", ['result']),
+    engineValuesIgnoredTotal: counter.plain(
+      'engine_values_ignored_total',
+      "values in engines' metrics that were no number, negative or absurd",
+    ),
     indexBlocks: gauge.plain('index_blocks', 'blocks in the index, counted per endpoint'),
     indexBytes: gauge.plain('index_bytes', 'memory of the index'),
     indexEvictedBlocksTotal: counter.plain('index_evicted_blocks_total', 'blocks dropped to keep the byte budget'),

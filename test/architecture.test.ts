@@ -134,7 +134,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: ['undici'],
   },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
-  'load/': { knows: ['clock.ts', 'endpoints/endpoint.ts'], uses: [] },
+  'load/': { knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts'], uses: ['undici'] },
 
   // Flow (b): one KV event batch.
   'kvevents/': {
@@ -215,7 +215,9 @@ const PURE = [
   'kubernetes/model-adapters.ts',
   'kubernetes/objects.ts',
   'kubernetes/reflector-state.ts',
+  'load/expected-load.ts',
   'load/in-flight.ts',
+  'load/metrics-page.ts',
   'load/output-predictor.ts',
   'extproc/exchange.ts',
   'extproc/request-side.ts',

@@ -44,7 +44,10 @@ export type AnswerForm = 'streamed' | 'whole';
 export type InFlight = {
   load(slot: number): Load;
   reserve(slot: number, uncachedTokens: number, answer?: AnswerForm): LoadReservation;
-  /** Another process is behind the slot: what was learnt of its speed is void. */
+  /**
+   * Another process is behind the slot, or none: what was learnt of its speed and what was sent to it is void. Requests
+   * that went to the old one still end exactly once, and change nothing at the new one.
+   */
   forget(slot: number): void;
   /** Requests in flight over all slots. */
   total(): number;
@@ -191,8 +194,12 @@ export function createInFlight(
         release(computedTokens) {
           if (!held) return false;
           held = false;
-          if (serviceMs !== null) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
-          else if (answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+          const isSameProcess = slots.get(slot) === state;
+          if (serviceMs !== null) {
+            if (isSameProcess) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
+          } else if (answer === 'streamed') {
+            sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+          }
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;
           state.tokens -= uncachedTokens;
@@ -201,7 +208,10 @@ export function createInFlight(
         },
       };
     },
-    forget: models.forget,
+    forget(slot) {
+      models.forget(slot);
+      slots.delete(slot);
+    },
     total: () => nTotal,
   };
 }

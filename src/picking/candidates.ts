@@ -1,6 +1,9 @@
-/** Which endpoints may serve a request: ready, of its model, among those the data plane allows. */
+/**
+ * Which endpoints may serve a request: ready, of its model, among those the data plane allows. An endpoint that refuses
+ * connections is passed over, unless all of them seem to: then the sight is wrong rather than the whole fleet dead.
+ */
 import type { EndpointStore } from '../endpoints/endpoint-store.ts';
-import type { Endpoint } from '../endpoints/endpoint.ts';
+import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
 import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { noEndpoint, unknownModel } from './pick-errors.ts';
@@ -14,6 +17,7 @@ export type Selected = {
 
 export function selectCandidates(
   endpoints: EndpointStore,
+  isDown: (id: EndpointId) => boolean,
   request: InferenceRequest,
   { subset }: PickRequest,
 ): Selected | PickError {
@@ -27,9 +31,10 @@ export function selectCandidates(
   if (allowed.length === 0) {
     return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.', model);
   }
+  const reachable = allowed.filter(({ id }) => !isDown(id));
   return {
     kind: 'selected',
-    endpoints: allowed,
+    endpoints: reachable.length > 0 ? reachable : allowed,
     model: known?.model ?? '',
     adapter: known?.adapter ?? null,
   };

@@ -11,6 +11,7 @@ import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
 import { silentLog } from '../../src/log.ts';
+import { createExpectedLoad } from '../../src/load/expected-load.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createBlockHasher, createHashSeed, type BlockHashes } from '../../src/prefix/block-hash.ts';
 import {
@@ -148,7 +149,7 @@ async function multiTurn(nConversations: number): Promise<void> {
     index: openPrefixIndexReader(memory),
     hasher,
     routed: createRoutedPrefixes(clock),
-    inFlight: createInFlight(clock),
+    ...ownLoad(clock),
     recordEnd: () => undefined,
   };
   let last: DecisionRecord | null = null;
@@ -333,7 +334,7 @@ async function trouble({ name, behaviour, delayMs, perSecond }: Trouble, seconds
       index: openPrefixIndexReader(createPrefixIndexMemory({ maxBytes: 1 << 20 })),
       hasher,
       routed: createRoutedPrefixes(clock),
-      inFlight: createInFlight(clock),
+      ...ownLoad(clock),
       tokenizer,
       ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: BUDGET_MS }),
       record(record) {
@@ -397,3 +398,9 @@ async function trouble({ name, behaviour, delayMs, perSecond }: Trouble, seconds
 await multiTurn(Number(process.argv[2] ?? 2000));
 say(`tokenizer in trouble, budget ${BUDGET_MS} ms: latency must be ≤ ${BUDGET_MS + 5} ms, nothing may fail`);
 for (const one of TROUBLES) await trouble(one, 3);
+
+/** Engines that say nothing of themselves. */
+function ownLoad(clock: Clock) {
+  const inFlight = createInFlight(clock);
+  return { inFlight, expectedLoad: createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 }), isDown: () => false };
+}

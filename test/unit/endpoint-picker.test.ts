@@ -99,6 +99,7 @@ function aPicker(
   const engineBlocks = createEngineBlocks({ index: openPrefixIndexWriter(memory), hasher });
   const inFlight = createInFlight(clock);
   const routed = createRoutedPrefixes(clock);
+  const down = new Set<string>();
   const records: DecisionRecord[] = [];
   const ends: EndRecord[] = [];
   const sources = new Map<number, EngineBlocksSource>();
@@ -112,6 +113,8 @@ function aPicker(
       hasher,
       routed,
       inFlight,
+      expectedLoad: { of: ({ slot }) => inFlight.load(slot) },
+      isDown: (id) => down.has(id),
       tokenizer,
       ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: 50 }),
       record: (record) => records.push(record),
@@ -127,6 +130,7 @@ function aPicker(
     records,
     ends,
     endpoints,
+    down,
     /** Endpoint n announces the blocks of a text. */
     warm(n: number, text: string, { salt, adapter = null }: { salt?: string; adapter?: string | null } = {}) {
       const { slot } = endpoints.all().find(({ name }) => name === `pod-${n}`)!;
@@ -191,6 +195,21 @@ describe('one request', () => {
     expect(record.evaluation.rung).toBe('exact');
     // The engine computes the last token always, so a fully cached prompt gives all blocks but that one.
     expect(record.predictedCachedTokens).toBe(Math.floor((TEXT.length - 1) / BLOCK) * BLOCK);
+  });
+
+  test('an endpoint that refuses connections is passed over, unless all of them do', async () => {
+    const { picker, warm, down, endpoints } = aPicker();
+    warm(2, TEXT);
+    const choice = async (): Promise<readonly string[]> =>
+      endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal));
+    down.add(endpoints.all()[1]!.id);
+    expect(await choice()).not.toContain('10.0.0.2:8000');
+    for (const { id } of endpoints.all()) down.add(id);
+    expect((await choice())[0]).toBe('10.0.0.2:8000');
+    const only2 = aRequest({ model: 'demo', prompt: TEXT }, { subset: { kind: 'only', addresses: ['10.0.0.2:8000'] } });
+    down.clear();
+    down.add(endpoints.all()[1]!.id);
+    expect(endpointsOf(await picker.pick(only2, signal))).toEqual(['10.0.0.2:8000']);
   });
 
   test('an alias finds the blocks of its model; a salt, another salt or an adapter does not', async () => {

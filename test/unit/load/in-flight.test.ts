@@ -95,6 +95,63 @@ describe('own load per endpoint', () => {
     expect(inFlight.load(0).prefillMsPerToken).toBeCloseTo(1, 1);
   });
 
+  test('a process that is gone leaves no load behind, and what was sent to it changes nothing at the next one', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    const old = [inFlight.reserve(0, 4000), inFlight.reserve(0, 4000)];
+    inFlight.forget(0);
+    expect(inFlight.load(0)).toMatchObject({ requests: 0, tokens: 0, waiting: 0, waitMs: 0, arrivalsPerSecond: 0 });
+    const next = inFlight.reserve(0, 100);
+    clock.advance(1);
+    for (const reservation of old) {
+      reservation.firstByte();
+      expect(reservation.release(4000)).toBe(true);
+      expect(reservation.release(4000)).toBe(false);
+    }
+    expect(inFlight.load(0)).toMatchObject({ requests: 1, tokens: 100, waiting: 1 });
+    expect(inFlight.load(0).prefillMsPerToken).toBeCloseTo(1, 9);
+    expect(inFlight.total()).toBe(1);
+    next.release();
+    expect(inFlight.total()).toBe(0);
+  });
+
+  test('ten thousand lifecycles, cut short by processes that go, end at zero', () => {
+    const step = fc.record({
+      slot: fc.nat(7),
+      tokens: fc.nat(20_000),
+      what: fc.constantFrom('first byte', 'release', 'release twice', 'process gone', 'wait'),
+      which: fc.nat(50),
+    });
+    fc.assert(
+      fc.property(fc.array(step, { minLength: 500, maxLength: 500 }), (steps) => {
+        const clock = createFakeClock();
+        const inFlight = createInFlight(clock);
+        const open: ReturnType<typeof inFlight.reserve>[] = [];
+        for (const { slot, tokens, what, which } of steps) {
+          open.push(inFlight.reserve(slot, tokens, tokens % 2 === 0 ? 'streamed' : 'whole'));
+          const at = which % open.length;
+          if (what === 'first byte') open[at]!.firstByte();
+          if (what === 'release' || what === 'release twice') {
+            const [reservation] = open.splice(at, 1);
+            expect(reservation!.release()).toBe(true);
+            if (what === 'release twice') expect(reservation!.release()).toBe(false);
+          }
+          if (what === 'process gone') inFlight.forget(slot);
+          if (what === 'wait') clock.advance(tokens);
+          const load = inFlight.load(slot);
+          expect(Math.min(load.requests, load.tokens, load.waiting, load.waitMs)).toBeGreaterThanOrEqual(0);
+          expect(inFlight.total()).toBe(open.length);
+        }
+        for (const reservation of open) reservation.release();
+        expect(inFlight.total()).toBe(0);
+        for (let slot = 0; slot <= 7; slot++) {
+          expect(inFlight.load(slot)).toMatchObject({ requests: 0, tokens: 0, waiting: 0, waitMs: 0 });
+        }
+      }),
+      { numRuns: 20 },
+    );
+  });
+
   test('any lifecycle of any number of requests ends at zero', () => {
     const action = fc.record({
       slot: fc.nat(5),

@@ -1,0 +1,153 @@
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createTcpServer, type AddressInfo, type Server } from 'node:net';
+import { afterEach, describe, expect, test } from '@jest/globals';
+import { createApp } from '../../src/app.ts';
+import { systemClock } from '../../src/clock.ts';
+import { loadConfig } from '../../src/config.ts';
+import { createHttpGet, type GetAnswer } from '../../src/load/http-get.ts';
+import { silentLog } from '../../src/log.ts';
+import { aVllmPage } from '../support/metrics-pages.ts';
+
+const undo: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const one of undo.splice(0).reverse()) await one();
+});
+
+async function listening(server: Server): Promise<string> {
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  undo.push(() => new Promise((resolve) => server.close(() => resolve())));
+  return `127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+function anEngine(answer: (request: IncomingMessage, response: ServerResponse) => void): Promise<string> {
+  const server = createServer(answer);
+  undo.push(async () => server.closeAllConnections());
+  return listening(server);
+}
+
+async function nobody(): Promise<string> {
+  const server = createTcpServer();
+  const address = await listening(server);
+  undo.pop();
+  await new Promise<void>((resolve) => server.close(() => resolve()));
+  return address;
+}
+
+async function eventually<T>(what: () => Promise<T>, holds: (value: T) => boolean): Promise<T> {
+  for (const endMs = Date.now() + 60_000; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
+    const value = await what();
+    if (holds(value)) return value;
+    if (Date.now() > endMs) throw new Error(`not within 60 s, last: ${JSON.stringify(value)}`);
+  }
+}
+
+const page = aVllmPage({ running: 3, waiting: 7, kvUsage: 0.25 }, 70_000);
+const serve = (_request: IncomingMessage, response: ServerResponse): void => void response.end(page);
+
+describe('reading one page', () => {
+  async function read(address: string, limits = { timeoutMs: 60_000, maxBytes: 1_000_000 }): Promise<GetAnswer> {
+    const http = createHttpGet(systemClock, limits);
+    undo.push(() => http.close());
+    return http.get(`http://${address}`, '/metrics');
+  }
+
+  test('comes whole', async () => {
+    const answer = await read(await anEngine(serve));
+    expect(answer.kind === 'page' && answer.body.toString()).toBe(page);
+  });
+
+  test('a port nobody listens on is refused', async () => {
+    expect(await read(await nobody())).toEqual({ kind: 'refused' });
+  });
+
+  test('an answer that never comes, never ends or comes in drops takes its time and no more', async () => {
+    const limits = { timeoutMs: 100, maxBytes: 1_000_000 };
+    const hanging = await anEngine(() => undefined);
+    const endless = await anEngine((_request, response) => void response.write(page));
+    const silent = createTcpServer((socket) => void undo.push(async () => void socket.destroy()));
+    for (const address of [hanging, endless, await listening(silent)]) {
+      expect(await read(address, limits)).toEqual({ kind: 'timeout' });
+    }
+  });
+
+  test('more bytes than allowed are not read, announced or not', async () => {
+    const limits = { timeoutMs: 60_000, maxBytes: 10_000 };
+    expect(await read(await anEngine(serve), limits)).toEqual({ kind: 'too_large' });
+    const announced = await anEngine((_request, response) => {
+      response.setHeader('content-length', 1e9);
+      response.write('x');
+    });
+    expect(await read(announced, limits)).toEqual({ kind: 'too_large' });
+  });
+
+  test('a redirect is not followed, another status is not a page, what is not HTTP is a failure', async () => {
+    const engine = await anEngine(serve);
+    const redirect = await anEngine((_request, response) =>
+      response.writeHead(302, { location: `http://${engine}/` }).end(),
+    );
+    expect(await read(redirect)).toEqual({ kind: 'status', status: 302 });
+    const missing = await anEngine((_request, response) => response.writeHead(404).end('no'));
+    expect(await read(missing)).toEqual({ kind: 'status', status: 404 });
+    const noise = await listening(
+      createTcpServer(
+        (socket) =>
+          void socket
+            .on('error', () => undefined)
+            .resume()
+            .end('SSH-2.0\r\n'),
+      ),
+    );
+    expect((await read(noise)).kind).toBe('failed');
+  });
+});
+
+describe('the product beside good and bad engines', () => {
+  async function anApp(addresses: readonly string[]): Promise<string> {
+    const list = addresses.map((address, n) => `{name: e${n}, address: "${address}", model: m, kvEvents: none}`);
+    const loaded = loadConfig({
+      file: null,
+      readFile: () => '',
+      env: {},
+      sets: [
+        'server.grpcListen=127.0.0.1:0',
+        'server.healthListen=127.0.0.1:0',
+        'server.adminListen=127.0.0.1:0',
+        'server.drainDelayMs=0',
+        'load.metricsIntervalMs=50',
+        `discovery.endpoints=[${list.join(', ')}]`,
+      ],
+    });
+    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join('\n'));
+    const app = createApp(loaded.config, { log: silentLog, clock: systemClock });
+    const { admin } = await app.start();
+    undo.push(() => app.stop());
+    return `http://${admin}`;
+  }
+
+  type EndpointView = { name: string; reachable: boolean; load: Record<string, number | null> };
+
+  test('shows the load of those that tell, neutral values for the others, and who is not there', async () => {
+    const healthy = await anEngine(serve);
+    const garbage = await anEngine((_request, response) => void response.end('<html>'));
+    const hanging = await anEngine(() => undefined);
+    const admin = await anApp([healthy, garbage, hanging, await nobody()]);
+    const views = await eventually(
+      async () => (await (await fetch(`${admin}/api/v1/endpoints`)).json()) as EndpointView[],
+      ([first, , , last]) => first?.load['waiting'] === 7 && last?.reachable === false,
+    );
+    expect(views.map(({ load: { waiting, running, kvUsage } }) => [waiting, running, kvUsage])).toEqual([
+      [7, 3, 0.25],
+      [null, null, null],
+      [null, null, null],
+      [null, null, null],
+    ]);
+    expect(views[0]!.load['ageMs']).toBeGreaterThanOrEqual(0);
+    expect(views.map(({ reachable }) => reachable)).toEqual([true, true, true, false]);
+    const metrics = await (await fetch(`${admin}/metrics`)).text();
+    expect(metrics).toContain(`warmpath_endpoint_waiting_requests{endpoint="${healthy}"} 7`);
+    expect(metrics).toContain(`warmpath_endpoint_kv_usage{endpoint="${healthy}"} 0.25`);
+    expect(metrics).not.toContain(`warmpath_endpoint_waiting_requests{endpoint="${garbage}"}`);
+    expect(metrics).toMatch(/warmpath_engine_scrapes_total\{result="garbage"\} \d+/);
+    expect(metrics).toMatch(/warmpath_engine_scrapes_total\{result="refused"\} \d+/);
+  });
+});

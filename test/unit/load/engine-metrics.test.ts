@@ -1,0 +1,169 @@
+import { describe, expect, test } from '@jest/globals';
+import type { Endpoint, EndpointId } from '../../../src/endpoints/endpoint.ts';
+import { createEngineMetrics, type ScrapeResult } from '../../../src/load/engine-metrics.ts';
+import type { GetAnswer } from '../../../src/load/http-get.ts';
+import { silentLog } from '../../../src/log.ts';
+import { createFakeClock } from '../../support/fake-clock.ts';
+import { aVllmPage } from '../../support/metrics-pages.ts';
+
+function anEndpoint(n: number): Endpoint {
+  const address = `10.0.0.${n}:8000`;
+  return {
+    id: `${address}#1` as EndpointId,
+    slot: n as Endpoint['slot'],
+    name: `pod-${n}`,
+    address,
+    models: ['m'],
+    adapters: [],
+    kvEvents: [],
+    labels: {},
+    ready: true,
+    incarnation: '',
+  };
+}
+
+const page = (running: number): GetAnswer => ({ kind: 'page', body: Buffer.from(aVllmPage({ running })) });
+
+/** Engines that answer when and as a test says. */
+function aFleet(intervalMs = 1000) {
+  const clock = createFakeClock();
+  const open: { origin: string; answer: (answer: GetAnswer) => void }[] = [];
+  const results: [ScrapeResult, number][] = [];
+  let nAsked = 0;
+  const metrics = createEngineMetrics(
+    {
+      log: silentLog,
+      clock,
+      random: () => 0.5,
+      get: (origin) =>
+        new Promise((resolve) => {
+          nAsked += 1;
+          open.push({ origin, answer: resolve });
+        }),
+      onScrape: (...result) => results.push(result),
+    },
+    { intervalMs },
+  );
+  return {
+    clock,
+    metrics,
+    results,
+    nOpen: () => open.length,
+    nAsked: () => nAsked,
+    async answer(answer: GetAnswer): Promise<void> {
+      for (const one of open.splice(0)) one.answer(answer);
+      for (let i = 0; i < 5; i++) await Promise.resolve();
+    },
+  };
+}
+
+describe('what engines say of themselves', () => {
+  test('an endpoint never read is unknown, a read one known with its age', async () => {
+    const { clock, metrics, answer } = aFleet();
+    const endpoint = anEndpoint(1);
+    metrics.reconcile([endpoint]);
+    expect(metrics.of(endpoint.id)).toBeNull();
+    clock.advance(1000);
+    await answer(page(4));
+    clock.advance(300);
+    expect(metrics.of(endpoint.id)).toMatchObject({ engine: 'vllm', running: 4, ageMs: 300 });
+  });
+
+  test('an engine is asked once per interval, and never twice at once', async () => {
+    const { clock, metrics, answer, nAsked, nOpen } = aFleet(1000);
+    metrics.reconcile([anEndpoint(1)]);
+    clock.advance(10_000);
+    expect([nAsked(), nOpen()]).toEqual([1, 1]);
+    for (let i = 0; i < 10; i++) {
+      await answer(page(0));
+      clock.advance(1000);
+    }
+    expect(nAsked()).toBe(11);
+  });
+
+  test('the same list again changes nothing; what is not in it is asked no more and forgotten', async () => {
+    const { clock, metrics, answer, nOpen } = aFleet();
+    const [a, b] = [anEndpoint(1), anEndpoint(2)];
+    metrics.reconcile([a, b]);
+    clock.advance(1000);
+    await answer(page(1));
+    metrics.reconcile([a, b]);
+    expect(metrics.of(b.id)).not.toBeNull();
+    metrics.reconcile([a]);
+    expect(metrics.of(b.id)).toBeNull();
+    clock.advance(1000);
+    expect(nOpen()).toBe(1);
+    metrics.reconcile([]);
+    await answer(page(1));
+    clock.advance(100_000);
+    expect([nOpen(), clock.nTimers()]).toEqual([0, 0]);
+  });
+
+  test('a refused connection means down until something answers; a timeout says nothing of that', async () => {
+    const { clock, metrics, answer, results } = aFleet();
+    const { id } = anEndpoint(1);
+    metrics.reconcile([anEndpoint(1)]);
+    const after = async (given: GetAnswer): Promise<boolean> => {
+      clock.advance(60_000);
+      await answer(given);
+      return metrics.isDown(id);
+    };
+    expect(metrics.isDown(id)).toBe(false);
+    expect(await after({ kind: 'timeout' })).toBe(false);
+    expect(await after({ kind: 'refused' })).toBe(true);
+    expect(await after({ kind: 'timeout' })).toBe(true);
+    expect(await after({ kind: 'status', status: 404 })).toBe(false);
+    expect(await after({ kind: 'refused' })).toBe(true);
+    expect(await after(page(0))).toBe(false);
+    expect(results.map(([result]) => result)).toEqual(['timeout', 'refused', 'timeout', 'status', 'refused', 'ok']);
+  });
+
+  test('the last reading survives failures, ageing', async () => {
+    const { clock, metrics, answer, results } = aFleet();
+    const { id } = anEndpoint(1);
+    metrics.reconcile([anEndpoint(1)]);
+    clock.advance(1000);
+    await answer(page(4));
+    for (const body of ['<html>', '']) {
+      clock.advance(60_000);
+      await answer({ kind: 'page', body: Buffer.from(body) });
+    }
+    expect(metrics.of(id)).toMatchObject({ running: 4, ageMs: 120_000 });
+    expect(results.map(([result]) => result)).toEqual(['ok', 'garbage', 'garbage']);
+  });
+
+  test('failures are repeated ever more rarely, refused connections at least every two seconds', async () => {
+    const countIn = async (given: GetAnswer, ms: number): Promise<number> => {
+      const { clock, metrics, answer, nAsked } = aFleet();
+      metrics.reconcile([anEndpoint(1)]);
+      for (let i = 0; i < ms / 100; i++) {
+        clock.advance(100);
+        await answer(given);
+      }
+      return nAsked();
+    };
+    expect(await countIn({ kind: 'too_large' }, 600_000)).toBeLessThan(40);
+    expect(await countIn({ kind: 'refused' }, 600_000)).toBeGreaterThan(300);
+  });
+
+  test('a thousand hanging engines take no more than their places; the others come as places fall free', async () => {
+    const { clock, metrics, answer, nOpen, nAsked } = aFleet();
+    metrics.reconcile(Array.from({ length: 1000 }, (_, n) => anEndpoint(n)));
+    clock.advance(1000);
+    expect(nOpen()).toBe(64);
+    const nBefore = nAsked();
+    await answer({ kind: 'timeout' });
+    expect(nAsked() - nBefore).toBe(64);
+  });
+
+  test('after stop nothing is asked and nothing is kept', async () => {
+    const { clock, metrics, answer, nAsked } = aFleet();
+    metrics.reconcile([anEndpoint(1), anEndpoint(2)]);
+    clock.advance(1000);
+    metrics.stop();
+    await answer(page(1));
+    clock.advance(100_000);
+    expect([nAsked(), clock.nTimers()]).toEqual([2, 0]);
+    expect(metrics.of(anEndpoint(1).id)).toBeNull();
+  });
+});

@@ -1,0 +1,89 @@
+import { describe, expect, test } from '@jest/globals';
+import type { EndpointSlot } from '../../../src/endpoints/endpoint.ts';
+import { createExpectedLoad } from '../../../src/load/expected-load.ts';
+import { createInFlight } from '../../../src/load/in-flight.ts';
+import { createFakeClock } from '../../support/fake-clock.ts';
+
+const SLOT = 3 as EndpointSlot;
+
+function aLoad() {
+  const clock = createFakeClock();
+  const inFlight = createInFlight(clock, 1000);
+  const expected = createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 });
+  return {
+    clock,
+    inFlight,
+    expected,
+    read(reading: { running: number | null; waiting: number | null }): void {
+      expected.asked(SLOT);
+      expected.read(SLOT, reading);
+    },
+    of: () => expected.of({ slot: SLOT }),
+  };
+}
+
+describe('load as a choice sees it', () => {
+  test('without a reading it is the own reservations', () => {
+    const { inFlight, of } = aLoad();
+    inFlight.reserve(SLOT, 500);
+    expect(of()).toEqual(inFlight.load(SLOT));
+  });
+
+  test('own requests that the engine reports too are not counted twice', () => {
+    const { inFlight, of, read } = aLoad();
+    for (let i = 0; i < 5; i++) inFlight.reserve(SLOT, 500);
+    read({ running: 2, waiting: 3 });
+    expect(of()).toEqual(inFlight.load(SLOT));
+  });
+
+  test('own requests that ended while the page was under way are not taken for those of others', () => {
+    const { inFlight, expected, of } = aLoad();
+    const own = [1, 2, 3].map(() => inFlight.reserve(SLOT, 500));
+    expected.asked(SLOT);
+    for (const reservation of own) reservation.release();
+    expected.read(SLOT, { running: 3, waiting: 0 });
+    expect(of().requests).toBe(0);
+  });
+
+  test("others' requests count as load, their waiting prompts as wait of the length of the own ones", () => {
+    const { inFlight, of, read, clock } = aLoad();
+    for (let i = 0; i < 4; i++) {
+      inFlight.reserve(SLOT, 500).release(500);
+      clock.advance(1000);
+    }
+    read({ running: 4, waiting: 6 });
+    const load = of();
+    expect(load.requests).toBe(10);
+    expect(load.waitMs / 6).toBeGreaterThan(400);
+    expect(load.waitMs / 6).toBeLessThan(600);
+  });
+
+  test('what a reading says of others fades when no newer one comes, down to nothing', () => {
+    const { of, read, clock } = aLoad();
+    read({ running: 10, waiting: 10 });
+    const atFirst = of();
+    clock.advance(2000);
+    expect(of().requests).toBe(atFirst.requests);
+    expect(of().waitMs).toBe(atFirst.waitMs - 2000);
+    clock.advance(4000);
+    expect(of().requests).toBeLessThan(atFirst.requests / 2);
+    clock.advance(60_000);
+    expect(of().requests).toBeLessThan(0.01);
+    expect(of().waitMs).toBe(0);
+  });
+
+  test('a page that leaves out what waits, or what runs, is no reason to expect any', () => {
+    const { of, read } = aLoad();
+    read({ running: null, waiting: null });
+    expect(of().requests).toBe(0);
+    read({ running: 3, waiting: null });
+    expect(of()).toMatchObject({ requests: 3, waitMs: 0 });
+  });
+
+  test('what another process said is forgotten with it', () => {
+    const { of, read, expected } = aLoad();
+    read({ running: 10, waiting: 10 });
+    expected.forget(SLOT);
+    expect(of().requests).toBe(0);
+  });
+});
