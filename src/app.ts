@@ -149,7 +149,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       log,
       endpoints: reporter.endpointViews,
       excluded: () => kubernetes?.excluded() ?? [],
-      explain: (input) => explain(picker, config.routing.strategy, config.routing.fallbackEndpoints, input),
+      explain: (input) => explain(picker, config.routing.strategy, input),
       decisions: (limit) => decisions.recent(limit),
       config: () => ({ ...redactedConfig(config), completionSignals: reporter.completions() }),
     },

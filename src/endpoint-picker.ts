@@ -75,7 +75,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     });
     if (parsed.kind === 'bad_request') return badRequest(parsed.message, parsed.param);
     const { request } = parsed;
-    const selected = selectCandidates(endpoints, isDown, request, pick);
+    const selected = selectCandidates(endpoints, request, pick);
     if (selected.kind === 'error') return selected;
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
@@ -87,7 +87,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
     const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
-    const current = selectCandidates(endpoints, isDown, request, pick);
+    const current = selectCandidates(endpoints, request, pick);
     if (current.kind === 'error') return current;
     return choose(request, current, prompt, answer);
   }
@@ -161,7 +161,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
       const matchedTokens = usable > ofBlocks * TEXT_MARGIN ? usable : ofBlocks;
       const load = expectedLoad.of(endpoint);
-      return { endpoint, trust, matchedBlocks, matchedTokens, uncachedTokens: promptTokens - matchedTokens, load };
+      const reachable = !isDown(endpoint.id);
+      const uncachedTokens = promptTokens - matchedTokens;
+      return { endpoint, trust, reachable, matchedBlocks, matchedTokens, uncachedTokens, load };
     });
     const rung: Rung = isExact
       ? 'exact'
@@ -184,7 +186,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       sharers,
     };
     const result = schedule(input);
-    const { order, costsMs, reason } = result;
+    const { costsMs, reason } = result;
+    const { order, nReachable } = reachableFirst(result.order, (index) => views[index]!.reachable);
+    const nNamed = Math.min(nReachable, 1 + options.fallbackEndpoints);
     const chains = new Map<number, readonly BlockHashes[]>();
     for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
     const claims = new Map<number, readonly (MemoClaim | null)[]>();
@@ -201,8 +205,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       blockSizeTokens: matches[order[0]!]?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS,
       candidates: views.map((view, index) => ({ ...view, costMs: costsMs[index]! })),
       order,
+      named: order.slice(0, nNamed).map((index) => candidates[index]!.address),
       reason,
-      doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, result, holdsAllKnown) : Infinity,
+      doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, order, holdsAllKnown) : Infinity,
       chains,
       claims,
       prompt,
@@ -324,10 +329,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         predictedCachedTokens: evaluation.rung === 'exact' ? view.matchedTokens : 0,
         durationMs,
       });
-      const named = evaluation.order.slice(0, 1 + options.fallbackEndpoints);
       return {
         kind: 'routed',
-        endpoints: named.map((index) => evaluation.candidates[index]!.endpoint.address),
+        endpoints: evaluation.named,
         reservation: held.reservation,
       };
     },
@@ -343,10 +347,26 @@ type TokenizerAnswer = {
 const NOTHING_ASKED: TokenizerAnswer = { chains: [], failure: null, exact: null };
 
 /**
+ * Endpoints that refuse connections go behind the others and are no fallbacks. Where all of them seem to, the sight is
+ * wrong rather than the whole fleet dead: then nothing changes.
+ */
+function reachableFirst(
+  order: readonly number[],
+  isReachable: (index: number) => boolean,
+): { readonly order: readonly number[]; readonly nReachable: number } {
+  const reachable = order.filter(isReachable);
+  if (reachable.length === 0) return { order, nReachable: order.length };
+  return {
+    order: [...reachable, ...order.filter((index) => !isReachable(index))],
+    nReachable: reachable.length,
+  };
+}
+
+/**
  * What unknown tokens could still save. They can only lengthen the match of an endpoint that holds all that is known, so
  * the best case is that every one of these but the choice itself holds the whole prompt.
  */
-function doubtMs(input: ScheduleInput, { order }: ScheduleResult, holdsAllKnown: readonly boolean[]): number {
+function doubtMs(input: ScheduleInput, order: readonly number[], holdsAllKnown: readonly boolean[]): number {
   const chosen = order[0]!;
   const isRival = (index: number): boolean => index !== chosen && holdsAllKnown[index]!;
   if (!holdsAllKnown.some((_, index) => isRival(index))) return 0;

@@ -7,12 +7,7 @@ import { SUBSET_ALL } from '../extproc/endpoint-picker.ts';
 export type ExplainAnswer = { readonly status: number; readonly body: unknown };
 
 /** @param input `{path, headers?, body?}`; a body that is not a string is sent as JSON. */
-export async function explain(
-  picker: Picker,
-  strategy: string,
-  fallbackEndpoints: number,
-  input: unknown,
-): Promise<ExplainAnswer> {
+export async function explain(picker: Picker, strategy: string, input: unknown): Promise<ExplainAnswer> {
   const request = parseExplainRequest(input);
   if (typeof request === 'string') return { status: 400, body: { error: request } };
   const evaluation = await picker.evaluate(request, new AbortController().signal);
@@ -20,7 +15,7 @@ export async function explain(
     const { status, message, type, code, param, reason } = evaluation;
     return { status, body: { error: { message, type, code, param }, reason } };
   }
-  return { status: 200, body: explanation(evaluation, strategy, fallbackEndpoints) };
+  return { status: 200, body: explanation(evaluation, strategy) };
 }
 
 function parseExplainRequest(input: unknown): PickRequest | string {
@@ -42,9 +37,8 @@ function parseExplainRequest(input: unknown): PickRequest | string {
   };
 }
 
-function explanation(evaluation: Evaluation, strategy: string, fallbackEndpoints: number): object {
-  const { candidates, order } = evaluation;
-  const addresses = order.map((index) => candidates[index]!.endpoint.address);
+function explanation(evaluation: Evaluation, strategy: string): object {
+  const { candidates, order, named } = evaluation;
   return {
     model: evaluation.model,
     adapter: evaluation.adapter,
@@ -53,14 +47,15 @@ function explanation(evaluation: Evaluation, strategy: string, fallbackEndpoints
     promptTokens: evaluation.promptTokens,
     blockSizeTokens: evaluation.blockSizeTokens,
     strategy,
-    endpoint: addresses[0],
-    fallbacks: addresses.slice(1, 1 + fallbackEndpoints),
+    endpoint: named[0],
+    fallbacks: named.slice(1),
     reason: evaluation.reason,
     candidates: order.map((index) => {
       const candidate = candidates[index]!;
       return {
         endpoint: candidate.endpoint.address,
         trust: candidate.trust,
+        reachable: candidate.reachable,
         matchedBlocks: candidate.matchedBlocks,
         matchedTokens: candidate.matchedTokens,
         uncachedTokens: candidate.uncachedTokens,

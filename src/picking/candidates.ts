@@ -1,9 +1,6 @@
-/**
- * Which endpoints may serve a request: ready, of its model, among those the data plane allows. An endpoint that refuses
- * connections is passed over, unless all of them seem to: then the sight is wrong rather than the whole fleet dead.
- */
+/** Which endpoints may serve a request: ready, of its model, among those the data plane allows. */
 import type { EndpointStore } from '../endpoints/endpoint-store.ts';
-import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
+import type { Endpoint } from '../endpoints/endpoint.ts';
 import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { noEndpoint, unknownModel } from './pick-errors.ts';
@@ -17,7 +14,6 @@ export type Selected = {
 
 export function selectCandidates(
   endpoints: EndpointStore,
-  isDown: (id: EndpointId) => boolean,
   request: InferenceRequest,
   { subset }: PickRequest,
 ): Selected | PickError {
@@ -31,10 +27,9 @@ export function selectCandidates(
   if (allowed.length === 0) {
     return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.', model);
   }
-  const reachable = allowed.filter(({ id }) => !isDown(id));
   return {
     kind: 'selected',
-    endpoints: reachable.length > 0 ? reachable : allowed,
+    endpoints: allowed,
     model: known?.model ?? '',
     adapter: known?.adapter ?? null,
   };

@@ -19,6 +19,8 @@ export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeToken
 export type CandidateView = {
   readonly endpoint: Endpoint;
   readonly trust: Trust;
+  /** False: it refuses connections, and comes behind all others. */
+  readonly reachable: boolean;
   /** Blocks announced by events, by medium. */
   readonly matchedBlocks: Readonly<Record<Medium, number>>;
   /** Tokens expected to be resident when the request starts: announced, or routed there before. */
@@ -40,6 +42,8 @@ export type Evaluation = {
   readonly blockSizeTokens: number;
   readonly candidates: readonly CandidateView[];
   readonly order: readonly number[];
+  /** `ip:port` as the data plane gets them: the choice, then its fallbacks. */
+  readonly named: readonly string[];
   readonly reason: ScheduleResult['reason'];
   /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
   readonly doubtMs: number;
