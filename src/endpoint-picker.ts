@@ -27,7 +27,7 @@ import { createPromptMatcher, credit, prefixTraits, type PromptMatches } from '.
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { BookingEnd, RoutedPrefixes } from './prefix/routed-prefixes.ts';
-import { schedule, type ScheduleInput, type ScheduleResult } from './scheduling/scheduler.ts';
+import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
 import type { MemoClaim } from './tokenizer/token-memo.ts';
 import type { PromptView, TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
