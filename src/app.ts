@@ -280,6 +280,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
 
   async function start(): Promise<AppAddresses> {
     started.push(() => tokenizer.close());
+    await tokenizer.start();
     const { address } = await admin.start();
     started.push(() => admin.stop());
     // In this order, because the first list may be long in coming and `stop` must not wait for it.

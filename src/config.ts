@@ -174,7 +174,34 @@ const SETTINGS = {
   ),
   'tokenizer.budgetMs': setting(milliseconds(0, 10_000), 50, 'the longest a request waits for tokens; 0 = never'),
   'tokenizer.timeoutMs': setting(milliseconds(1, 600_000), 2_000, 'when a call is given up'),
-  'tokenizer.maxInFlight': setting(integer(1, 10_000), 64, 'calls at once, per URL'),
+  'tokenizer.maxInFlight': setting(
+    integer(1, 10_000),
+    64,
+    'calls at once, per URL; calls that nobody waits for take no more than half of them',
+  ),
+  'tokenizer.maxQueued': setting(
+    integer(0, 10_000),
+    64,
+    'calls that wait for their turn, per URL, for no longer than `tokenizer.budgetMs`; more are refused at once',
+  ),
+  'tokenizer.hedging': setting(
+    flag,
+    true,
+    'ask a second server where the first is later than in 95 of 100 cases (at most one in ten calls)',
+  ),
+  'tokenizer.responseMaxBytes': setting(size(64 * KIB, GIB), 8 * MIB, 'larger answers are not read to their end'),
+  'tokenizer.cacheMaxBytes': setting(
+    size(0, 16 * GIB),
+    16 * MIB,
+    'memory for answers of the last five minutes, for prompts that come again byte by byte; 0 = off',
+  ),
+  'tokenizer.auth.file': setting(
+    optional(filePath),
+    null,
+    'file with the value of the header by which tokenizers let us in, such as `Bearer …`; read again when one answers 401. Where `tokenizer.urls` is empty, it is sent to the endpoints',
+  ),
+  'tokenizer.auth.header': setting(headerName, 'authorization', 'name of that header'),
+  'tokenizer.tls.caFile': setting(optional(filePath), null, "CA (PEM) of https tokenizers; none = the system's"),
   'tokenizer.memoMaxBytes': setting(
     size(0, 16 * GIB),
     64 * MIB,

@@ -80,10 +80,15 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
     const early = choose(request, selected, prompt, NOTHING_ASKED);
-    if (early.doubtMs <= ladder.waitWorthMs) {
+    const needsCall = request.prompt.kind !== 'tokens';
+    if (needsCall && (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime)) {
+      const tokenizeFailure = early.doubtMs <= ladder.waitWorthMs ? null : 'late';
       // Nobody waits for this call: it ends by its own timeout.
-      const nobody = new AbortController().signal;
-      return { ...early, exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), nobody)) };
+      return {
+        ...early,
+        tokenizeFailure,
+        exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), null)),
+      };
     }
     const answer = await tokenize(request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
@@ -112,7 +117,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     try {
       const startMs = clock.nowMs();
       const result = await deps.tokenizer.tokenize(request, urlsOf(candidates), budget.signal);
-      ladder.noteWait(clock.nowMs() - startMs);
+      const later = result.kind === 'none' ? result.later : undefined;
+      if (later === undefined) noteAnswer(result, startMs);
+      else void later.then((late) => noteAnswer(late, startMs));
       return result.kind === 'tokens'
         ? { chains: result.chains, failure: null, exact: Promise.resolve(result) }
         : { chains: [], failure: result.reason, exact: result.later ?? null };
@@ -125,8 +132,13 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   async function timed(call: Promise<TokenizeResult>): Promise<TokenizeResult> {
     const startMs = clock.nowMs();
     const result = await call;
-    if (result.kind === 'tokens') ladder.noteWait(clock.nowMs() - startMs);
+    noteAnswer(result, startMs);
     return result;
+  }
+
+  function noteAnswer(result: TokenizeResult, startMs: number): void {
+    // What fails at once costs no wait and says nothing about how long answers take.
+    if (result.kind === 'tokens' || result.reason === 'timeout') ladder.noteAnswer(clock.nowMs() - startMs);
   }
 
   /** From here on everything is one synchronous turn. */

@@ -21,7 +21,8 @@ export type RequestOutcome =
 export type CompletionSignal = 'response' | 'stream' | 'observer' | 'estimate';
 /** With how much knowledge a request was decided. */
 export type DecisionRung = 'exact' | 'memo' | 'text' | 'load' | 'random';
-export type TokenizerResult = 'ok' | 'memo' | 'shared' | 'late' | 'timeout' | 'error' | 'rejected' | 'open';
+export type TokenizerResult =
+  'ok' | 'memo' | 'shared' | 'cached' | 'hedged' | 'late' | 'timeout' | 'error' | 'not_served' | 'rejected' | 'open';
 export type KvEventType = 'BlockStored' | 'BlockRemoved' | 'AllBlocksCleared' | 'unknown';
 
 export type Counter = { inc(value?: number): void };

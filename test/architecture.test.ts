@@ -131,7 +131,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
   'tokenizer/': {
     knows: ['clock.ts', 'log.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
-    uses: ['undici'],
+    uses: ['node:crypto', 'node:fs/promises', 'undici'],
   },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
   'load/': { knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts'], uses: ['undici'] },

@@ -9,10 +9,16 @@ import { WarmpathError, errorText } from '../errors.ts';
 export type HttpAnswer =
   | { readonly kind: 'answer'; readonly status: number; readonly body: Buffer }
   | { readonly kind: 'timeout' }
+  /** The caller's signal aborted. */
+  | { readonly kind: 'given_up' }
   /** No connection, a broken one, not HTTP, or more bytes than allowed. */
   | { readonly kind: 'failed'; readonly message: string };
 
-export type PostLimits = { readonly timeoutMs: number; readonly responseMaxBytes: number };
+export type PostLimits = {
+  readonly timeoutMs: number;
+  readonly responseMaxBytes: number;
+  readonly signal?: AbortSignal;
+};
 
 /** @param dispatcher of the origin; its dispatch method is used directly, as a stream per answer would cost more than the answer */
 export function post(
@@ -20,7 +26,7 @@ export function post(
   path: string,
   headers: Readonly<Record<string, string>>,
   body: Uint8Array,
-  { timeoutMs, responseMaxBytes }: PostLimits,
+  { timeoutMs, responseMaxBytes, signal }: PostLimits,
 ): Promise<HttpAnswer> {
   return new Promise((resolve) => {
     let settled = false;
@@ -33,6 +39,7 @@ export function post(
       if (settled) return;
       settled = true;
       timer.cancel();
+      signal?.removeEventListener('abort', onAbort);
       chunks = [];
       resolve(answer);
     };
@@ -43,6 +50,7 @@ export function post(
     };
     const tooLarge = (n: number | string): void =>
       giveUp({ kind: 'failed', message: `answer too large: ${n} bytes, limit ${responseMaxBytes}` });
+    const onAbort = (): void => giveUp({ kind: 'given_up' });
     const timer = clock.after(timeoutMs, () => giveUp({ kind: 'timeout' }));
 
     const handler: Dispatcher.DispatchHandler = {
@@ -68,6 +76,8 @@ export function post(
         settle({ kind: 'failed', message: errorText(error) });
       },
     };
+    if (signal?.aborted === true) return settle({ kind: 'given_up' });
+    signal?.addEventListener('abort', onAbort, { once: true });
     try {
       dispatcher.dispatch({ path, method: 'POST', headers, body, headersTimeout: 0, bodyTimeout: 0 }, handler);
     } catch (error) {

@@ -102,3 +102,10 @@ export function isUnknownModel(body: Uint8Array): boolean {
   );
   return param === 'model' || /\bmodel\b.*(does not exist|not found)/i.test(message);
 }
+
+/** Whether a server that was given messages asks for a prompt instead: SGLang before chats could be tokenized. */
+export function lacksPrompt(status: number, body: Uint8Array): boolean {
+  if (status !== 400 && status !== 422) return false;
+  const text = Buffer.from(body.buffer, body.byteOffset, Math.min(body.length, 4096)).toString('latin1');
+  return /\bprompt\b/.test(text) && /\b(missing|required)\b/i.test(text);
+}

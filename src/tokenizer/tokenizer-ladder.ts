@@ -50,7 +50,10 @@ export type TokenizerLadder = {
   forget(slot: number): void;
   /** Doubt about a choice, in milliseconds of delay, up to which it is not worth a wait for exact tokens. */
   readonly waitWorthMs: number;
-  noteWait(durationMs: number): void;
+  /** False while answers hardly ever come within the budget: waits would only delay. */
+  readonly answersInTime: boolean;
+  /** An exact answer, or the end of a call without one, took so long, whether or not somebody waited for it. */
+  noteAnswer(durationMs: number): void;
   stats(): LadderStats;
 };
 
@@ -71,6 +74,8 @@ export type LadderOptions = {
 /** Messages of half a KiB: 500 k tokens, the KV cache of an 8-billion-parameter model on a card of 80 GB. */
 const TEXT_KEYS_PER_SLOT = 4096;
 const WAIT_SMOOTHING = 0.1;
+/** Share of answers within the budget, smoothed: below it waits end without tokens four times out of five. */
+const WORTHWHILE_IN_TIME = 0.2;
 /**
  * A wait delays for sure, a doubt is the worst case, so even 1 loses nothing on average; with 0.25 the choice is the exact
  * one in 99 % of cases and the share of waits hardly grows (`test/bench/memo.bench.ts`).
@@ -85,6 +90,7 @@ export function createTokenizerLadder(
   const memo = createTokenMemo({ maxBytes: memoMaxBytes, minAccuracy: memoMinAccuracy });
   const texts = createRoutedPrefixes(clock, { keptBlocksPerSlot: TEXT_KEYS_PER_SLOT });
   let expectedWaitMs = budgetMs;
+  let inTime = 1;
 
   return {
     view(request, model, adapter) {
@@ -129,8 +135,12 @@ export function createTokenizerLadder(
     get waitWorthMs() {
       return expectedWaitMs * DOUBT_PER_WAIT;
     },
-    noteWait(durationMs) {
+    get answersInTime() {
+      return inTime >= WORTHWHILE_IN_TIME;
+    },
+    noteAnswer(durationMs) {
       expectedWaitMs += (Math.min(durationMs, budgetMs) - expectedWaitMs) * WAIT_SMOOTHING;
+      inTime += ((durationMs <= budgetMs ? 1 : 0) - inTime) * WAIT_SMOOTHING;
     },
     stats() {
       const { nEntries, nBytes, nEvicted } = memo.stats();

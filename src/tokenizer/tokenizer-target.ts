@@ -6,10 +6,14 @@ import { Pool } from 'undici';
 import { backoffMs, type Clock } from '../clock.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
+import { createCallSlots, type Urgency } from './call-slots.ts';
 import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
 import { post, type HttpAnswer } from './http-post.ts';
+import { createLatencyWindow } from './latency-window.ts';
+import type { ServerAccess } from './server-access.ts';
 import {
   isUnknownModel,
+  lacksPrompt,
   parseChatRenderResponse,
   parseCompletionsRenderResponse,
   parseTokenizeResponse,
@@ -24,28 +28,35 @@ export type TargetDeps = {
   readonly log: Log;
   readonly clock: Clock;
   readonly random: () => number;
+  readonly access: Pick<ServerAccess, 'headers' | 'ca' | 'refused'>;
   /** One HTTP call has ended. */
-  readonly onCall: (api: CallApi, result: 'ok' | 'timeout' | 'error', durationMs: number) => void;
+  readonly onCall: (api: CallApi, result: 'ok' | 'timeout' | 'error' | 'not_served', durationMs: number) => void;
 };
 
 export type TargetOptions = {
   readonly api: 'auto' | CallApi;
   readonly timeoutMs: number;
   readonly maxInFlight: number;
+  readonly maxQueued: number;
+  readonly queueMs: number;
   readonly responseMaxBytes: number;
-  readonly authorization: string | null;
 };
 
 export type TokenizerTarget = {
+  /** Calls under way and waiting. */
   readonly outstanding: number;
   /** The endpoint the next call would begin with. */
   readonly api: CallApi;
+  /** When an answer of this server is later than usual; null where nothing is known yet. */
+  readonly p95Ms: number | null;
   /** Null when the target would take a call now. */
-  refusal(): Extract<TokenizeFailure, 'rejected' | 'open' | 'unsupported'> | null;
-  /** Never rejects; ends within `timeoutMs`. */
-  call(request: InferenceRequest): Promise<TokenizeResult>;
+  refusal(request: InferenceRequest, urgency: Urgency): Refusal | null;
+  /** Never rejects; ends within `queueMs` and `timeoutMs`. An aborted call says nothing about the server. */
+  call(request: InferenceRequest, urgency: Urgency, signal: AbortSignal): Promise<TokenizeResult>;
   close(): Promise<void>;
 };
+
+export type Refusal = Extract<TokenizeFailure, 'rejected' | 'open' | 'unsupported'>;
 
 /** Opens when at least half of the last twenty calls failed, and no fewer than five. */
 const BREAKER = { window: 20, failures: 5, openBaseMs: 1000, openMaxMs: 30_000 } as const;
@@ -57,7 +68,12 @@ const KEEP_ALIVE_MS = 4000;
 /** Statuses that mean "this path is not served here": vLLM answers 403 where render is disabled, 404 where it is unknown. */
 const NOT_SERVED = new Set([403, 404, 405, 501]);
 
-type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly status: number };
+type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
+
+type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal };
+
+/** What may be missing on a server. Older SGLang tokenizes texts, not chats. */
+type Form = CallApi | 'tokenize_chat';
 
 /** @param url `http(s)://host:port`, a path in it is put before vLLM's own; throws TypeError on anything else */
 export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, url: string): TokenizerTarget {
@@ -68,22 +84,24 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     connections: options.maxInFlight,
     pipelining: 1,
     keepAliveTimeout: KEEP_ALIVE_MS,
-    connect: { timeout: options.timeoutMs },
+    connect: { timeout: options.timeoutMs, ca: deps.access.ca ?? undefined },
   });
-  const headers: Record<string, string> = { 'content-type': 'application/json', accept: 'application/json' };
-  if (options.authorization !== null) headers['authorization'] = options.authorization;
+  const slots = createCallSlots(clock, options);
+  const latencies = createLatencyWindow();
   const breaker = createCircuitBreaker({ clock, random, onState: logState }, BREAKER);
-  let outstanding = 0;
-  /** Until when an endpoint is not asked because it was not there. */
-  const absentUntilMs: Record<CallApi, number> = { render: -Infinity, tokenize: -Infinity };
+  let nSending = 0;
+  /** Until when something is not asked for because it was not there. */
+  const absentUntilMs: Record<Form, number> = { render: -Infinity, tokenize: -Infinity, tokenize_chat: -Infinity };
+  /** Said once, not at every try. */
+  const toldAbsent = new Set<Form>();
 
   function logState(state: string, pauseMs: number): void {
     if (state === 'open') log.warn('tokenizer paused after failures', { url: origin, pauseMs: Math.round(pauseMs) });
     else if (state === 'closed') log.info('tokenizer answers again', { url: origin });
   }
 
-  function isAbsent(api: CallApi): boolean {
-    return clock.nowMs() < absentUntilMs[api];
+  function isAbsent(form: Form): boolean {
+    return clock.nowMs() < absentUntilMs[form];
   }
 
   function firstApi(): CallApi {
@@ -91,75 +109,86 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return isAbsent('render') ? 'tokenize' : 'render';
   }
 
-  function noteAbsent(api: CallApi, status: number): void {
-    if (isAbsent(api)) return;
-    const coolDownMs = api === 'render' ? RENDER_COOL_DOWN_MS : TOKENIZE_COOL_DOWN_MS;
-    absentUntilMs[api] = clock.nowMs() + backoffMs(0, coolDownMs, coolDownMs, random);
-    if (api === 'render' && options.api === 'auto') {
+  function noteAbsent(form: Form, status: number): void {
+    const coolDownMs = form === 'tokenize' ? TOKENIZE_COOL_DOWN_MS : RENDER_COOL_DOWN_MS;
+    absentUntilMs[form] = clock.nowMs() + backoffMs(0, coolDownMs, coolDownMs, random);
+    if (toldAbsent.has(form)) return;
+    toldAbsent.add(form);
+    if (form === 'render' && options.api === 'auto') {
       log.info('render endpoint not served, using /tokenize', { url: origin, status });
     } else {
-      log.warn('tokenizer endpoint not served', { url: origin, api, status });
+      log.warn('tokenizer endpoint not served', { url: origin, api: form, status });
     }
   }
 
   async function send(
-    call: BreakerCall,
+    call: Call,
     api: CallApi,
     path: string,
     body: Uint8Array,
-    timeoutMs: number,
+    isAbsentAt: (answer: HttpAnswer) => boolean = isNotServed,
   ): Promise<HttpAnswer> {
     const startMs = clock.nowMs();
-    outstanding++;
-    const answer = await post({ dispatcher: pool, clock }, prefix + path, headers, body, {
-      timeoutMs,
+    nSending++;
+    const answer = await post({ dispatcher: pool, clock }, prefix + path, deps.access.headers(), body, {
+      timeoutMs: Math.max(1, call.deadlineMs - startMs),
       responseMaxBytes: options.responseMaxBytes,
+      signal: call.signal,
     });
-    outstanding--;
+    nSending--;
+    const durationMs = clock.nowMs() - startMs;
+    if (answer.kind === 'given_up') return answer;
     const isOk = answer.kind === 'answer' && answer.status === 200;
-    deps.onCall(api, isOk ? 'ok' : answer.kind === 'timeout' ? 'timeout' : 'error', clock.nowMs() - startMs);
+    if (isOk) latencies.note(durationMs);
+    if (answer.kind === 'answer' && answer.status === 401) deps.access.refused();
+    const failure = answer.kind === 'timeout' ? 'timeout' : isAbsentAt(answer) ? 'not_served' : 'error';
+    deps.onCall(api, isOk ? 'ok' : failure, durationMs);
     // What a server refuses says nothing against the server; 429 and 5xx do.
     const isHealthy = answer.kind === 'answer' && answer.status < 500 && answer.status !== 429 && answer.status !== 401;
-    if (!isHealthy) call.end('failure');
+    if (!isHealthy && failure !== 'not_served') call.breaker.end('failure');
     return answer;
   }
 
   function understand(
-    call: BreakerCall,
+    { breaker: call }: Call,
     api: CallApi,
     answer: HttpAnswer,
     parse: (body: Uint8Array) => TokenResponse,
   ): Attempt {
     if (answer.kind === 'timeout') return none('timeout');
-    if (answer.kind === 'failed') return none('error');
-    if (answer.status !== 200) {
-      const isAbsentPath = NOT_SERVED.has(answer.status) && !isUnknownModel(answer.body);
-      return isAbsentPath ? { kind: 'not_served', status: answer.status } : none('error');
-    }
+    if (answer.kind !== 'answer') return none('error');
+    if (isNotServed(answer)) return { kind: 'not_served', form: api, status: answer.status };
+    if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
-    if (response.kind === 'other_shape' && api === 'render') return { kind: 'not_served', status: 200 };
+    if (response.kind === 'other_shape' && api === 'render') return { kind: 'not_served', form: api, status: 200 };
     call.end('failure');
     return none('error');
   }
 
-  async function render(call: BreakerCall, request: InferenceRequest, timeoutMs: number): Promise<Attempt> {
+  async function render(call: Call, request: InferenceRequest): Promise<Attempt> {
     const path = request.api === 'chat' ? '/v1/chat/completions/render' : '/v1/completions/render';
-    const answer = await send(call, 'render', path, request.body, timeoutMs);
+    const answer = await send(call, 'render', path, request.body);
     const nPrompts = request.prompt.kind === 'texts' ? request.prompt.ranges.length : 1;
     return understand(call, 'render', answer, (body) =>
       request.api === 'chat' ? parseChatRenderResponse(body) : parseCompletionsRenderResponse(body, nPrompts),
     );
   }
 
-  async function tokenize(call: BreakerCall, request: InferenceRequest, timeoutMs: number): Promise<Attempt> {
+  async function tokenize(call: Call, request: InferenceRequest): Promise<Attempt> {
     const bodies = tokenizeBodies(request);
     if (bodies === null) return none('unsupported');
-    if (outstanding + bodies.length > options.maxInFlight) return none('rejected');
+    // One slot is this call's already; more prompts than there is room for are not sent one by one.
+    if (nSending + bodies.length > options.maxInFlight) return none('rejected');
+    const isChat = request.api === 'chat';
     const attempts = await Promise.all(
-      bodies.map(async (body) =>
-        understand(call, 'tokenize', await send(call, 'tokenize', '/tokenize', body, timeoutMs), parseTokenizeResponse),
-      ),
+      bodies.map(async (body): Promise<Attempt> => {
+        const answer = await send(call, 'tokenize', '/tokenize', body, isChat ? isNotServedChat : isNotServed);
+        if (isChat && answer.kind === 'answer' && isNotServedChat(answer) && !isNotServed(answer)) {
+          return { kind: 'not_served', form: 'tokenize_chat', status: answer.status };
+        }
+        return understand(call, 'tokenize', answer, parseTokenizeResponse);
+      }),
     );
     const chains: TokenChain[] = [];
     for (const attempt of attempts) {
@@ -169,38 +198,60 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return { kind: 'tokens', chains };
   }
 
-  async function attemptInOrder(call: BreakerCall, request: InferenceRequest): Promise<TokenizeResult> {
-    const startMs = clock.nowMs();
+  async function attemptInOrder(call: Call, request: InferenceRequest): Promise<TokenizeResult> {
     for (let api = firstApi(); ; api = 'tokenize') {
-      const leftMs = options.timeoutMs - (clock.nowMs() - startMs);
-      const attempt = await (api === 'render' ? render : tokenize)(call, request, Math.max(1, leftMs));
+      const attempt = await (api === 'render' ? render : tokenize)(call, request);
       if (attempt.kind !== 'not_served') return attempt;
-      noteAbsent(api, attempt.status);
+      noteAbsent(attempt.form, attempt.status);
       if (api === 'tokenize' || options.api !== 'auto') return none('unsupported');
     }
   }
 
   return {
     get outstanding() {
-      return outstanding;
+      return slots.nTaken;
     },
     get api() {
       return firstApi();
     },
-    refusal() {
-      if (isAbsent(firstApi())) return 'unsupported';
-      if (!breaker.passable) return 'open';
-      return outstanding >= options.maxInFlight ? 'rejected' : null;
+    get p95Ms() {
+      return latencies.p95Ms();
     },
-    async call(request) {
-      const call = breaker.enter();
-      if (call === null) return none('open');
-      const result = await attemptInOrder(call, request);
-      call.end(result.kind === 'tokens' ? 'success' : 'neutral');
-      return result;
+    refusal(request, urgency) {
+      const api = firstApi();
+      if (isAbsent(api) || (api === 'tokenize' && request.api === 'chat' && isAbsent('tokenize_chat'))) {
+        return 'unsupported';
+      }
+      if (!breaker.passable) return 'open';
+      return slots.canEnter(urgency) ? null : 'rejected';
+    },
+    async call(request, urgency, signal) {
+      const admitted = slots.enter(urgency);
+      if (admitted !== true && !(await admitted)) return none('rejected');
+      const entered = breaker.enter();
+      if (entered === null) {
+        slots.leave();
+        return none('open');
+      }
+      const call = { breaker: entered, deadlineMs: clock.nowMs() + options.timeoutMs, signal };
+      try {
+        const result = await attemptInOrder(call, request);
+        entered.end(result.kind === 'tokens' ? 'success' : 'neutral');
+        return result;
+      } finally {
+        slots.leave();
+      }
     },
     close: () => pool.destroy(),
   };
+}
+
+function isNotServed(answer: HttpAnswer): boolean {
+  return answer.kind === 'answer' && NOT_SERVED.has(answer.status) && !isUnknownModel(answer.body);
+}
+
+function isNotServedChat(answer: HttpAnswer): boolean {
+  return isNotServed(answer) || (answer.kind === 'answer' && lacksPrompt(answer.status, answer.body));
 }
 
 function none(reason: TokenizeFailure): TokenizeResult {

@@ -23,9 +23,14 @@ export type TokenizeResult =
 
 export type Tokenizer = {
   /**
-   * Never rejects. Settles at the latest when `signal` aborts (`late`).
+   * Never rejects. Settles at the latest when `signal` aborts (`late`); without a signal nobody waits for the answer, and
+   * it gives way to requests for which somebody does.
    * @param endpointUrls `http://ip:port` of the endpoints of the request's model, asked when no dedicated URL is configured
    */
-  tokenize(request: InferenceRequest, endpointUrls: readonly string[], signal: AbortSignal): Promise<TokenizeResult>;
+  tokenize(
+    request: InferenceRequest,
+    endpointUrls: readonly string[],
+    signal: AbortSignal | null,
+  ): Promise<TokenizeResult>;
   close(): Promise<void>;
 };

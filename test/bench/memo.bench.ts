@@ -26,7 +26,7 @@ import { encodeText, SPECIAL } from '../../src/simulator/tokenizer.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
-import { startFakeTokenizer, type Behaviour } from '../support/fake-tokenizer.ts';
+import { CLIENT_OPTIONS, startFakeTokenizer, type Behaviour } from '../support/fake-tokenizer.ts';
 import { createBenchEngine } from './memo-fleet.ts';
 
 const BLOCK = 16;
@@ -135,7 +135,9 @@ async function multiTurn(nConversations: number): Promise<void> {
         clock.after(5 + 75 * random() ** 2, () => resolve(exactly(body)));
       });
       const late = new Promise<TokenizeResult>((resolve) =>
-        abort.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later: answer }), { once: true }),
+        abort?.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later: answer }), {
+          once: true,
+        }),
       );
       return Promise.race([answer, late]);
     },
@@ -322,7 +324,7 @@ async function trouble({ name, behaviour, delayMs, perSecond }: Trouble, seconds
   const hasher = createBlockHasher(createHashSeed());
   const tokenizer = createVllmTokenizer(
     { log: silentLog, clock, onCall: () => undefined },
-    { urls: [fake.url], api: 'auto', timeoutMs: 500, maxInFlight: 16 },
+    { ...CLIENT_OPTIONS, urls: [fake.url], timeoutMs: 500, maxInFlight: 16 },
   );
   const rungs = new Map<string, number>();
   let lastRung = '';

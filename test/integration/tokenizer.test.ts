@@ -1,24 +1,33 @@
 /** The tokenizer client against real HTTP servers, well-behaved and not. */
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
 import type { InferenceRequest } from '../../src/openai/request.ts';
 import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
 import type { RenderMode } from '../../src/simulator/http.ts';
 import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
-import type { TokenizeResult, Tokenizer } from '../../src/tokenizer/tokenizer.ts';
-import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
+import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import {
+  createVllmTokenizer,
+  type VllmTokenizer,
+  type VllmTokenizerOptions,
+} from '../../src/tokenizer/vllm-tokenizer.ts';
+import {
+  CLIENT_OPTIONS,
   fakeTemplate,
   fakeTokens,
   startFakeTokenizer,
   type Behaviour,
   type FakeTokenizer,
 } from '../support/fake-tokenizer.ts';
-import { aChatRequest, aCompletionsRequest } from '../support/requests.ts';
+import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
 
 type Harness = {
-  readonly tokenizer: Tokenizer;
+  readonly tokenizer: VllmTokenizer;
   /** `api result`, as metrics count them. */
   readonly counted: string[];
   readonly logged: Record<string, unknown>[];
@@ -55,7 +64,7 @@ function aTokenizer(
       random,
       onCall: (api, result) => counted.push(`${api} ${result}`),
     },
-    { urls: [], api: 'auto', timeoutMs: 5000, maxInFlight: 64, ...options },
+    { ...CLIENT_OPTIONS, ...options },
   );
   stops.push(() => tokenizer.close());
   return {
@@ -122,7 +131,7 @@ describe('the render endpoint', () => {
       const request = aChatRequest({ tools: [{ type: 'function' }] });
       expect(chainsOf(await ask(request))).toEqual([chatTokens(request)]);
       expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
-      expect(counted).toEqual(['render error', 'tokenize ok', 'tokenize ok']);
+      expect(counted).toEqual(['render not_served', 'tokenize ok', 'tokenize ok']);
       expect(logged).toMatchObject([
         { level: 'info', msg: 'render endpoint not served, using /tokenize', status, url: fake.url },
       ]);
@@ -344,7 +353,7 @@ describe('a server in trouble', () => {
   test('that is full refuses more at once instead of making it wait', async () => {
     const fake = await aServer();
     fake.delayMs = 50;
-    const { ask, counted } = aTokenizer([fake.url], { maxInFlight: 3 });
+    const { ask, counted } = aTokenizer([fake.url], { maxInFlight: 3, maxQueued: 0 });
     const results = await Promise.all(Array.from({ length: 8 }, (_, i) => ask(aChatRequest({}, `${i}`))));
     expect(results.filter(({ kind }) => kind === 'tokens')).toHaveLength(3);
     expect(results.filter((result) => result.kind === 'none' && result.reason === 'rejected')).toHaveLength(5);
@@ -414,11 +423,10 @@ describe('several servers', () => {
 
   test('configured as tokenizers are asked instead of the endpoints', async () => {
     const [dedicated, endpoint] = [await aServer(), await aServer()];
-    const { ask } = aTokenizer([endpoint.url], { urls: [`${dedicated.url}/prefix/`], authorization: 'Bearer key' });
+    const { ask } = aTokenizer([endpoint.url], { urls: [`${dedicated.url}/prefix/`] });
     expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
-    expect(dedicated.calls).toMatchObject([
-      { path: '/prefix/v1/chat/completions/render', headers: { authorization: 'Bearer key' } },
-    ]);
+    expect(dedicated.calls).toMatchObject([{ path: '/prefix/v1/chat/completions/render' }]);
+    expect(dedicated.calls[0]!.headers.authorization).toBeUndefined();
     expect(endpoint.calls).toEqual([]);
   });
 
@@ -426,6 +434,201 @@ describe('several servers', () => {
     expect(() => aTokenizer([], { urls: ['tokenizer:'.slice(0, 9)] })).toThrow(
       'tokenizer URL must be http(s)://host:port, got "tokenizer"',
     );
+  });
+});
+
+describe('a server that is unusually late', () => {
+  /** Both are known to answer quickly; the first of the list is asked first. */
+  async function twoQuickServers() {
+    const [first, second] = [await aServer(), await aServer()];
+    const harness = aTokenizer([first.url, second.url], {}, () => 0);
+    // Nobody waits for these, so they get no help.
+    for (let i = 0; i < 40; i++)
+      await harness.tokenizer.tokenize(aChatRequest({}, `${i}`), [first.url, second.url], null);
+    expect(first.calls).toHaveLength(40);
+    return { ...harness, first, second };
+  }
+
+  test('is helped by another one, whose answer counts, and is not blamed', async () => {
+    const { first, second, ask, counted, logged } = await twoQuickServers();
+    first.behaviour = 'hang';
+    for (let i = 0; i < 8; i++) expect(chainsOf(await ask(aChatRequest({}, `late ${i}`)))).toHaveLength(1);
+    expect(second.calls).toHaveLength(8);
+    expect(counted.filter((entry) => entry === 'render hedged')).toHaveLength(8);
+    await until(() => first.nAbandoned() === 8);
+    expect(counted).not.toContain('render timeout');
+    expect(logged).toEqual([]);
+  });
+
+  test('is not helped again and again: a saturated fleet is not asked everything twice', async () => {
+    const { first, second, ask } = await twoQuickServers();
+    first.behaviour = 'hang';
+    second.behaviour = 'hang';
+    const asked = Array.from({ length: 50 }, (_, i) => ask(aChatRequest({}, `late ${i}`), 300));
+    for (const result of await Promise.all(asked)) expect(result).toMatchObject({ kind: 'none', reason: 'late' });
+    // Of fifty calls, wherever they began: what was saved up, and one in ten.
+    expect(first.calls.length - 40 + second.calls.length).toBeLessThanOrEqual(50 + 10 + 5);
+  });
+
+  test('is left alone where nobody waits', async () => {
+    const { first, second, tokenizer } = await twoQuickServers();
+    first.delayMs = 60;
+    expect(chainsOf(await tokenizer.tokenize(aChatRequest(), [first.url, second.url], null))).toHaveLength(1);
+    expect(second.calls).toEqual([]);
+  });
+});
+
+describe('a prompt that comes again', () => {
+  test('is answered from memory, for a while', async () => {
+    const fake = await aServer();
+    const { ask, counted, skip } = aTokenizer([fake.url], { cacheMaxBytes: 1 << 20 });
+    const first = await ask(aChatRequest());
+    expect(await ask(aChatRequest())).toBe(first);
+    expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
+    expect(counted).toEqual(['render ok', 'render cached', 'render ok']);
+    skip(300_001);
+    expect(await ask(aChatRequest())).toEqual(first);
+    expect(fake.calls).toHaveLength(3);
+  });
+
+  test('is asked again when there was no answer', async () => {
+    const fake = await aServer();
+    fake.behaviour = 'fail';
+    const { ask } = aTokenizer([fake.url], { cacheMaxBytes: 1 << 20 });
+    expect(await ask(aChatRequest())).toMatchObject({ kind: 'none' });
+    fake.behaviour = 'answer';
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+  });
+});
+
+describe('a full server', () => {
+  test('makes a call wait for its turn, and refuses it after that', async () => {
+    const fake = await aServer();
+    fake.delayMs = 40;
+    const { ask } = aTokenizer([fake.url], { maxInFlight: 2, maxQueued: 4, budgetMs: 5000 });
+    const results = await Promise.all(Array.from({ length: 9 }, (_, i) => ask(aChatRequest({}, `${i}`))));
+    expect(results.map(({ kind }) => kind)).toEqual([
+      ...Array.from({ length: 6 }, () => 'tokens'),
+      'none',
+      'none',
+      'none',
+    ]);
+    expect(fake.nConnections()).toBeLessThanOrEqual(2);
+
+    fake.behaviour = 'hang';
+    const impatient = aTokenizer([fake.url], { maxInFlight: 1, maxQueued: 4, budgetMs: 20 });
+    void impatient.ask(aChatRequest());
+    expect(await impatient.ask(aChatRequest({}, 'queued'))).toEqual({ kind: 'none', reason: 'rejected' });
+    expect(impatient.counted).toEqual(['render rejected']);
+  });
+
+  test('keeps half of its places for requests that wait', async () => {
+    const fake = await aServer();
+    fake.behaviour = 'hang';
+    const { tokenizer } = aTokenizer([fake.url], { maxInFlight: 4 });
+    const background = Array.from({ length: 4 }, (_, i) =>
+      tokenizer.tokenize(aChatRequest({}, `${i}`), [fake.url], null),
+    );
+    expect(await Promise.all(background.slice(2))).toEqual([
+      { kind: 'none', reason: 'rejected' },
+      { kind: 'none', reason: 'rejected' },
+    ]);
+    void tokenizer.tokenize(aChatRequest(), [fake.url], AbortSignal.timeout(1000));
+    await until(() => fake.calls.length === 3);
+  });
+});
+
+describe('a server that lets in who is known', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'warmpath-tokenizer-'));
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const aFile = (text: string): string => {
+    const file = join(folder, 'secret');
+    writeFileSync(file, text);
+    return file;
+  };
+
+  test('gets the header of the file, and the new one when it was replaced', async () => {
+    const fake = await aServer();
+    fake.secret = 'Bearer one';
+    const file = aFile('Bearer one\n');
+    const { ask, tokenizer, skip, logged } = aTokenizer([fake.url], { auth: { header: 'authorization', file } });
+    await tokenizer.start();
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    fake.secret = 'Bearer two';
+    aFile('Bearer two');
+    skip(10_001);
+    const tries: string[] = [];
+    await until(() => {
+      void ask(aChatRequest()).then(({ kind }) => tries.push(kind));
+      return tries.includes('tokens');
+    });
+    expect(JSON.stringify(logged)).not.toContain('Bearer');
+  });
+
+  test('is not asked with a header that can not be one', async () => {
+    const broken = aTokenizer([], { auth: { header: 'authorization', file: aFile('a\nb') } });
+    await expect(broken.tokenizer.start()).rejects.toThrow(
+      'tokenizer.auth.file must hold one line of printable ASCII, the value of a header, got something else',
+    );
+    const missing = aTokenizer([], { auth: { header: 'authorization', file: join(folder, 'none') } });
+    await expect(missing.tokenizer.start()).rejects.toThrow('tokenizer.auth.file cannot be read: ENOENT');
+  });
+
+  test('is known by its CA, and not believed without', async () => {
+    const tls = new URL('../fixtures/tls/', import.meta.url);
+    const [key, cert] = ['server-a.key', 'server-a.crt'].map((name) => readFileSync(new URL(name, tls)));
+    const fake = await startFakeTokenizer(0, { key, cert });
+    stops.push(() => fake.stop());
+    expect(await aTokenizer([fake.url]).ask(aChatRequest())).toEqual({ kind: 'none', reason: 'error' });
+    const known = aTokenizer([fake.url], { tls: { caFile: fileURLToPath(new URL('server-a.crt', tls)) } });
+    await known.tokenizer.start();
+    expect(chainsOf(await known.ask(aChatRequest()))).toHaveLength(1);
+  });
+});
+
+describe('SGLang', () => {
+  test('tokenizes texts and chats without rendering', async () => {
+    const fake = await aServer();
+    fake.status.render = 404;
+    const { ask } = aTokenizer([fake.url]);
+    const request = aChatRequest();
+    expect(chainsOf(await ask(request))).toEqual([chatTokens(request)]);
+    expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
+  });
+
+  test.each([400, 422])(
+    'of before chats could be tokenized (%d) is asked for texts only, and chats again later',
+    async (status) => {
+      const fake = await aServer();
+      fake.status.render = 404;
+      fake.status.tokenizeChat = status;
+      const { ask, logged, counted, skip } = aTokenizer([fake.url]);
+      for (let i = 0; i < 4; i++) expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
+      expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
+      expect(counted).toEqual(['render not_served', 'tokenize not_served', 'tokenize ok']);
+      expect(logged.map(({ msg, api }) => [msg, api])).toEqual([
+        ['render endpoint not served, using /tokenize', undefined],
+        ['tokenizer endpoint not served', 'tokenize_chat'],
+      ]);
+      fake.status.tokenizeChat = 200;
+      skip(600_001);
+      expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+    },
+  );
+});
+
+describe('a request of another API', () => {
+  test('is asked for as the chat it becomes', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    const messages = [{ role: 'user', content: [{ type: 'text', text: 'hi' }] }];
+    expect(chainsOf(await ask(aRequest('/v1/messages', { model: 'm', max_tokens: 1, messages })))).toHaveLength(1);
+    expect(chainsOf(await ask(aRequest('/v1/responses', { model: 'm', input: 'hi' })))).toHaveLength(1);
+    const asked = {
+      path: '/v1/chat/completions/render',
+      json: { model: 'm', messages: [{ role: 'user', content: 'hi' }] },
+    };
+    expect(fake.calls).toMatchObject([asked, asked]);
   });
 });
 

@@ -1,6 +1,8 @@
 /** A tokenizer over real sockets that answers as vLLM does, or misbehaves as servers do. Its tokens are the bytes of the text. */
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createTlsServer, type ServerOptions } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import type { VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
 
 export type Behaviour =
   'answer' | 'hang' | 'garbage' | 'huge' | 'endless' | 'fail' | 'busy' | 'reset' | 'redirect' | 'stall';
@@ -17,8 +19,10 @@ export type FakeTokenizer = {
   readonly calls: readonly FakeCall[];
   /** How it behaves from now on. */
   behaviour: Behaviour;
-  /** Status of a path that is not served, 200 where it is. */
-  readonly status: { render: number; tokenize: number };
+  /** Status of a path that is not served, 200 where it is; of chats at /tokenize, 422 asks for a prompt as old SGLang does. */
+  readonly status: { render: number; tokenize: number; tokenizeChat: number };
+  /** Authorization it asks for. */
+  secret: string | null;
   delayMs: number;
   /** `features` of rendered requests. */
   features: unknown;
@@ -30,6 +34,21 @@ export type FakeTokenizer = {
   /** Bytes of answers written so far. */
   nBytesWritten(): number;
   stop(): Promise<void>;
+};
+
+/** Options of a client under test, apart from what is remembered: equal requests are equal calls. */
+export const CLIENT_OPTIONS: VllmTokenizerOptions = {
+  urls: [],
+  api: 'auto',
+  budgetMs: 50,
+  timeoutMs: 5000,
+  maxInFlight: 64,
+  maxQueued: 64,
+  hedging: true,
+  responseMaxBytes: 8 << 20,
+  cacheMaxBytes: 0,
+  auth: { header: 'authorization', file: null },
+  tls: { caFile: null },
 };
 
 /** The tokens of a text: its bytes. */
@@ -50,16 +69,19 @@ const UNKNOWN_MODEL = {
   param: 'model',
   code: 404,
 };
+/** FastAPI's words for a missing field. */
+const LACKS_PROMPT = { detail: [{ type: 'missing', loc: ['body', 'prompt'], msg: 'Field required' }] };
 const FORBIDDEN = { message: 'disabled', type: 'PermissionDeniedError', param: null, code: 403 };
 
-export async function startFakeTokenizer(port = 0): Promise<FakeTokenizer> {
+/** @param tls key and certificate of an https server */
+export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = null): Promise<FakeTokenizer> {
   const calls: FakeCall[] = [];
   let nAbandoned = 0;
   let nConnections = 0;
   let nOpen = 0;
   let nBytesWritten = 0;
 
-  const server = createServer((request, response) => {
+  const listen = (request: IncomingMessage, response: ServerResponse): void => {
     const chunks: Buffer[] = [];
     response.on('close', () => void (response.writableFinished || nAbandoned++));
     request.on('data', (chunk: Buffer) => chunks.push(chunk));
@@ -70,9 +92,13 @@ export async function startFakeTokenizer(port = 0): Promise<FakeTokenizer> {
       calls.push({ path, headers: request.headers, body, json });
       // Nothing is said after a hang, so that connections stay as they are.
       if (fake.behaviour === 'hang') return;
+      if (fake.secret !== null && request.headers.authorization !== fake.secret) {
+        return send(response, 401, { error: 'Unauthorized' });
+      }
       setTimeout(() => respond(path, response, json), fake.delayMs);
     });
-  });
+  };
+  const server = tls === null ? createServer(listen) : createTlsServer(tls, listen);
   server.on('connection', (socket) => {
     nConnections++;
     nOpen++;
@@ -133,6 +159,9 @@ export async function startFakeTokenizer(port = 0): Promise<FakeTokenizer> {
   function answerTokenize(response: ServerResponse, json: Record<string, unknown>): void {
     if (fake.status.tokenize !== 200) return send(response, fake.status.tokenize, { detail: 'Not Found' });
     if (json['model'] === 'nobody') return send(response, 404, { error: UNKNOWN_MODEL });
+    if ('messages' in json && fake.status.tokenizeChat !== 200) {
+      return send(response, fake.status.tokenizeChat, LACKS_PROMPT);
+    }
     const text = 'messages' in json ? fakeTemplate(json) : (json['prompt'] as string);
     const tokens = [...fakeTokens(text)];
     send(response, 200, { count: tokens.length, max_model_len: 8192, tokens, token_strs: null });
@@ -140,10 +169,11 @@ export async function startFakeTokenizer(port = 0): Promise<FakeTokenizer> {
 
   await new Promise<void>((resolve) => server.listen(port, '127.0.0.1', resolve));
   const fake: FakeTokenizer = {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    url: `${tls === null ? 'http' : 'https'}://127.0.0.1:${(server.address() as AddressInfo).port}`,
     calls,
     behaviour: 'answer',
-    status: { render: 200, tokenize: 200 },
+    status: { render: 200, tokenize: 200, tokenizeChat: 200 },
+    secret: null,
     delayMs: 0,
     features: null,
     nAbandoned: () => nAbandoned,

@@ -64,7 +64,7 @@ function aSlowTokenizer() {
         characterTokenizer.tokenize(request, urls, signal),
       );
       const late = new Promise<TokenizeResult>((resolve) =>
-        signal.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later })),
+        signal?.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later })),
       );
       return Promise.race([later, late]);
     },
@@ -83,7 +83,7 @@ function aSlowTokenizer() {
 /** A tokenizer that answers nothing until the budget is over. */
 const hangingTokenizer: Tokenizer = {
   tokenize: (_request, _urls, signal) =>
-    new Promise((resolve) => signal.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late' }))),
+    new Promise((resolve) => signal?.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late' }))),
   close: () => Promise.resolve(),
 };
 

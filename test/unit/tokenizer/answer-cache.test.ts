@@ -1,0 +1,49 @@
+import { describe, expect, test } from '@jest/globals';
+import { createAnswerCache, type TokenAnswer } from '../../../src/tokenizer/answer-cache.ts';
+import { createFakeClock } from '../../support/fake-clock.ts';
+import { aChatRequest, aCompletionsRequest } from '../../support/requests.ts';
+
+const anAnswer = (nTokens: number): TokenAnswer => ({
+  kind: 'tokens',
+  chains: [{ tokenIds: new Uint32Array(nTokens), features: [] }],
+});
+
+describe('answers', () => {
+  test('are found by equal requests, until they are old', () => {
+    const clock = createFakeClock();
+    const cache = createAnswerCache(clock, 1 << 20);
+    const answer = anAnswer(10);
+    cache.put(cache.keyOf(aChatRequest()), answer);
+    expect(cache.get(cache.keyOf(aChatRequest()))).toBe(answer);
+    expect(cache.get(cache.keyOf(aChatRequest({}, 'another')))).toBe(null);
+    expect(cache.keyOf(aCompletionsRequest('x'))).not.toBe(cache.keyOf(aCompletionsRequest('y')));
+    clock.advance(300_001);
+    expect(cache.get(cache.keyOf(aChatRequest()))).toBe(null);
+    expect(cache.nBytes).toBe(0);
+  });
+
+  test('never take more than their bytes; the one unused for longest goes first', () => {
+    const clock = createFakeClock();
+    const maxBytes = 20_000;
+    const cache = createAnswerCache(clock, maxBytes);
+    for (let i = 0; i < 3; i++) cache.put(`${i}`, anAnswer(1000));
+    expect(cache.get('0')).not.toBe(null);
+    for (let i = 3; i < 100; i++) {
+      cache.put(`${i}`, anAnswer(1000));
+      expect(cache.nBytes).toBeLessThanOrEqual(maxBytes);
+      expect(cache.get('0')).not.toBe(null);
+    }
+    expect(cache.get('1')).toBe(null);
+    expect(cache.get('99')).not.toBe(null);
+    cache.put('99', anAnswer(10));
+    cache.put('large', anAnswer(10_000));
+    expect(cache.get('large')).toBe(null);
+    expect(cache.get('99')).not.toBe(null);
+  });
+
+  test('are not kept where there is no room', () => {
+    const cache = createAnswerCache(createFakeClock(), 0);
+    cache.put('a', anAnswer(1));
+    expect(cache.get('a')).toBe(null);
+  });
+});
