@@ -233,8 +233,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     unbook(): void;
     /** Books what the prompt really is, if the request still is on its way or was served. */
     book(chains: readonly BlockHashes[]): void;
-    /** `no` once the engine has answered: what it caches then may be this very prompt. */
-    readonly unanswered: 'yes' | 'no';
+    /** False once the engine has answered: what it caches then may be this very prompt. */
+    isUnanswered(): boolean;
   };
 
   function reserve(evaluation: Evaluation, view: CandidateView): Held {
@@ -249,10 +249,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
     let usage: Usage | null = null;
     let ended: BookingEnd | null = null;
-    let unanswered: Held['unanswered'] = 'yes';
+    let unanswered = true;
     const reservation: Reservation = {
       firstByte() {
-        unanswered = 'no';
+        unanswered = false;
         load.firstByte();
       },
       observe: (seen) => {
@@ -264,7 +264,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         // Without events the engine's cache is known only from what was sent there and served.
         const keep = outcome !== 'completed' ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
         ended = keep;
-        unanswered = 'no';
+        unanswered = false;
         for (const booking of booked) booking.end(keep);
         text?.end(keep === 'drop' ? 'drop' : 'keep');
         deps.recordEnd({
@@ -278,9 +278,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     };
     return {
       reservation,
-      get unanswered() {
-        return unanswered;
-      },
+      isUnanswered: () => unanswered,
       unbook() {
         for (const booking of booked) booking.end('drop');
         booked = [];
@@ -309,7 +307,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
       if (evaluation.rung === 'exact' || blockSize !== ownSize) continue;
       held.unbook();
-      if (held.unanswered === 'yes') {
+      if (held.isUnanswered()) {
         const lengths = answers.map(({ nTokens }) => nTokens);
         const { matchedTokens } = credit(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
         const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);

@@ -7,8 +7,9 @@
  */
 import type { Clock } from '../clock.ts';
 import type { Usage } from '../openai/usage.ts';
+import { answersRequestHeaders, immediateResponse } from './answers.ts';
 import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
-import { immediateResponse, type EnvoyMessage, type HeadersMessage, type ProcessingResponse } from './messages.ts';
+import type { EnvoyMessage, HeadersMessage, ProcessingResponse } from './messages.ts';
 import { createPicking } from './picking.ts';
 import {
   bodyTooLarge,
@@ -228,7 +229,7 @@ export function createExchange(
   function sendAnswer(answer: ProcessingResponse): void {
     const asking = askForTrailers;
     askForTrailers = null;
-    output.send(asking !== null && 'request_headers' in answer ? asking(answer) : answer);
+    output.send(asking !== null && answersRequestHeaders(answer) ? asking(answer) : answer);
   }
 
   function ready(pickRequest: PickRequest): void {
@@ -266,7 +267,7 @@ export function createExchange(
   /** Answers already given stay given: a fault afterwards costs nobody anything but what it was about. */
   function fault(): void {
     if (phase === 'answered' || phase === 'finished' || mode === 'observability') return;
-    if (picking.state === 'asked') return picking.fail('internal_fault');
+    if (picking.state() === 'asked') return picking.fail('internal_fault');
     if (request === null) return fail('INTERNAL', 'the first message could not be handled', 'internal_fault');
     if (options.failureMode === 'closed') return refuse(unavailable('internal_fault'));
     faulted = 'internal_fault';
@@ -321,7 +322,7 @@ export function createExchange(
     if (phase === 'finished') return;
     halfClosed = true;
     // A half-close is no reset: what was asked for is still answered.
-    if (picking.state !== 'asked') endCleanly('half_close');
+    if (picking.state() !== 'asked') endCleanly('half_close');
   }
 
   function endCleanly(ending: ExchangeEnding): void {
@@ -341,7 +342,7 @@ export function createExchange(
   function drain(): void {
     draining = true;
     // In FULL_DUPLEX_STREAMED a piece of the answer may be on its way to us, and only we can give it back.
-    const echoing = responseStyle === 'echo' && response?.state !== 'over';
+    const echoing = responseStyle === 'echo' && response?.state() !== 'over';
     if (mode === 'observability' || (phase === 'answered' && !echoing)) endCleanly('shutdown');
   }
 
@@ -353,7 +354,7 @@ export function createExchange(
   function finish(ending: ExchangeEnding): void {
     phase = 'finished';
     const endedAtMs = clock.nowMs();
-    const responseOver = response?.state === 'over';
+    const responseOver = response?.state() === 'over';
     if (usage === null) usage = response?.usageSoFar() ?? null;
     // Where nothing of the answer is visible, the end of the stream is the end of the request.
     const cut = response !== null && !responseOver;
@@ -368,8 +369,8 @@ export function createExchange(
       served,
       usage,
       completion: responseOver ? 'response' : unseen ? 'estimate' : 'stream',
-      requestBodyBytes: request?.bodyBytes ?? 0,
-      decisionMs: picking.decisionMs,
+      requestBodyBytes: request?.bodyBytes() ?? 0,
+      decisionMs: picking.decisionMs(),
       heldMs: answeredAtMs === null ? null : endedAtMs - answeredAtMs,
       requestId,
     };

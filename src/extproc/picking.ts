@@ -22,16 +22,18 @@ export type Picking = {
   fail(reason: FaultReason): void;
   /** The request is gone: nobody waits for the answer any more. May throw what a listener of the signal throws. */
   cancel(): void;
-  readonly state: 'not_asked' | 'asked' | 'settled' | 'cancelled';
+  state(): PickingState;
   /** Question → answer in milliseconds, null while there is none. */
-  readonly decisionMs: number | null;
+  decisionMs(): number | null;
 };
+
+export type PickingState = 'not_asked' | 'asked' | 'settled' | 'cancelled';
 
 /** A timer later than this was held up with everything else in the process. */
 const STALL_MS = 20;
 
 export function createPicking(deadlineMs: number, clock: Clock, output: PickingOutput): Picking {
-  let state: Picking['state'] = 'not_asked';
+  let state: PickingState = 'not_asked';
   let abort: AbortController | null = null;
   let timer: Timer | null = null;
   let askedAtMs = 0;
@@ -97,11 +99,7 @@ export function createPicking(deadlineMs: number, clock: Clock, output: PickingO
     decided,
     fail,
     cancel,
-    get state() {
-      return state;
-    },
-    get decisionMs() {
-      return decisionMs;
-    },
+    state: () => state,
+    decisionMs: () => decisionMs,
   };
 }

@@ -5,10 +5,9 @@
  * The rule of Envoy behind every branch: outside FULL_DUPLEX_STREAMED each message gets exactly one answer of its kind, in
  * order; in it the headers are answered first, and only once the body is whole, because Envoy picks the host right then.
  */
+import { continueResponse, echoResponse } from './answers.ts';
 import type { PickRequest, Subset } from './endpoint-picker.ts';
 import {
-  continueResponse,
-  echoResponse,
   NO_HEADERS,
   type BodyMessage,
   type HeaderChange,
@@ -54,7 +53,7 @@ export type RequestSide = {
   answer(choice: Choice): void;
   /** Drops collected bytes; nothing is sent any more. */
   dispose(): void;
-  readonly bodyBytes: number;
+  bodyBytes(): number;
 };
 
 /** `waiting` for more of the request, `ready` for the choice, `answered`. */
@@ -260,8 +259,6 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       headers = null;
       state = 'answered';
     },
-    get bodyBytes() {
-      return nBodyBytes;
-    },
+    bodyBytes: () => nBodyBytes,
   };
 }

@@ -3,13 +3,8 @@
  * here. Reads usage on the way; alters nothing. Deliberately not here: what a response means for reservations.
  */
 import type { Usage, UsageReader } from '../openai/usage.ts';
-import {
-  continueResponse,
-  echoResponse,
-  type BodyMessage,
-  type HeadersMessage,
-  type ProcessingResponse,
-} from './messages.ts';
+import { continueResponse, echoResponse } from './answers.ts';
+import type { BodyMessage, HeadersMessage, ProcessingResponse } from './messages.ts';
 import { ECHO_CHUNK_BYTES } from './protocol.ts';
 
 export type CreateUsageReader = (contentType: string | undefined) => UsageReader;
@@ -35,7 +30,7 @@ export type ResponseSide = {
   trailers(): void;
   /** What the part seen so far says, for a response that was cut. */
   usageSoFar(): Usage | null;
-  readonly state: 'none' | 'open' | 'over';
+  state(): 'none' | 'open' | 'over';
 };
 
 export function createResponseSide(options: ResponseSideOptions, output: ResponseSideOutput): ResponseSide {
@@ -111,8 +106,6 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
     body: onBody,
     trailers: onTrailers,
     usageSoFar,
-    get state() {
-      return state;
-    },
+    state: () => state,
   };
 }

@@ -7,16 +7,16 @@ import { ServerCredentials, type Server } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
+import { immediateResponse } from './answers.ts';
 import { guardSession } from './client-identity.ts';
 import type { EndpointPicker } from './endpoint-picker.ts';
 import type { ExchangeEnding, ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
 import { bind, createGrpcServer } from './grpc-server.ts';
 import { createHealth, type ServingStatus } from './health.ts';
-import { immediateResponse } from './messages.ts';
 import { tooManyStreams } from './refusals.ts';
 import type { RequestBodyMode } from './request-side.ts';
 import type { CreateUsageReader } from './response-side.ts';
-import { loadServices } from './services.ts';
+import { loadServices, withOwnCodec } from './services.ts';
 import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
 import { createReloadingTls, createSelfSignedTls, type ServerTls, type TlsFiles } from './tls.ts';
 import { createUnseenEnds } from './unseen-ends.ts';
@@ -134,7 +134,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         maxStreamsPerConnection: limits.maxStreamsPerConnection,
       });
       servers.push(main);
-      main.addService(services.externalProcessor, { Process: process });
+      main.addService(withOwnCodec(services.externalProcessor), { Process: process });
       main.addService(services.health, health.handlers);
       const grpcAddress = await bind(
         main,

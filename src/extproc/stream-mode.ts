@@ -1,11 +1,6 @@
 /** What the first message of a stream says about how Envoy's filter is configured. */
-import {
-  withTrailersWanted,
-  type BodySendMode,
-  type EnvoyMessage,
-  type ProcessingResponse,
-  type ProtocolConfig,
-} from './messages.ts';
+import { withTrailersWanted } from './answers.ts';
+import type { BodySendMode, EnvoyMessage, ProcessingResponse, ProtocolConfig } from './messages.ts';
 import type { RequestBodyMode } from './request-side.ts';
 
 export type StreamMode =

@@ -8,12 +8,12 @@ import { errorText } from '../errors.ts';
 import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import { dropLastMessage } from './grpc-server.ts';
-import { readMessage, type ProcessingResponse, type RawProcessingRequest } from './messages.ts';
+import type { EnvoyMessage, ProcessingResponse } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import type { UnseenEnds } from './unseen-ends.ts';
 import type { UsageJoin } from './usage-join.ts';
 
-export type ProcessCall = ServerDuplexStream<RawProcessingRequest, ProcessingResponse>;
+export type ProcessCall = ServerDuplexStream<EnvoyMessage, ProcessingResponse>;
 
 export type StreamDeps = {
   readonly picker: EndpointPicker;
@@ -106,9 +106,9 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
 
   call.on(
     'data',
-    guarded((raw: RawProcessingRequest) => {
+    guarded((message: EnvoyMessage) => {
       dropLastMessage(call);
-      exchange?.message(readMessage(raw));
+      exchange?.message(message);
     }),
   );
   call.on(

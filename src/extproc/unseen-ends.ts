@@ -11,7 +11,7 @@ export type UnseenEnds = {
   hold(reservation: Reservation): void;
   /** Gives back all of them. */
   releaseAll(): void;
-  readonly size: number;
+  size(): number;
 };
 
 export type UnseenEndsOptions = {
@@ -68,8 +68,6 @@ export function createUnseenEnds(clock: Clock, { assumedAnswerMs, maxHeld, onFau
       for (const { reservation } of held.values()) giveBack(reservation);
       held.clear();
     },
-    get size() {
-      return held.size;
-    },
+    size: () => held.size,
   };
 }

@@ -1,9 +1,9 @@
 /** The four forms of a completions prompt: a string, a list of strings, a list of token ids, a list of lists of token ids. */
-import { kindText, textOfString, type ByteRange, type JsonScanner } from './json-scan.ts';
+import { kindText, type ByteRange, type JsonScanner } from './json-scan.ts';
 import { readTokenIds } from './token-ids.ts';
 
 export type PromptReading =
-  | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly ranges: readonly ByteRange[] }
+  | { readonly kind: 'texts'; readonly ranges: readonly ByteRange[] }
   | { readonly kind: 'tokens'; readonly tokenIds: readonly Uint32Array[] }
   /** Null, or cut before anything of it was complete. */
   | { readonly kind: 'absent' }
@@ -44,7 +44,7 @@ export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
 
 function readTexts(scanner: JsonScanner, name: string, form: 'one' | 'list'): PromptReading {
   const ranges: ByteRange[] = [];
-  const { bytes, pos: from } = scanner;
+  const from = scanner.pos;
   const readOne = (): boolean => {
     const start = scanner.pos;
     if (!scanner.skipString()) return false;
@@ -61,19 +61,7 @@ function readTexts(scanner: JsonScanner, name: string, form: 'one' | 'list'): Pr
   const complete = form === 'one' ? readOne() : scanner.array(readElement);
   if (message !== null) return wrong(scanner, from, message);
   if (!complete) return { kind: 'absent' };
-  return ranges.length > MAX_PROMPTS ? { kind: 'many' } : texts(bytes, ranges);
-}
-
-/** Decoded when somebody asks: routing needs the bytes, and 200 KB of text cost more to decode than to scan. */
-function texts(bytes: Uint8Array, ranges: readonly ByteRange[]): PromptReading {
-  let decoded: readonly string[] | null = null;
-  return {
-    kind: 'texts',
-    ranges,
-    get texts() {
-      return (decoded ??= ranges.map((range) => textOfString(bytes, range)));
-    },
-  };
+  return ranges.length > MAX_PROMPTS ? { kind: 'many' } : { kind: 'texts', ranges };
 }
 
 function readOneList(scanner: JsonScanner, name: string): PromptReading {

@@ -14,7 +14,7 @@ export type Prompt =
    */
   | { readonly kind: 'messages'; readonly ranges: readonly ByteRange[] }
   /** One chain per text; `ranges` are the JSON strings in the body, quotes included. */
-  | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly ranges: readonly ByteRange[] }
+  | { readonly kind: 'texts'; readonly ranges: readonly ByteRange[] }
   /** Already tokens: one chain per list, ids in 0…2³²−1. `features` are of the only list, else empty. */
   | {
       readonly kind: 'tokens';

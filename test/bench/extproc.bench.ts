@@ -2,7 +2,8 @@
  * What one request costs the server: `make bench-extproc`. The server is a process of its own on loopback; the load comes
  * from here. CPU is that of the server process, all threads. "null" is an ext_proc server on the same grpc-js that answers
  * without looking; "warmpath" is the whole product with three endpoints and no tokenizer; "decision" has a tokenizer over
- * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|response|decision`, `--cpu-prof DIR`.
+ * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|response|decision`,
+ * `--mode MODE`, `--size BYTES`, `--cpu-prof DIR`.
  */
 import { fork, type ChildProcess } from 'node:child_process';
 import { createServer, type Server } from 'node:http';
@@ -17,6 +18,9 @@ const { values: args } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
     only: { type: 'string' },
+    mode: { type: 'string' },
+    size: { type: 'string' },
+    'warm-up': { type: 'string', default: '3' },
     'cpu-prof': { type: 'string' },
   },
 });
@@ -30,9 +34,10 @@ const MODES: readonly Mode[] = ['BUFFERED', 'FULL_DUPLEX_STREAMED'];
 const SIZES = [1_000, 4_000, 64_000, 220_000];
 const RATES = [500, 1_000, 2_000];
 const N_CONNECTIONS = 2;
-const SECONDS = args.quick ? 1.5 : 4;
-const N_WINDOWS = 4;
-const WARM_UP_SECONDS = args.quick ? 1 : 2;
+const SECONDS = args.quick ? 2 : 4;
+const N_WINDOWS = args.quick ? 5 : 8;
+/** The compiler works for seconds beside a new process, and its threads count as everything else does. */
+const WARM_UP_SECONDS = Number(args['warm-up']);
 /** An HTTP/1.1 request of this length reaches Envoy's filter in pieces of about this size. */
 const CHUNK_BYTES = 65_536;
 const MODEL = 'demo-model';
@@ -96,7 +101,12 @@ function startServer(kind: string, sections: object): Promise<ServerProcess> {
   const child: ChildProcess = fork(
     fileURLToPath(new URL('extproc-server.ts', import.meta.url)),
     [kind, JSON.stringify(sections)],
-    { execArgv: profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${profile}`] },
+    {
+      execArgv:
+        profile === undefined
+          ? (process.env.SRV_ARGS ?? '').split(' ').filter(Boolean)
+          : ['--cpu-prof', '--cpu-prof-interval=250', `--cpu-prof-dir=${profile}`],
+    },
   );
   const next = <T>(): Promise<T> => new Promise((resolve) => child.once('message', (message) => resolve(message as T)));
   return next<{ address: string }>().then(({ address }) => ({
@@ -158,34 +168,46 @@ async function run(
   };
 }
 
+type Subject = { readonly name: string; readonly server: ServerProcess; next(): Exchange };
+
+/**
+ * Measures servers side by side: their windows alternate, so that other work on the machine meets all of them alike, and of
+ * each the quietest window counts.
+ * @returns CPU µs per request, as many as subjects
+ */
 async function measure(
-  name: string,
-  server: ServerProcess,
-  next: () => Exchange,
+  subjects: readonly Subject[],
   parallel: number,
   rates: readonly number[],
-): Promise<number> {
+): Promise<readonly number[]> {
   const connections = await Promise.all(
-    Array.from({ length: N_CONNECTIONS }, () => openLoadConnection(server.address)),
+    subjects.map(({ server }) =>
+      Promise.all(Array.from({ length: N_CONNECTIONS }, () => openLoadConnection(server.address))),
+    ),
   );
-  await run(server, connections, next, { parallel }, WARM_UP_SECONDS);
-  // The quietest of several windows: on a machine with other work the rest measure that work.
-  const windows: Run[] = [];
-  for (let i = 0; i < N_WINDOWS; i++) {
-    windows.push(await run(server, connections, next, { parallel }, SECONDS / N_WINDOWS));
+  const runOf = (i: number, pace: Parameters<typeof run>[3], seconds: number): Promise<Run> =>
+    run(subjects[i]!.server, connections[i]!, subjects[i]!.next, pace, seconds);
+  const best: (Run | null)[] = subjects.map(() => null);
+  for (const i of subjects.keys()) await runOf(i, { parallel }, WARM_UP_SECONDS);
+  for (let window = 0; window < N_WINDOWS; window++) {
+    for (const i of subjects.keys()) {
+      const now = await runOf(i, { parallel }, SECONDS / N_WINDOWS);
+      if (best[i] === null || now.cpuUs < best[i]!.cpuUs) best[i] = now;
+    }
   }
-  const most = windows.reduce((a, b) => (b.cpuUs < a.cpuUs ? b : a));
-  const cells = [name, most.cpuUs.toFixed(0), `${Math.round(most.perSecond)}`];
-  for (const rate of rates) {
-    const isBeyond = rate > most.perSecond;
-    const paced = isBeyond ? null : await run(server, connections, next, { perSecond: rate }, SECONDS);
-    cells.push(
-      paced === null ? '–' : `${paced.cpuUs.toFixed(0)}; ${paced.p50Ms.toFixed(2)} / ${paced.p99Ms.toFixed(1)}`,
-    );
+  for (const [i, { name }] of subjects.entries()) {
+    const { cpuUs, perSecond } = best[i]!;
+    const cells = [name, cpuUs.toFixed(0), `${Math.round(perSecond)}`];
+    for (const rate of rates) {
+      const paced = rate > perSecond ? null : await runOf(i, { perSecond: rate }, SECONDS);
+      cells.push(
+        paced === null ? '–' : `${paced.cpuUs.toFixed(0)}; ${paced.p50Ms.toFixed(2)} / ${paced.p99Ms.toFixed(1)}`,
+      );
+    }
+    print(`| ${cells.join(' | ')} |`);
   }
-  for (const connection of connections) connection.close();
-  print(`| ${cells.join(' | ')} |`);
-  return most.cpuUs;
+  for (const connection of connections.flat()) connection.close();
+  return best.map((run) => run!.cpuUs);
 }
 
 function print(line: string): void {
@@ -206,20 +228,25 @@ const ENDPOINTS = [1, 2, 3].map((n) => ({
 }));
 
 async function benchModes(): Promise<void> {
-  printHead(RATES);
-  for (const mode of MODES) {
-    for (const size of SIZES) {
-      const cpu: number[] = [];
-      for (const kind of ['null', 'warmpath'].filter((one) => args.only === undefined || args.only === one)) {
-        const server = await startServer(kind, { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } });
-        const bodies = Array.from({ length: 64 }, (_, i) => exchangeOf(mode, chatBody(size, i)));
-        let n = 0;
-        const next = (): Exchange => bodies[n++ % bodies.length]!;
-        cpu.push(await measure(`${kind}, ${mode}, ${size / 1000} KB`, server, next, size > 100_000 ? 8 : 32, RATES));
-        await server.stop();
-      }
+  const rates = args.quick ? [] : RATES;
+  printHead(rates);
+  const kinds = ['null', 'warmpath'].filter((one) => args.only === undefined || args.only === one);
+  for (const mode of MODES.filter((one) => args.mode === undefined || args.mode === one)) {
+    for (const size of SIZES.filter((one) => args.size === undefined || Number(args.size) === one)) {
+      const bodies = Array.from({ length: 64 }, (_, i) => exchangeOf(mode, chatBody(size, i)));
+      let n = 0;
+      const next = (): Exchange => bodies[n++ % bodies.length]!;
+      const subjects = await Promise.all(
+        kinds.map(async (kind) => ({
+          name: `${kind}, ${mode}, ${size / 1000} KB`,
+          server: await startServer(kind, { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } }),
+          next,
+        })),
+      );
+      const cpu = await measure(subjects, size > 100_000 ? 8 : 32, rates);
+      for (const { server } of subjects) await server.stop();
       if (cpu.length === 2)
-        print(`| warmpath ÷ null | ${(cpu[1]! / cpu[0]!).toFixed(2)} | ${'| '.repeat(1 + RATES.length)}`);
+        print(`| warmpath ÷ null | ${(cpu[1]! / cpu[0]!).toFixed(2)} | ${'| '.repeat(1 + rates.length)}`);
     }
   }
 }
@@ -250,15 +277,21 @@ const STREAMED_ANSWER: NonNullable<Exchange['response']> = {
 
 async function benchResponse(): Promise<void> {
   printHead([]);
-  for (const [name, response] of [
-    ['response side off', null],
-    ['response side on, 16 chunks', STREAMED_ANSWER],
-  ] as const) {
-    const server = await startServer('warmpath', { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } });
-    const exchange = { ...exchangeOf('BUFFERED', chatBody(4_000, 1)), response };
-    await measure(`warmpath, BUFFERED, 4 KB, ${name}`, server, () => exchange, 32, []);
-    await server.stop();
-  }
+  const exchange = exchangeOf('BUFFERED', chatBody(4_000, 1));
+  const subjects = await Promise.all(
+    (
+      [
+        ['response side off', null],
+        ['response side on, 16 chunks', STREAMED_ANSWER],
+      ] as const
+    ).map(async ([name, response]) => ({
+      name: `warmpath, BUFFERED, 4 KB, ${name}`,
+      server: await startServer('warmpath', { discovery: { endpoints: ENDPOINTS }, tokenizer: { api: 'none' } }),
+      next: () => ({ ...exchange, response }),
+    })),
+  );
+  await measure(subjects, 32, []);
+  for (const { server } of subjects) await server.stop();
 }
 
 /** Answers every text with the same number of tokens, different ones for different prompts, from memory. */
@@ -320,7 +353,7 @@ async function benchDecision(): Promise<void> {
     // Every prompt is new: nothing is answered from a memo.
     let n = 0;
     const next = (): Exchange => exchangeOf('BUFFERED', chatBody(nBytes, n++));
-    await measure(`decision, ${name}`, server, next, 16, []);
+    await measure([{ name: `decision, ${name}`, server, next }], 16, []);
     await server.stop();
     stopPublishing();
     tokenizer.close();
@@ -330,5 +363,5 @@ async function benchDecision(): Promise<void> {
 }
 
 if (args.only === undefined || args.only === 'null' || args.only === 'warmpath') await benchModes();
-if (args.only === undefined || args.only === 'response') await benchResponse();
-if (args.only === undefined || args.only === 'decision') await benchDecision();
+if ((args.only === undefined && args.size === undefined) || args.only === 'response') await benchResponse();
+if ((args.only === undefined && args.size === undefined) || args.only === 'decision') await benchDecision();

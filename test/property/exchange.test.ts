@@ -4,10 +4,11 @@
  */
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import type { RawProcessingRequest } from '../../src/extproc/messages.ts';
+import { readMessage } from '../../src/extproc/message-reader.ts';
+import type { EnvoyMessage } from '../../src/extproc/messages.ts';
 import { createEnvoyModel, type EnvoyModel, type Scenario } from '../support/envoy-model.ts';
 import { aPickError, createHarness, createHeld, type Harness, type Held } from '../support/exchange-harness.ts';
-import { decodeRequest, encodeRequest } from '../support/extproc-messages.ts';
+import { encodeRequest } from '../support/extproc-messages.ts';
 
 const DESTINATION = 'x-gateway-destination-endpoint';
 const FORGED = '10.6.6.6:80';
@@ -208,14 +209,14 @@ describe('whatever arrives', () => {
         const bytes = Buffer.from(whole.subarray(0, length));
         for (const [at, value] of edits) if (at < bytes.length) bytes[at] = value;
         const h = createHarness();
-        let raw: RawProcessingRequest;
+        let message: EnvoyMessage;
         try {
-          raw = decodeRequest(bytes);
+          message = readMessage(bytes);
         } catch {
           // Refused by protobufjs: grpc-js answers that stream with status 13 and never shows it to us.
           return;
         }
-        h.decoded(raw);
+        h.exchange.message(message);
         h.exchange.cancelled();
         expect(h.results).toHaveLength(1);
       }),

@@ -7,18 +7,11 @@ import {
   type ExchangeResult,
   type FailureCode,
 } from '../../src/extproc/exchange.ts';
-import { readMessage, type RawProcessingRequest } from '../../src/extproc/messages.ts';
+import { readMessage } from '../../src/extproc/message-reader.ts';
 import type { CreateUsageReader } from '../../src/extproc/response-side.ts';
 import type { Usage } from '../../src/openai/usage.ts';
 import { createFakeClock, type FakeClock } from './fake-clock.ts';
-import {
-  decodeAnswer,
-  decodeRequest,
-  encodeRequest,
-  encodeResponse,
-  type Answer,
-  type WireRequest,
-} from './extproc-messages.ts';
+import { decodeAnswer, encodeRequest, type Answer, type WireRequest } from './extproc-messages.ts';
 
 export const DEFAULT_EXCHANGE_OPTIONS: ExchangeOptions = {
   bodyMaxBytes: 1024 * 1024,
@@ -48,8 +41,6 @@ export type Harness = {
   ended(): 'ok' | FailureCode | null;
   /** Merges the parts into one message and feeds it. */
   envoy(...parts: WireRequest[]): void;
-  /** Feeds a message as the decoder made it. */
-  decoded(raw: RawProcessingRequest): void;
   /** Answers since the last call. */
   take(): Answer[];
   /** Routes to the endpoints; returns the reservation's fate. */
@@ -70,7 +61,7 @@ export function createHarness(
   const exchange = createExchange({ ...DEFAULT_EXCHANGE_OPTIONS, ...options }, clock, createUsageReader, {
     send(response) {
       if (ended !== null) throw new Error('an answer after the end of the stream');
-      answers.push(decodeAnswer(encodeResponse(response)));
+      answers.push(decodeAnswer(response));
     },
     pick: (request, signal) => void picks.push({ request, signal }),
     observe: () => ({ firstByte: () => undefined, complete: () => undefined, gone: () => undefined }),
@@ -93,8 +84,7 @@ export function createHarness(
     results,
     unseen,
     ended: () => ended,
-    envoy: (...parts) => exchange.message(readMessage(decodeRequest(encodeRequest(Object.assign({}, ...parts))))),
-    decoded: (raw) => exchange.message(readMessage(raw)),
+    envoy: (...parts) => exchange.message(readMessage(encodeRequest(Object.assign({}, ...parts)))),
     take() {
       const taken = answers.slice(nTaken);
       nTaken = answers.length;

@@ -1,5 +1,5 @@
 /** Builders for what Envoy sends, and a reader for what it gets: every message crosses real protobuf bytes both ways. */
-import type { BodySendMode, ProcessingResponse, RawProcessingRequest } from '../../src/extproc/messages.ts';
+import type { BodySendMode, EnvoyMessage } from '../../src/extproc/messages.ts';
 import { loadServices } from '../../src/extproc/services.ts';
 
 export type WireRequest = Record<string, unknown>;
@@ -32,9 +32,28 @@ type RawBodyMutation = { streamed_response?: { body?: Buffer; end_of_stream?: bo
 const process = loadServices().externalProcessor['Process']!;
 
 export const encodeRequest = (message: WireRequest): Buffer => process.requestSerialize(message) as Buffer;
-export const decodeRequest = (bytes: Buffer): RawProcessingRequest =>
-  process.requestDeserialize(bytes) as RawProcessingRequest;
-export const encodeResponse = (response: ProcessingResponse): Buffer => process.responseSerialize(response) as Buffer;
+
+export type SchemaHeader = { key?: string; value?: string; raw_value?: Buffer };
+type SchemaValue = { kind?: string; stringValue?: string; listValue?: { values?: SchemaValue[] } };
+type SchemaHeaders = { headers?: { headers?: SchemaHeader[] }; end_of_stream?: boolean };
+type SchemaBody = { body?: Buffer; end_of_stream?: boolean };
+/** A ProcessingRequest as a general decoder of the schema in proto/ sees it. */
+export type SchemaRequest = {
+  request?: EnvoyMessage['kind'];
+  request_headers?: SchemaHeaders;
+  response_headers?: SchemaHeaders;
+  request_body?: SchemaBody;
+  response_body?: SchemaBody;
+  metadata_context?: { filter_metadata?: Record<string, { fields?: Record<string, SchemaValue> }> };
+  observability_mode?: boolean;
+  protocol_config?: {
+    request_body_mode?: string | number;
+    response_body_mode?: string | number;
+    send_body_without_waiting_for_header_response?: boolean;
+  };
+};
+
+export const readWithSchema = (bytes: Buffer): SchemaRequest => process.requestDeserialize(bytes) as SchemaRequest;
 
 export function decodeAnswer(bytes: Buffer): Answer {
   return answerOf(process.responseDeserialize(bytes) as object);

@@ -6,6 +6,7 @@ import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
+import { textOfString } from '../../src/openai/json-scan.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
@@ -39,7 +40,7 @@ const characterTokenizer: Tokenizer = {
     const { prompt, body } = request;
     const texts =
       prompt.kind === 'texts'
-        ? prompt.texts
+        ? prompt.ranges.map((range) => textOfString(body, range))
         : [JSON.stringify((JSON.parse(Buffer.from(body).toString()) as { messages: unknown }).messages)];
     return Promise.resolve({
       kind: 'tokens',

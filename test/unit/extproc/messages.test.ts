@@ -1,16 +1,11 @@
 /** What goes over the wire, read by a scanner of our own that shares nothing with the encoder. */
 import { describe, expect, test } from '@jest/globals';
-import {
-  continueResponse,
-  echoResponse,
-  immediateResponse,
-  readMessage,
-  withTrailersWanted,
-  type MessageKind,
-} from '../../../src/extproc/messages.ts';
+import { continueResponse, echoResponse, immediateResponse, withTrailersWanted } from '../../../src/extproc/answers.ts';
+import { readMessage } from '../../../src/extproc/message-reader.ts';
+import type { MessageKind } from '../../../src/extproc/messages.ts';
 import { destinationValue, reasonWord, subsetOf } from '../../../src/extproc/protocol.ts';
 import { aPickError } from '../../support/exchange-harness.ts';
-import { decodeRequest, encodeRequest, encodeResponse, requestHeaders } from '../../support/extproc-messages.ts';
+import { encodeRequest, requestHeaders } from '../../support/extproc-messages.ts';
 
 /** Field number → raw values, for one message without groups and fixed-width fields. */
 function scan(bytes: Buffer): Map<number, (Buffer | number)[]> {
@@ -51,13 +46,13 @@ describe('answers on the wire', () => {
     ['request_trailers', 5],
     ['response_trailers', 6],
   ])('a plain "continue" to %s is field %i and never empty: Envoy calls an empty answer spurious', (kind, field) => {
-    const bytes = encodeResponse(continueResponse(kind));
+    const bytes = continueResponse(kind);
     expect(bytes.length).toBeGreaterThan(0);
     expect([...scan(bytes).keys()]).toEqual([field]);
   });
 
   test('a header is written as raw_value, overwrites by append_action, and leaves value and append alone', () => {
-    const mutation = sub(scan(encodeResponse(continueResponse('request_body', change))), 3, 1, 2);
+    const mutation = sub(scan(continueResponse('request_body', change)), 3, 1, 2);
     const option = scan(mutation.get(1)![0] as Buffer);
     expect([...option.keys()].sort()).toEqual([1, 3]);
     expect(option.get(3)).toEqual([2]);
@@ -69,7 +64,7 @@ describe('answers on the wire', () => {
   });
 
   test('dynamic metadata is a struct of a struct of a string', () => {
-    const entry = sub(scan(encodeResponse(continueResponse('request_headers', change, '10.0.0.1:80'))), 8, 1);
+    const entry = sub(scan(continueResponse('request_headers', change, '10.0.0.1:80')), 8, 1);
     expect(String(entry.get(1)![0])).toBe('envoy.lb');
     const inner = sub(entry, 2, 5, 1);
     expect(String(inner.get(1)![0])).toBe('x-gateway-destination-endpoint');
@@ -78,14 +73,14 @@ describe('answers on the wire', () => {
 
   test('an echo is a streamed_response with the very bytes', () => {
     const body = Buffer.from([0, 255, 10, 13]);
-    const streamed = sub(scan(encodeResponse(echoResponse('request_body', body, true))), 3, 1, 3, 3);
+    const streamed = sub(scan(echoResponse('request_body', body, true)), 3, 1, 3, 3);
     expect(streamed.get(1)).toEqual([body]);
     expect(streamed.get(2)).toEqual([1]);
   });
 
   test('an override spells out both body modes', () => {
     const answer = withTrailersWanted(continueResponse('request_headers'), 'BUFFERED', 'STREAMED');
-    const mode = sub(scan(encodeResponse(answer)), 9);
+    const mode = sub(scan(answer), 9);
     expect([...mode.entries()].sort(([a], [b]) => a - b)).toEqual([
       [3, [2]],
       [4, [1]],
@@ -94,7 +89,7 @@ describe('answers on the wire', () => {
   });
 
   test('a refusal has the status number, its headers, the body and the details', () => {
-    const member = sub(scan(encodeResponse(immediateResponse(aPickError({ status: 429, retryAfterSeconds: 1.2 })))), 7);
+    const member = sub(scan(immediateResponse(aPickError({ status: 429, retryAfterSeconds: 1.2 }))), 7);
     expect(sub(member, 1).get(1)).toEqual([429]);
     const set = sub(member, 2)
       .get(1)!
@@ -111,7 +106,7 @@ describe('answers on the wire', () => {
 });
 
 describe('what Envoy sends', () => {
-  const read = (message: object) => readMessage(decodeRequest(encodeRequest(message as Record<string, unknown>)));
+  const read = (message: object) => readMessage(encodeRequest(message as Record<string, unknown>));
 
   test('header names in any case and values in either field are understood, the first value counts', () => {
     const message = read({
@@ -136,7 +131,7 @@ describe('what Envoy sends', () => {
 
   test('body bytes are a view of the message, not a copy', () => {
     const wire = encodeRequest({ request_body: { body: Buffer.from('hello'), end_of_stream: true } });
-    const message = readMessage(decodeRequest(wire));
+    const message = readMessage(wire);
     if (message.kind !== 'request_body') throw new Error(message.kind);
     expect(Buffer.from(message.body).toString()).toBe('hello');
     expect(message.body.buffer).toBe(wire.buffer);
@@ -144,9 +139,9 @@ describe('what Envoy sends', () => {
 
   test('fields of later Envoys are skipped', () => {
     const unknown = Buffer.from([0x62, 0x02, 0x08, 0x01, 0x6a, 0x00]);
-    const message = readMessage(decodeRequest(Buffer.concat([encodeRequest(requestHeaders()), unknown])));
+    const message = readMessage(Buffer.concat([encodeRequest(requestHeaders()), unknown]));
     expect(message.kind).toBe('request_headers');
-    expect(readMessage(decodeRequest(unknown)).kind).toBe('unknown');
+    expect(readMessage(unknown).kind).toBe('unknown');
   });
 
   test('an absent protocol_config is told apart from one that says NONE', () => {

@@ -5,9 +5,9 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from '@jest/globals';
-import { readMessage } from '../../../src/extproc/messages.ts';
+import { readMessage } from '../../../src/extproc/message-reader.ts';
 import { aPickError, createHarness, createHeld, type Harness, type Held } from '../../support/exchange-harness.ts';
-import { decodeAnswer, decodeRequest, type Answer } from '../../support/extproc-messages.ts';
+import { decodeAnswer, type Answer } from '../../support/extproc-messages.ts';
 
 type Entry = { from: 'envoy' | 'server'; hex: string };
 type Case = { name: string; conversation: Entry[]; stream_end: { events: string[] } };
@@ -88,7 +88,7 @@ function replay(recorded: Case): { h: Harness; held: Held } {
   let nDecided = 0;
   for (const { from, hex } of recorded.conversation) {
     if (from === 'server') continue;
-    h.exchange.message(readMessage(decodeRequest(Buffer.from(hex, 'hex'))));
+    h.exchange.message(readMessage(Buffer.from(hex, 'hex')));
     if (h.picks.length === nDecided) continue;
     nDecided += 1;
     const wanted = h.picks[0]!.request.header('x-want')?.split(',') ?? [DEFAULT_POD];

@@ -31,14 +31,14 @@ describe('reservations whose end nobody sees', () => {
     expect([first.released, second.released]).toEqual([['completed'], []]);
     clock.advance(400);
     expect([first.released, second.released]).toEqual([['completed'], ['completed']]);
-    expect([ends.size, clock.nTimers()]).toEqual([0, 0]);
+    expect([ends.size(), clock.nTimers()]).toEqual([0, 0]);
   });
 
   test('a full room gives back its oldest', () => {
     const { hold, ends } = setUp(2);
     const fates = [hold(), hold(), hold()];
     expect(fates.map(({ released }) => released.length)).toEqual([1, 0, 0]);
-    expect(ends.size).toBe(2);
+    expect(ends.size()).toBe(2);
   });
 
   test('at the end all are given back and no timer is left', () => {
