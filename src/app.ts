@@ -8,7 +8,7 @@ import { createAdminServer } from './admin/http.ts';
 import { createReadiness } from './admin/readiness.ts';
 import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
-import { redactedConfig, type Config } from './config.ts';
+import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
 import { createEndpointPicker } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
@@ -39,6 +39,10 @@ export type App = {
   start(): Promise<AppAddresses>;
   /** Drains and stops everything; idempotent. */
   stop(): Promise<void>;
+  /** Puts what may change while it runs into effect. @returns the keys that differ from what is in effect */
+  reconfigure(next: Config): ReturnType<typeof changedKeys>;
+  /** The newest file is wrong: nothing changes but what readiness says. */
+  refuseConfig(mistakes: readonly string[]): void;
   /** Before an end at once: stops only what aborts the process when it is cut off, the thread with ZMQ sockets. */
   abandon(): Promise<void>;
 };
@@ -52,8 +56,10 @@ const METRICS_PAGE = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 } as const;
 const DECISION_MARGIN_MS = 300;
 
 export function createApp(config: Config, { log, clock }: { log: Log; clock: Clock }): App {
+  /** What is in effect: the configuration at start, and the live keys of the newest file. */
+  let current = config;
   const metrics = createMetrics();
-  const readiness = createReadiness(['endpoints', 'grpc', 'kvEvents']);
+  const readiness = createReadiness(['config', 'endpoints', 'grpc', 'kvEvents']);
   const endpoints = createEndpointStore();
   const decisions = createDecisionLog(DECISION_LOG_ENTRIES);
   const inFlight = createInFlight(clock);
@@ -119,7 +125,9 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
     {
       budgetMs: config.tokenizer.budgetMs,
-      fallbackEndpoints: config.routing.fallbackEndpoints,
+      get fallbackEndpoints() {
+        return current.routing.fallbackEndpoints;
+      },
     },
   );
   const extProc = createExtProcServer(
@@ -151,7 +159,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       excluded: () => kubernetes?.excluded() ?? [],
       explain: (input) => explain(picker, config.routing.strategy, input),
       decisions: (limit) => decisions.recent(limit),
-      config: () => ({ ...redactedConfig(config), completionSignals: reporter.completions() }),
+      config: () => ({ ...redactedConfig(current), completionSignals: reporter.completions() }),
     },
     { listen: config.server.adminListen },
   );
@@ -199,16 +207,15 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
           { ...config.discovery.kubernetes, ...eventPorts },
         )
       : null;
-  const discovery =
-    kubernetes ??
-    createStaticEndpoints(
-      {
-        ...discoveryDeps,
-        // A list that cannot be read changes nothing.
-        onProblem: (problem) => discoveryDeps.onProblem(problem === null ? null : `not the newest list: ${problem}`),
-      },
-      { file: config.discovery.file, inline: config.discovery.endpoints, ...eventPorts },
-    );
+  const staticEndpoints = createStaticEndpoints(
+    {
+      ...discoveryDeps,
+      // A list that cannot be read changes nothing.
+      onProblem: (problem) => discoveryDeps.onProblem(problem === null ? null : `not the newest list: ${problem}`),
+    },
+    { file: config.discovery.file, inline: config.discovery.endpoints, ...eventPorts },
+  );
+  const discovery = kubernetes ?? staticEndpoints;
 
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
   const emptied = new Set<EndpointSlot>();
@@ -311,6 +318,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       await extProc.stop();
     });
     readiness.set('grpc', 'ok');
+    readiness.set('config', 'ok');
     return { grpc: grpcAddress, health: healthAddress, admin: address };
   }
 
@@ -329,6 +337,15 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       (stopping ??= stop()
         .then(() => starting)
         .then(stop, stop)),
+    reconfigure(next) {
+      const changed = changedKeys(current, next);
+      current = withLiveKeys(config, next);
+      if (changed.live.includes('discovery.endpoints')) staticEndpoints.replace(current.discovery.endpoints);
+      const waiting = changedKeys(config, next).atStart;
+      readiness.set('config', waiting.length === 0 ? 'ok' : `ok, but a restart is needed for ${waiting.join(', ')}`);
+      return { live: changed.live, atStart: waiting };
+    },
+    refuseConfig: (mistakes) => readiness.set('config', `ok, but not the newest file: ${mistakes.join('; ')}`),
     abandon: () => ingest.stop(),
   };
 }

@@ -125,7 +125,7 @@ const SETTINGS = {
   ),
   'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
   'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
-  'discovery.endpoints': setting(structure, null, 'static endpoints, inline; same format as the list in the file'),
+  'discovery.endpoints': live(structure, null, 'static endpoints, inline; same format as the list in the file'),
   'discovery.kubernetes.namespace': setting(optional(kubernetesName), null, 'namespace of the pods; none = its own'),
   'discovery.kubernetes.kubeconfig': setting(
     optional(filePath),
@@ -214,7 +214,7 @@ const SETTINGS = {
     'request header that may choose one of `routing.allowedStrategies`; empty = off',
   ),
   'routing.allowedStrategies': setting(list(choice(...STRATEGIES)), [], 'what the header may choose; empty = off'),
-  'routing.fallbackEndpoints': setting(
+  'routing.fallbackEndpoints': live(
     integer(0, 16),
     2,
     'further endpoints named after the first; 0 where the data plane takes only one (ORIGINAL_DST, as AI gateways build for an InferencePool)',
@@ -223,7 +223,7 @@ const SETTINGS = {
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
   'load.metricsIntervalMs': setting(milliseconds(50, 600_000), 1_000, "pause between two reads of an engine's metrics"),
   'load.engineProfileCaching': setting(flag, true, 'keep what is learnt of each engine (prefill and decode rate)'),
-  'log.level': setting(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
+  'log.level': live(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
 } as const;
 
 type Settings = typeof SETTINGS;
@@ -308,6 +308,23 @@ export function loadConfig(input: ConfigInput): LoadedConfig {
   return { kind: 'config', config, notices: sources.notices, where };
 }
 
+/** Keys whose values differ, those that take effect at once apart from those that need a restart. */
+export function changedKeys(
+  before: Config,
+  after: Config,
+): { readonly live: ConfigKey[]; readonly atStart: ConfigKey[] } {
+  const changed = KEYS.filter((key) => JSON.stringify(valueOf(before, key)) !== JSON.stringify(valueOf(after, key)));
+  return {
+    live: changed.filter((key) => SETTINGS[key].reloadable),
+    atStart: changed.filter((key) => !SETTINGS[key].reloadable),
+  };
+}
+
+/** What is in effect when a process that started with one configuration has read another. */
+export function withLiveKeys(atStart: Config, newest: Config): Config {
+  return nest(new Map(KEYS.map((key) => [key, valueOf(SETTINGS[key].reloadable ? newest : atStart, key)])));
+}
+
 /** The effective configuration, readable by `loadConfig`. */
 export function configToYaml(config: Config): string {
   return stringify(redactedConfig(config), { lineWidth: 0 });
@@ -342,6 +359,11 @@ const KEYS = Object.keys(SETTINGS) as readonly ConfigKey[];
 
 function setting<T>(kind: Kind<T>, defaultValue: NoInfer<T>, meaning: string): Setting<T> {
   return { kind, default: defaultValue, meaning, reloadable: false };
+}
+
+/** A key whose change in the file takes effect without a restart. */
+function live<T>(kind: Kind<T>, defaultValue: NoInfer<T>, meaning: string): Setting<T> {
+  return { ...setting(kind, defaultValue, meaning), reloadable: true };
 }
 
 /** Rules between keys, and values that this version cannot serve. */
@@ -406,6 +428,10 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
     );
   });
   return found;
+}
+
+function valueOf(config: Config, key: ConfigKey): unknown {
+  return key.split('.').reduce<unknown>((inner, part) => (inner as Record<string, unknown>)[part], config);
 }
 
 function nest(values: ReadonlyMap<string, unknown>): Config {

@@ -16,20 +16,22 @@ export type Log = {
 
 const LEVELS: readonly LogLevel[] = ['debug', 'info', 'warn', 'error'];
 
-/** @param write takes one line without its line end. */
+/** @param level may change while it is used; @param write takes one line without its line end. */
 export function createLog(
-  level: LogLevel,
+  level: LogLevel | (() => LogLevel),
   write: (line: string) => void,
   fields: LogFields = {},
   unixMs: () => number = Date.now,
 ): Log {
-  const threshold = LEVELS.indexOf(level);
+  const threshold = (): number => LEVELS.indexOf(typeof level === 'function' ? level() : level);
   const line = (at: LogLevel, message: string, more?: LogFields): void => {
-    if (LEVELS.indexOf(at) < threshold) return;
+    if (LEVELS.indexOf(at) < threshold()) return;
     write(JSON.stringify({ ts: new Date(unixMs()).toISOString(), level: at, msg: message, ...fields, ...more }));
   };
   return {
-    debugEnabled: threshold === 0,
+    get debugEnabled() {
+      return threshold() === 0;
+    },
     debug: (message, more) => line('debug', message, more),
     info: (message, more) => line('info', message, more),
     warn: (message, more) => line('warn', message, more),

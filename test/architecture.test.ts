@@ -30,6 +30,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'app.ts',
       'config.ts',
       'clock.ts',
+      'file-follower.ts',
       'log.ts',
       'wording.ts',
       'endpoints/',
@@ -86,6 +87,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'errors.ts': { knows: [], uses: [] },
   'clock.ts': { knows: [], uses: [] },
   'log.ts': { knows: [], uses: [] },
+  'file-follower.ts': { knows: ['log.ts'], uses: ['node:fs', 'node:fs/promises', 'node:path', 'node:timers/promises'] },
   'wording.ts': { knows: [], uses: [] },
   'config.ts': { knows: ['config-sources.ts', 'config-values.ts', 'wording.ts'], uses: ['yaml'] },
   'config-sources.ts': { knows: ['wording.ts'], uses: ['yaml'] },
@@ -146,8 +148,8 @@ const RULES: Readonly<Record<string, Rule>> = {
 
   // Flow (c): one change of the fleet.
   'endpoints/': {
-    knows: ['log.ts', 'wording.ts'],
-    uses: ['node:assert', 'node:fs', 'node:fs/promises', 'node:net', 'node:path', 'node:timers/promises', 'yaml'],
+    knows: ['file-follower.ts', 'log.ts', 'wording.ts'],
+    uses: ['node:assert', 'node:net', 'yaml'],
   },
 
   // Never subscribers or the index: it says which endpoints should be, others make it so.

@@ -1,8 +1,9 @@
 /** `--config FILE --set key=value --help`, the same for every command that needs the whole configuration. */
 import { parseArgs } from 'node:util';
-import { loadConfig, type Config, type ConfigKey, type Where } from '../config.ts';
-import { parseFile, parseInline, type FileText } from '../endpoints/static-endpoints.ts';
+import { loadConfig, type Config, type ConfigInput, type ConfigKey, type Where } from '../config.ts';
+import { parseFile, parseInline } from '../endpoints/static-endpoints.ts';
 import { errorText } from '../errors.ts';
+import type { FileText } from '../file-follower.ts';
 import { showGot } from '../wording.ts';
 
 export type OptionsIo = {
@@ -12,9 +13,20 @@ export type OptionsIo = {
 };
 
 export type LoadedOptions =
-  | { readonly kind: 'options'; readonly config: Config; readonly notices: readonly string[] }
+  | {
+      readonly kind: 'options';
+      readonly config: Config;
+      readonly notices: readonly string[];
+      readonly file: string | null;
+      /** The same arguments and environment with another text of the file. */
+      reload(read: FileText): ValidConfig;
+    }
   /** Everything there is to say has been said. */
   | { readonly kind: 'exit'; readonly code: 0 | 2 };
+
+export type ValidConfig =
+  | { readonly kind: 'config'; readonly config: Config; readonly notices: readonly string[] }
+  | { readonly kind: 'mistakes'; readonly mistakes: readonly string[] };
 
 /**
  * Parses the arguments, loads the configuration and looks into the files it names; tells every mistake at once.
@@ -46,21 +58,46 @@ export function loadOptions(
     io.stdout(help);
     return { kind: 'exit', code: 0 };
   }
-  const loaded = loadConfig({ file: values.config ?? null, readFile, env: io.env, sets: values.set ?? [] });
+  const { config: file = null, set: sets = [] } = values;
+  const valid = validate({ file, readFile, env: io.env, sets });
+  if (valid.kind === 'config') {
+    return {
+      kind: 'options',
+      config: valid.config,
+      notices: valid.notices,
+      file,
+      reload: (read) =>
+        validate({
+          file,
+          env: io.env,
+          sets,
+          readFile(path) {
+            if (path !== file) return readFile(path);
+            if (read.kind === 'text') return read.text;
+            throw new Error(read.why);
+          },
+        }),
+    };
+  }
+  const { mistakes } = valid;
+  io.stderr(
+    `warmpath ${command}: ${mistakes.length} ${mistakes.length === 1 ? 'mistake' : 'mistakes'} in the configuration`,
+  );
+  for (const mistake of mistakes) io.stderr(`  ${mistake}`);
+  return { kind: 'exit', code: 2 };
+}
+
+function validate(input: ConfigInput): ValidConfig {
+  const { readFile } = input;
+  const loaded = loadConfig(input);
   const known = loaded.kind === 'config' ? loaded.config : loaded.rest;
   const mistakes = [
     ...(loaded.kind === 'mistakes' ? loaded.mistakes : []),
     ...endpointMistakes(known, loaded.where, readFile),
     ...tlsMistakes(known, loaded.where, readFile),
   ];
-  if (loaded.kind === 'config' && mistakes.length === 0) {
-    return { kind: 'options', config: loaded.config, notices: loaded.notices };
-  }
-  io.stderr(
-    `warmpath ${command}: ${mistakes.length} ${mistakes.length === 1 ? 'mistake' : 'mistakes'} in the configuration`,
-  );
-  for (const mistake of mistakes) io.stderr(`  ${mistake}`);
-  return { kind: 'exit', code: 2 };
+  if (loaded.kind === 'config' && mistakes.length === 0) return loaded;
+  return { kind: 'mistakes', mistakes };
 }
 
 function endpointMistakes(config: Config, where: Where, readFile: (path: string) => string): readonly string[] {

@@ -1,15 +1,18 @@
 /** `warmpath serve`: the external processor, from configuration to a clean end. */
 import { readFileSync } from 'node:fs';
-import { createApp } from '../app.ts';
+import { createApp, type App } from '../app.ts';
 import { systemClock } from '../clock.ts';
+import type { Config } from '../config.ts';
 import { errorText } from '../errors.ts';
-import { createLog } from '../log.ts';
-import { loadOptions } from './options.ts';
+import { createFileFollower, type FileFollower } from '../file-follower.ts';
+import { createLog, type Log } from '../log.ts';
+import { loadOptions, type LoadedOptions } from './options.ts';
 
 const HELP = `usage: warmpath serve [--config FILE] [--set key=value]…
 
 Runs the external processor until SIGTERM or SIGINT: not ready at once, streams finish, exit 0.
-A second signal ends at once. warmpath check validates a configuration without starting anything.`;
+A second signal ends at once. The file is followed: what docs/configuration.md calls "at once" takes effect while it
+runs, a broken file changes nothing. warmpath check validates a configuration without starting anything.`;
 
 export type ServeIo = {
   stdout(line: string): void;
@@ -24,7 +27,8 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
   const options = loadOptions('serve', HELP, args, io, (path) => readFileSync(path, 'utf8'));
   if (options.kind === 'exit') return options.code;
   const { config, notices } = options;
-  const log = createLog(config.log.level, io.stdout);
+  let level = config.log.level;
+  const log = createLog(() => level, io.stdout);
   for (const notice of notices) log.info('configuration notice', { notice });
   const app = createApp(config, { log, clock: systemClock });
   try {
@@ -35,13 +39,44 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
     io.stderr(`warmpath serve: ${errorText(error)}`);
     return 1;
   }
+  const follower = followConfig(options, app, log, (next) => (level = next.log.level));
   await aborted(io.signal);
   log.info('stopping');
+  await follower?.stop();
   const hurried = aborted(io.hurry).then(() => 'hurried' as const);
   const ended = await Promise.race([app.stop().then(() => 'stopped' as const), hurried]);
   if (ended === 'hurried') await app.abandon();
   log.info(ended);
   return ended === 'stopped' ? 0 : 1;
+}
+
+type Options = Extract<LoadedOptions, { kind: 'options' }>;
+
+function followConfig(options: Options, app: App, log: Log, onConfig: (next: Config) => void): FileFollower | null {
+  const { file } = options;
+  if (file === null) return null;
+  const follower = createFileFollower(
+    {
+      log,
+      onText(read) {
+        const valid = options.reload(read);
+        if (valid.kind === 'mistakes') {
+          log.warn('configuration file not used, the last good one stays in effect', {
+            file,
+            mistakes: valid.mistakes,
+          });
+          app.refuseConfig(valid.mistakes);
+          return;
+        }
+        const { live, atStart } = app.reconfigure(valid.config);
+        onConfig(valid.config);
+        log.info('configuration file read', { file, inEffect: live, needRestart: atStart });
+      },
+    },
+    { file, what: 'configuration file' },
+  );
+  void follower.first().then(() => follower.follow());
+  return follower;
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -1,16 +1,10 @@
 /**
  * Endpoints from a list: inline in the configuration, or in a YAML file that is watched. A new list takes effect
  * within a second; a list that cannot be read or is wrong changes nothing, and says why.
- *
- * The directory is watched rather than the file, because editors and ConfigMaps put another file in its place; polling
- * beside it covers file systems that tell nothing.
  */
-import { watch, type FSWatcher } from 'node:fs';
-import { readFile, stat } from 'node:fs/promises';
-import { dirname } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml';
 import { errorText, WarmpathError } from '../errors.ts';
+import { createFileFollower, type FileText } from '../file-follower.ts';
 import type { Log } from '../log.ts';
 import { showGot } from '../wording.ts';
 import { parseEndpointList, type ListContext, type ListPath, type ParsedList } from './endpoint-list.ts';
@@ -37,17 +31,17 @@ export type StaticEndpointsOptions = {
 export type StaticEndpoints = {
   /** Resolves after the first `onEndpoints`; rejects with `config_invalid` and every mistake. */
   start(): Promise<void>;
+  /** Another inline list; without effect where a file is followed. */
+  replace(inline: unknown): void;
   stop(): Promise<void>;
 };
 
-const POLL_MS = 500;
-/** A file that is being written must read the same twice, this far apart: half a list would take endpoints away. */
-const SETTLE_MS = 50;
-const MAX_FILE_BYTES = 4 * 1024 * 1024;
-
 export function createStaticEndpoints(deps: StaticEndpointsDeps, options: StaticEndpointsOptions): StaticEndpoints {
   const { file, inline } = options;
-  const follower = file === null ? null : createFileFollower(file, options.pollMs ?? POLL_MS, deps.log, onText);
+  const follower =
+    file === null
+      ? null
+      : createFileFollower({ log: deps.log, onText }, { file, what: 'endpoints file', pollMs: options.pollMs });
 
   function onText(read: FileText): void {
     const parsed = parseFile(read, file!, options);
@@ -72,6 +66,12 @@ export function createStaticEndpoints(deps: StaticEndpointsDeps, options: Static
       deps.onEndpoints(parsed.specs);
       follower?.follow();
     },
+    replace(newest) {
+      if (follower !== null) return;
+      const parsed = parseInline(newest, options);
+      if (parsed.kind === 'endpoints') deps.onEndpoints(parsed.specs);
+      deps.onProblem(parsed.kind === 'endpoints' ? null : parsed.mistakes.join('; '));
+    },
     stop: async () => follower?.stop(),
   };
 }
@@ -87,9 +87,6 @@ export function parseInline(
   if (inline === null || inline === undefined) return { kind: 'endpoints', specs: [] };
   return parseEndpointList(inline, { label: 'discovery.endpoints', place, kvPort, replayPort });
 }
-
-export type FileText =
-  { readonly kind: 'text'; readonly text: string } | { readonly kind: 'unreadable'; readonly why: string };
 
 /** The endpoints file: a map with the one key `endpoints`. */
 export function parseFile(read: FileText, file: string, { kvPort, replayPort }: ListOptions): ParsedList {
@@ -126,97 +123,4 @@ export function parseFile(read: FileText, file: string, { kvPort, replayPort }: 
   const parsed = parseEndpointList(endpoints, context);
   if (unknown.length === 0) return parsed;
   return refused(...unknown, ...(parsed.kind === 'mistakes' ? parsed.mistakes : []));
-}
-
-type FileFollower = {
-  first(): Promise<FileText>;
-  follow(): void;
-  stop(): Promise<void>;
-};
-
-/** Tells every settled change of a file's text, and that it cannot be read any more; each once. */
-function createFileFollower(file: string, pollMs: number, log: Log, onText: (read: FileText) => void): FileFollower {
-  const stopped = new AbortController();
-  let told: FileText = { kind: 'unreadable', why: '' };
-  let watcher: FSWatcher | null = null;
-  let loop: Promise<void> = Promise.resolve();
-  /** Ends the present pause, if there is one. */
-  let endPause: () => void = () => undefined;
-  let changed: 'maybe' | 'not that we know' = 'not that we know';
-
-  function wake(): void {
-    changed = 'maybe';
-    endPause();
-  }
-
-  async function pause(): Promise<void> {
-    if (changed === 'not that we know') {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, pollMs).unref();
-        endPause = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-    }
-    changed = 'not that we know';
-  }
-
-  async function run(): Promise<void> {
-    while (!stopped.signal.aborted) {
-      await pause();
-      const read = await readText(file);
-      if (isSame(read, told)) {
-        // Other files of the directory may change all the time.
-        await delay(SETTLE_MS);
-        continue;
-      }
-      await delay(SETTLE_MS);
-      if (stopped.signal.aborted) return;
-      if (!isSame(read, await readText(file))) {
-        wake();
-        continue;
-      }
-      told = read;
-      onText(read);
-    }
-  }
-
-  return {
-    async first() {
-      told = await readText(file);
-      return told;
-    },
-    follow() {
-      try {
-        watcher = watch(dirname(file), { persistent: false }, wake);
-        watcher.on('error', (error) => log.warn('endpoints file is only polled', { file, error: errorText(error) }));
-      } catch (error) {
-        log.warn('endpoints file is only polled', { file, error: errorText(error) });
-      }
-      loop = run().catch((error: unknown) =>
-        log.error('endpoints file is not followed any more', { error: errorText(error) }),
-      );
-    },
-    async stop() {
-      stopped.abort();
-      watcher?.close();
-      wake();
-      await loop;
-    },
-  };
-}
-
-export async function readText(file: string): Promise<FileText> {
-  try {
-    const { size } = await stat(file);
-    if (size > MAX_FILE_BYTES) return { kind: 'unreadable', why: `it has ${size} bytes, limit ${MAX_FILE_BYTES}` };
-    return { kind: 'text', text: await readFile(file, 'utf8') };
-  } catch (error) {
-    return { kind: 'unreadable', why: errorText(error) };
-  }
-}
-
-function isSame(a: FileText, b: FileText): boolean {
-  return a.kind === 'text' ? b.kind === 'text' && a.text === b.text : b.kind === 'unreadable' && a.why === b.why;
 }

@@ -1,7 +1,12 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from '@jest/globals';
+import { stringify } from 'yaml';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 
@@ -26,7 +31,8 @@ function warmpath(...args: readonly string[]) {
   const fail = (): never => {
     throw new Error(`warmpath ended: ${stdout}${stderr}`);
   };
-  return { child, exit, says };
+  const line = (text: string): string => stdout.split('\n').find((said) => said.includes(text))!;
+  return { child, exit, says, line };
 }
 
 describe('warmpath serve as a process', () => {
@@ -81,6 +87,56 @@ describe('warmpath serve as a process', () => {
     expect(code).toBe(2);
     expect(stderr).toMatch(/tokenizer\.budgetMs must be .*got "abc"/);
     expect(stderr).toMatch(/routing\.fallbackEndpoints/);
+  });
+
+  test('a changed file takes effect where it can, says where it cannot, and changes nothing where it is broken', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-serve-'));
+    const file = join(folder, 'warmpath.yaml');
+    const text = (more: { endpoint?: string; fallbacks?: number | string; drainDelayMs?: number }): string =>
+      stringify({
+        server: { drainDelayMs: more.drainDelayMs ?? 0 },
+        routing: { fallbackEndpoints: more.fallbacks ?? 2 },
+        discovery: {
+          endpoints: [{ name: 'a', address: more.endpoint ?? '127.0.0.1:9', model: 'm', kvEvents: 'none' }],
+        },
+      });
+    await writeFile(file, text({}));
+    const { child, exit, says, line } = warmpath('serve', ...LISTEN, '--config', file);
+    try {
+      await says('"serving"');
+      const { admin } = JSON.parse(line('"serving"')) as { admin: string };
+      const get = async (path: string): Promise<string> => (await fetch(`http://${admin}${path}`)).text();
+      const until = async (path: string, pattern: RegExp): Promise<void> => {
+        const deadline = performance.now() + 20_000;
+        for (;;) {
+          const got = await get(path);
+          if (pattern.test(got)) return;
+          if (performance.now() > deadline) throw new Error(`${path} never says ${pattern}: ${got}`);
+          await delay(20);
+        }
+      };
+      expect(await get('/readyz')).toContain('"config":"ok"');
+
+      await writeFile(file, text({ endpoint: '127.0.0.1:10', fallbacks: 1, drainDelayMs: 77 }));
+      await until('/api/v1/endpoints', /127\.0\.0\.1:10"/);
+      await until('/readyz', /"config":"ok, but a restart is needed for server\.drainDelayMs"/);
+      const config = await get('/api/v1/config');
+      expect(config).toContain('"fallbackEndpoints":1');
+      expect(config).toContain('"drainDelayMs":0');
+
+      await writeFile(file, text({ endpoint: '127.0.0.1:11', fallbacks: 'many' }));
+      await until('/readyz', /not the newest file: routing\.fallbackEndpoints must be .*got \\"many\\"/);
+      expect(await get('/api/v1/endpoints')).toContain('127.0.0.1:10"');
+      expect(await get('/readyz')).toContain('"ready":true');
+
+      await writeFile(file, text({ endpoint: '127.0.0.1:11' }));
+      await until('/readyz', /"config":"ok"/);
+      await until('/api/v1/endpoints', /127\.0\.0\.1:11"/);
+    } finally {
+      child.kill('SIGTERM');
+      expect(await exit).toMatchObject({ code: 0 });
+      await rm(folder, { recursive: true });
+    }
   });
 
   test.each([

@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { parse } from 'yaml';
 import {
+  changedKeys,
   configTable,
   configToYaml,
   loadConfig,
@@ -9,6 +10,7 @@ import {
   type Config,
   type ConfigInput,
   type LoadedConfig,
+  withLiveKeys,
 } from '../../src/config.ts';
 import { environmentName } from '../../src/config-sources.ts';
 
@@ -33,6 +35,26 @@ function noticesOf(given: Given): readonly string[] {
   const loaded = load(given);
   return loaded.kind === 'config' ? loaded.notices : [];
 }
+
+describe('a file that changes while it is in use', () => {
+  const before = configOf({});
+  const after = configOf({ sets: ['log.level=debug', 'kvEvents.port=6000', 'discovery.endpoints=[]'] });
+
+  test('what can change at once is told apart from what needs a restart', () => {
+    expect(changedKeys(before, after)).toEqual({
+      live: ['discovery.endpoints', 'log.level'],
+      atStart: ['kvEvents.port'],
+    });
+    expect(changedKeys(before, configOf({}))).toEqual({ live: [], atStart: [] });
+  });
+
+  test('only the former is in effect', () => {
+    const effective = withLiveKeys(before, after);
+    expect(effective.log.level).toBe('debug');
+    expect(effective.kvEvents.port).toBe(5557);
+    expect(changedKeys(effective, after)).toEqual({ live: [], atStart: ['kvEvents.port'] });
+  });
+});
 
 describe('precedence', () => {
   test('without anything given the defaults of the contract hold', () => {
