@@ -95,14 +95,12 @@ export function createReporter(deps: ReporterDeps): Reporter {
       }
       const { durationMs } = record;
       if (record.kind === 'refused') {
-        const { error, model } = record;
-        metrics.requestsTotal.inc({ model: model ?? OTHER, outcome: outcomeOf(error) });
+        const { error } = record;
         deps.decisions.add({ unixMs: deps.unixMs(), outcome: outcomeOf(error), reason: error.reason, durationMs });
         return;
       }
       const { evaluation, endpoint, predictedCachedTokens } = record;
       const { model, rung, promptTokens } = evaluation;
-      metrics.requestsTotal.inc({ model, outcome: 'routed' });
       metrics.decisionsTotal.inc({ model, rung });
       metrics.decisionDurationSeconds.observe({ rung }, durationMs / 1000);
       if (rung === 'exact') countTokens(model, endpoint, promptTokens, predictedCachedTokens);
@@ -142,11 +140,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
         metrics.servedElsewhereTotal.inc();
       }
       const { outcome, reason } = result;
-      if (reason !== '' && outcome !== 'observed') metrics.requestReasonsTotal.inc({ outcome, reason });
-      // Whatever reached the picker was counted there, with its model.
-      if (result.outcome !== 'observed' && (result.decisionMs === null || result.reason.startsWith('picker_'))) {
-        metrics.requestsTotal.inc({ model: OTHER, outcome: result.outcome });
-      }
+      if (outcome === 'observed') return;
+      metrics.requestsTotal.inc({ model: result.model ?? OTHER, outcome });
+      if (reason !== '') metrics.requestReasonsTotal.inc({ outcome, reason });
     },
     kvEvents(delta) {
       for (const [type, value] of Object.entries(delta.events)) {

@@ -343,6 +343,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         kind: 'routed',
         endpoints: evaluation.named,
         reservation: held.reservation,
+        model: evaluation.model,
       };
     },
   };

@@ -13,7 +13,7 @@ export type PickRequest = {
   readonly path: string;
   /** First value of a request header by lower-case name. */
   header(name: string): string | undefined;
-  /** Whole body, null when the request has none or the mode does not show it. */
+  /** Whole body, empty where the headers end the request; null when the mode does not show it. */
   readonly body: Uint8Array | null;
   /** True when Envoy sent only the first part of the body (BUFFERED_PARTIAL). */
   readonly bodyTruncated: boolean;
@@ -51,6 +51,8 @@ export type Decision =
       /** `ip:port` in order of preference, the choice first, then fallbacks. */
       readonly endpoints: readonly string[];
       readonly reservation: Reservation;
+      /** Canonical name of the model asked for, where it is known. */
+      readonly model?: string | null;
     }
   | PickError;
 

@@ -10,7 +10,7 @@ import type { Usage } from '../openai/usage.ts';
 import { answersRequestHeaders, immediateResponse } from './answers.ts';
 import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
 import type { EnvoyMessage, HeadersMessage, ProcessingResponse } from './messages.ts';
-import { createPicking } from './picking.ts';
+import { createPicking, type Routed } from './picking.ts';
 import {
   bodyTooLarge,
   headersTooLarge,
@@ -62,6 +62,8 @@ export type ExchangeResult = {
   readonly reason: string;
   readonly ending: ExchangeEnding;
   readonly mode: RequestBodyMode | 'observability' | 'unknown';
+  /** Canonical name of the model asked for, null where the picker did not say. */
+  readonly model: string | null;
   /** First endpoint of the choice, null without one. */
   readonly endpoint: string | null;
   /** Endpoint that answered, where the data plane says so. */
@@ -131,6 +133,7 @@ export function createExchange(
 
   let outcome: ExchangeOutcome = 'cancelled';
   let reason = '';
+  let model: string | null = null;
   let endpoint: string | null = null;
   let served: string | null = null;
   let reservation: Reservation | null = null;
@@ -237,9 +240,11 @@ export function createExchange(
     else pass(faulted);
   }
 
-  function routed(destination: string, first: string, booked: Reservation): void {
-    reservation = booked;
-    outcome = 'routed';
+  function routed(destination: string, first: string, decision: Routed): void {
+    reservation = decision.reservation;
+    // Envoy has nothing more to send before its answer only when the client is gone. Others may wait for it all the same.
+    outcome = halfClosed ? 'cancelled' : 'routed';
+    model = decision.model ?? null;
     endpoint = first;
     request?.answer({ kind: 'routed', destination, first });
     answered();
@@ -277,6 +282,7 @@ export function createExchange(
     if (phase === 'finished') return;
     outcome = refusalOutcome(error);
     reason = error.reason;
+    model = error.model ?? null;
     output.send(immediateResponse(error));
     endCleanly('refused');
   }
@@ -357,14 +363,15 @@ export function createExchange(
     const responseOver = response?.state() === 'over';
     if (usage === null) usage = response?.usageSoFar() ?? null;
     // Where nothing of the answer is visible, the end of the stream is the end of the request.
-    const cut = response !== null && !responseOver;
+    const cut = outcome === 'cancelled' || (response !== null && !responseOver);
     const unseen =
-      reservation !== null && response === null && options.completion === 'estimate' && ending !== 'failed';
+      reservation !== null && !cut && response === null && options.completion === 'estimate' && ending !== 'failed';
     const result: ExchangeResult = {
       outcome,
       reason,
       ending,
       mode,
+      model,
       endpoint,
       served,
       usage,

@@ -3,14 +3,17 @@
  * back what it booked. What an answer means for Envoy is exchange.ts.
  */
 import type { Clock, Timer } from '../clock.ts';
-import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
+import type { Decision, PickError, PickRequest } from './endpoint-picker.ts';
 import { destinationValue } from './protocol.ts';
 import type { FaultReason } from './refusals.ts';
+
+/** A decision with endpoints. */
+export type Routed = Decision & { readonly kind: 'routed' };
 
 export type PickingOutput = {
   pick(request: PickRequest, signal: AbortSignal): void;
   /** @param destination header and metadata value; `first` is its first endpoint */
-  routed(destination: string, first: string, reservation: Reservation): void;
+  routed(destination: string, first: string, decision: Routed): void;
   refused(error: PickError): void;
   failed(reason: FaultReason): void;
 };
@@ -62,7 +65,7 @@ export function createPicking(deadlineMs: number, clock: Clock, output: PickingO
       return decision.reservation.release('failed');
     }
     settle('settled');
-    output.routed(destination, decision.endpoints[0]!, decision.reservation);
+    output.routed(destination, decision.endpoints[0]!, decision);
   }
 
   /** After a stall of the event loop the decision may lie ready behind this timer: it gets one more turn. */

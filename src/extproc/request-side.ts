@@ -62,6 +62,8 @@ type State = 'waiting' | 'ready' | 'answered';
 /** Envoy's default: a change that brings a request above it ends in its own 500, also with `failure_mode_allow`. */
 const ENVOY_MAX_HEADERS = 100;
 
+const EMPTY_BODY = new Uint8Array(0);
+
 export function createRequestSide(options: RequestSideOptions, output: RequestSideOutput): RequestSide {
   const { mode } = options;
   const collects = mode === 'FULL_DUPLEX_STREAMED' || mode === 'STREAMED_WITHOUT_WAITING';
@@ -106,6 +108,8 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     headersCame = true;
     if (message.endOfStream) {
       ended = 'with_body';
+      // An empty body is one that was shown, whatever the mode.
+      chunks = [EMPTY_BODY];
       return becomeReady('request_headers', false);
     }
     if (mode === 'NONE' || mode === 'STREAMED') return becomeReady('request_headers', false);
@@ -211,7 +215,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
   /** Gives back the body Envoy drained into us, in pieces; exactly one end of stream, none when trailers follow. */
   function echo(destination: string | null): void {
     if (nBodyMessages === 0) return;
-    const body = whole ?? new Uint8Array(0);
+    const body = whole ?? EMPTY_BODY;
     const last = ended === 'with_body';
     if (body.length === 0 && !last) return;
     let metadata = destination;

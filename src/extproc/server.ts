@@ -309,6 +309,7 @@ function notServed(reason: 'too_many_streams' | 'client_not_allowed', ending: Ex
     reason,
     ending,
     mode: 'unknown',
+    model: null,
     endpoint: null,
     served: null,
     usage: null,

@@ -59,6 +59,12 @@ async function untilMetric(pattern: RegExp): Promise<void> {
   }
 }
 
+async function countsOf(name: string): Promise<Record<string, number>> {
+  const text = await (await get('/metrics')).text();
+  const lines = [...text.matchAll(new RegExp(`^${name}\\{(.*)\\} (.*)$`, 'gm'))];
+  return Object.fromEntries(lines.map(([, labels, value]) => [labels!, Number(value)]));
+}
+
 test('which completion signals this data plane gives', async () => {
   await client.request({ mode: 'BUFFERED', body: CHAT });
   await untilMetric(/^warmpath_extproc_completions_total\{signal="stream"\} 1$/m);
@@ -78,7 +84,7 @@ test('which completion signals this data plane gives', async () => {
 
 test('an endpoint that answered although another was chosen', async () => {
   const stream = client.open();
-  stream.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+  stream.send(requestHeaders({ headers: { ':method': 'GET' }, endOfStream: true }), announced('NONE'));
   await stream.next();
   stream.send(responseHeaders({ endOfStream: true }), servedBy('127.0.0.1:2'));
   stream.halfClose();
@@ -93,6 +99,34 @@ test('bodies that are shown too late, and the cause of every refusal', async () 
   await client.request({ mode: 'BUFFERED', body: CHAT, headers: { 'content-length': '999999999' } });
   await untilMetric(/^warmpath_request_reasons_total\{outcome="bad_request",reason="bad_request"\} 1$/m);
   await untilMetric(/^warmpath_request_reasons_total\{outcome="too_large",reason="body_too_large"\} 1$/m);
+});
+
+test('every request is counted once when it is over, with its model where it is known', async () => {
+  await client.request({ mode: 'BUFFERED', body: CHAT });
+  await client.request({ mode: 'BUFFERED', body: '{"model":"nobody","messages":[]}' });
+  await client.request({ mode: 'BUFFERED', body: '{' });
+  // A chat without a body, as Envoy shows it for `content-length: 0` and for an empty chunked one.
+  const [empty] = await client.request({ mode: 'BUFFERED', body: null });
+  expect(empty!.immediate).toMatchObject({ status: 'BadRequest', body: { error: { type: 'invalid_request_error' } } });
+  const answers = await client.request({ mode: 'BUFFERED', body: '' });
+  expect(answers[1]!.immediate!.status).toBe('BadRequest');
+  await client.request({ mode: 'NONE', body: null, headers: { ':method': 'GET', ':path': '/v1/models' } });
+  const gone = client.open();
+  gone.send(requestHeaders(), announced('BUFFERED'));
+  await gone.next();
+  gone.reset();
+  const waits = client.open();
+  waits.send(requestHeaders(), announced('BUFFERED'));
+  await waits.next();
+  await untilMetric(/^warmpath_requests_total\{model="other",outcome="cancelled"\} 1$/m);
+  // A request under way is none that has ended.
+  expect(await countsOf('warmpath_requests_total')).toEqual({
+    'model="demo",outcome="routed"': 1,
+    'model="other",outcome="bad_request"': 4,
+    'model="other",outcome="routed"': 1,
+    'model="other",outcome="cancelled"': 1,
+  });
+  waits.reset();
 });
 
 test('limits and the estimate are what the configuration says', async () => {

@@ -117,12 +117,25 @@ export function createExtProcClient(
         }
         stream.send(requestBody(body));
       }
+      await answered(stream, body !== null && mode === 'FULL_DUPLEX_STREAMED' ? 'echo' : 'one');
       stream.halfClose();
       await stream.status;
       return [...stream.answers];
     },
     close: () => client.close(),
   };
+}
+
+/** As an Envoy does, nothing is closed before it was answered; a stream that failed has nothing more to say. */
+async function answered(stream: ProcessStream, what: 'one' | 'echo'): Promise<void> {
+  try {
+    for (;;) {
+      const { immediate, echo } = await stream.next();
+      if (what === 'one' || immediate !== null || echo?.endOfStream === true) return;
+    }
+  } catch {
+    await stream.status;
+  }
 }
 
 export type HealthClient = {

@@ -120,7 +120,7 @@ describe('headers only', () => {
         requestHeaders({ headers: { ':method': 'GET', ':path': '/v1/models' }, endOfStream: true }),
         announced(mode),
       );
-      expect(h.picks[0]!.request).toMatchObject({ method: 'GET', path: '/v1/models', body: null });
+      expect(h.picks[0]!.request).toMatchObject({ method: 'GET', path: '/v1/models', body: { length: 0 } });
       h.route(POD);
       expect(h.answers).toMatchObject([{ kind: 'request_headers', set: { [DESTINATION]: POD }, metadata: POD }]);
     },
@@ -796,6 +796,20 @@ describe('endings', () => {
     expect(kinds(h.answers)).toEqual(['request_headers', 'request_body']);
     expect(h.ended()).toBe('ok');
   });
+
+  // With graceful closing this is all Envoy says of a client that went away.
+  test.each(['stream', 'estimate'] as const)(
+    'a half-close before the decision is a client that is gone, with completion by %s: nothing is kept of the choice',
+    (completion) => {
+      const h = createHarness({ completion });
+      h.envoy(requestHeaders(), announced('BUFFERED'));
+      h.envoy(requestBody(BODY));
+      h.exchange.halfClosed();
+      expect(h.route(POD).released).toEqual(['cancelled']);
+      expect(h.unseen).toEqual([]);
+      expect(h.results).toMatchObject([{ outcome: 'cancelled', ending: 'half_close' }]);
+    },
+  );
 
   test('a half-close in the middle of the body ends the stream', () => {
     const h = createHarness();
