@@ -9,6 +9,7 @@ import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { PickError } from './extproc/endpoint-picker.ts';
 import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
+import type { MissingPublishers } from './kvevents/missing-publishers.ts';
 import type { KvEventCounters } from './kvevents/ingest.ts';
 import type { EngineMetrics, ScrapeResult } from './load/engine-metrics.ts';
 import type { InFlight } from './load/in-flight.ts';
@@ -27,6 +28,7 @@ export type ReporterDeps = {
   readonly index: PrefixIndexReader;
   readonly ladder: TokenizerLadder;
   readonly streamOf: (id: EndpointId) => StreamSummary | undefined;
+  readonly missingPublishers: MissingPublishers;
   readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
   readonly unixMs: () => number;
 };
@@ -81,6 +83,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
     if (engine.kvUsage !== null) metrics.endpointKvUsage.set({ endpoint }, engine.kvUsage);
   }
 
+  const ageMs = (unixMs: number | null): number | null =>
+    unixMs === null ? null : Math.max(0, deps.unixMs() - unixMs);
+
   return {
     decision(record) {
       if (record.kind === 'counted') {
@@ -103,7 +108,10 @@ export function createReporter(deps: ReporterDeps): Reporter {
       const { model, rung, promptTokens } = evaluation;
       metrics.decisionsTotal.inc({ model, rung });
       metrics.decisionDurationSeconds.observe({ rung }, durationMs / 1000);
-      if (rung === 'exact') countTokens(model, endpoint, promptTokens, predictedCachedTokens);
+      if (rung === 'exact') {
+        countTokens(model, endpoint, promptTokens, predictedCachedTokens);
+        deps.missingPublishers.routed(endpoint.id, promptTokens - predictedCachedTokens);
+      }
       if (rung === 'memo' && evaluation.tokenizeFailure === null) {
         metrics.tokenizerRequestsTotal.inc({ api: 'none', result: 'memo' });
       }
@@ -191,8 +199,13 @@ export function createReporter(deps: ReporterDeps): Reporter {
                 replays: stream.replays,
                 restarts: stream.restarts,
                 blocks: stream.blocks,
-                ageMs: stream.lastEventUnixMs === null ? null : Math.max(0, deps.unixMs() - stream.lastEventUnixMs),
+                ageMs: ageMs(stream.lastEventUnixMs),
                 coverage: stream.coverage,
+                lagMs: stream.lagMs,
+                behind: stream.behind,
+                provenAgeMs: ageMs(stream.lastProvenUnixMs),
+                replay: stream.replay,
+                silent: deps.missingPublishers.isMissing(endpoint.id),
               }
             : null,
           load: {
@@ -232,6 +245,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
       const { accuracy, memoBytes } = deps.ladder.stats();
       for (const [model, of] of accuracy) metrics.tokenMemoAccuracy.set({ model }, of.accuracy);
       metrics.tokenMemoBytes.set(memoBytes);
+      metrics.kvEventSilentEndpoints.set(deps.missingPublishers.nMissing());
       const { nBlocks, nBytes, evictedBlocks } = deps.index.stats();
       metrics.indexBlocks.set(nBlocks);
       metrics.indexBytes.set(nBytes);

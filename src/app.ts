@@ -17,6 +17,7 @@ import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
 import { createKnowledge, createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
+import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { createEngineMetrics } from './load/engine-metrics.ts';
@@ -87,10 +88,12 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   );
   const { index } = ingest;
   const streamOf = createStreamSummaries(() => ingest.statuses());
-  const knowledge = createKnowledge(streamOf, (slot) => {
+  const missingPublishers = createMissingPublishers({ log, unixMs: () => clock.unixMs(), streamOf });
+  const relearnt = (slot: EndpointSlot): void => {
     routed.forget(slot);
     ladder.forget(slot);
-  });
+  };
+  const knowledge = createKnowledge(streamOf, relearnt, missingPublishers.isMissing);
   const reporter = createReporter({
     metrics,
     decisions,
@@ -100,6 +103,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     index,
     ladder,
     streamOf,
+    missingPublishers,
     knowledge: knowledge.of,
     unixMs: () => clock.unixMs(),
   });
@@ -225,6 +229,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
     knowledge.keep(endpoints.all());
+    missingPublishers.keep(endpoints.all());
     const removed = change.removed.map(({ slot }) => slot);
     const restarted = change.changed.filter(({ what }) => what === 'restarted').map(({ before }) => before.slot);
     for (const slot of [...removed, ...restarted]) {
@@ -308,7 +313,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       await metricsGet.close();
     });
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
-    const judgeKvEvents = (): void => readiness.set('kvEvents', warmStart.condition(ingest));
+    const judgeKvEvents = (): void => {
+      readiness.set('kvEvents', warmStart.condition(ingest));
+      missingPublishers.check();
+    };
     const watchdog = setInterval(judgeKvEvents, WATCH_MS);
     started.push(async () => clearInterval(watchdog));
     judgeKvEvents();

@@ -55,6 +55,7 @@ export type Metrics = {
   readonly kvEventReplaysTotal: LabelledCounter<{ readonly result: string }>;
   readonly kvEventErrorsTotal: LabelledCounter<{ readonly reason: string }>;
   readonly kvEventLagSeconds: Histogram;
+  readonly kvEventSilentEndpoints: Gauge;
   readonly endpoints: LabelledGauge<Model & { readonly trust: Trust }>;
   readonly endpointInFlightRequests: LabelledGauge<EndpointLabel>;
   readonly endpointInFlightTokens: LabelledGauge<EndpointLabel>;
@@ -157,6 +158,10 @@ export function createMetrics(): Metrics {
     kvEventRestartsTotal: counter.plain('kv_event_restarts_total', 'publishers that began anew'),
     kvEventReplaysTotal: counter.labelled('kv_event_replays_total', 'replays asked for', ['result']),
     kvEventErrorsTotal: counter.labelled('kv_event_errors_total', 'KV events or batches not understood', ['reason']),
+    kvEventSilentEndpoints: gauge.plain(
+      'kv_event_silent_endpoints',
+      'endpoints that get requests and whose publisher tells of none',
+    ),
     kvEventLagSeconds: histogram.plain(
       'kv_event_lag_seconds',
       "publisher's timestamp to visible in the index",

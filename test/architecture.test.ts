@@ -71,6 +71,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'extproc/server.ts',
       'kvevents/endpoint-knowledge.ts',
       'kvevents/ingest.ts',
+      'kvevents/missing-publishers.ts',
       'load/',
       'prefix/prefix-index.ts',
       'tokenizer/tokenizer-ladder.ts',

@@ -127,6 +127,16 @@ async function follow(
     }
   };
 
+  const isBatch = (payload: Uint8Array): boolean => {
+    try {
+      decoder.decode(payload);
+      return true;
+    } catch (error) {
+      note(`payload refused: ${errorText(error)}`);
+      return false;
+    }
+  };
+
   const connection = createEventConnection(
     {
       clock: systemClock,
@@ -134,6 +144,7 @@ async function follow(
       permits: createReplayPermits(1),
       redials: createRedials(),
       apply: print,
+      isBatch,
       clear: () => note('what was printed so far no longer holds'),
       onStanding: () => undefined,
       onGap: () => note('batches are missing'),

@@ -15,12 +15,20 @@ export type StreamSummary = {
   readonly restarts: number;
   readonly blocks: number;
   readonly lastEventUnixMs: number | null;
+  readonly lastBatchUnixMs: number | null;
+  /** Since when nothing is known to be missing. The longest ago of all ranks. */
+  readonly lastProvenUnixMs: number | null;
+  readonly lagMs: number | null;
+  /** Batches that are known to exist and are not applied yet. */
+  readonly behind: number;
+  readonly replay: SourceStatus['replay'];
   /** whole: everything the engine holds. partial: blocks may be missing. none: nothing has been learnt yet. */
   readonly coverage: 'whole' | 'partial' | 'none';
 };
 
 const TRUST_ORDER: readonly Trust[] = ['fallback', 'degraded', 'exact'];
 const COVERAGE_ORDER = ['none', 'partial', 'whole'] as const;
+const REPLAY_ORDER: readonly SourceStatus['replay'][] = ['none', 'broken', 'works'];
 const STATE_ORDER: readonly SourceStatus['state'][] = ['unknown', 'suspect', 'replaying', 'live'];
 
 /** @returns the summary of an endpoint, undefined for one without event sources */
@@ -54,12 +62,15 @@ export type Knowledge = {
  * Trust as requests read it. While a stream is not believed, an endpoint is known only by what was sent there; once its
  * events tell again, or tell of another process, that is worth nothing any more.
  * @param relearnt called before the first answer that is built on the new knowledge
+ * @param isMissing whether a publisher stays silent about requests that were sent there: its empty view is worth nothing
  */
 export function createKnowledge(
   streamOf: (id: EndpointId) => StreamSummary | undefined,
   relearnt: (slot: EndpointSlot) => void,
+  isMissing: (id: EndpointId) => boolean = () => false,
 ): Knowledge {
   const known = new Map<EndpointId, StreamSummary>();
+  const missed = new Set<EndpointId>();
   return {
     of({ id, slot }) {
       const stream = streamOf(id);
@@ -70,11 +81,17 @@ export function createKnowledge(
         const believedAgain = before?.trust === 'fallback' && stream.trust !== 'fallback';
         if (before !== undefined && (believedAgain || stream.restarts > before.restarts)) relearnt(slot);
       }
+      if (isMissing(id)) {
+        missed.add(id);
+        return { trust: 'fallback', blockSizeTokens: stream.blockSizeTokens };
+      }
+      if (missed.delete(id)) relearnt(slot);
       return stream;
     },
     keep(endpoints) {
       const ids = new Set(endpoints.map(({ id }) => id));
       for (const id of known.keys()) if (!ids.has(id)) known.delete(id);
+      for (const id of missed) if (!ids.has(id)) missed.delete(id);
     },
   };
 }
@@ -90,6 +107,11 @@ function summary(status: SourceStatus): StreamSummary {
     restarts: status.restarts,
     blocks: status.nBlocks,
     lastEventUnixMs: status.lastEventUnixMs,
+    lastBatchUnixMs: status.lastBatchUnixMs,
+    lastProvenUnixMs: status.lastProvenUnixMs,
+    lagMs: status.lagMs,
+    behind: status.behind,
+    replay: status.replay,
     coverage: coverageOf(status),
   };
 }
@@ -105,6 +127,11 @@ function merge(a: StreamSummary, b: StreamSummary): StreamSummary {
     restarts: a.restarts + b.restarts,
     blocks: a.blocks + b.blocks,
     lastEventUnixMs: least(a.lastEventUnixMs, b.lastEventUnixMs),
+    lastBatchUnixMs: greatest(a.lastBatchUnixMs, b.lastBatchUnixMs),
+    lastProvenUnixMs: least(a.lastProvenUnixMs, b.lastProvenUnixMs),
+    lagMs: greatest(a.lagMs, b.lagMs),
+    behind: a.behind + b.behind,
+    replay: worse(REPLAY_ORDER, a.replay, b.replay),
     coverage: worse(COVERAGE_ORDER, a.coverage, b.coverage),
   };
 }
@@ -117,6 +144,10 @@ export function coverageOf({ state, partial }: SourceStatus): StreamSummary['cov
 
 function least(a: number | null, b: number | null): number | null {
   return a === null ? b : b === null ? a : Math.min(a, b);
+}
+
+function greatest(a: number | null, b: number | null): number | null {
+  return a === null ? b : b === null ? a : Math.max(a, b);
 }
 
 function worse<T>(order: readonly T[], a: T, b: T): T {

@@ -25,6 +25,8 @@ export type EventConnectionDeps = {
   readonly redials: Redials;
   /** @param origin live: sent just now; replay: sent before, perhaps long ago */
   apply(payload: Uint8Array, seq: bigint, origin: 'live' | 'replay'): ApplyOutcome;
+  /** Whether `apply` would not refuse it. */
+  isBatch(payload: Uint8Array): boolean;
   clear(): void;
   /** The state of the stream or of its connection is another one. */
   onStanding(): void;
@@ -124,6 +126,7 @@ export function createEventConnection(
   const stream = createEventStream(
     {
       apply: (payload, seq) => deps.apply(payload, seq, origin),
+      isBatch: deps.isBatch,
       clear: deps.clear,
       onGap: deps.onGap,
       onRestart: deps.onRestart,

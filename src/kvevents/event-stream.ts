@@ -24,6 +24,8 @@ export type ReplayResult = 'ok' | 'hole' | 'timeout' | 'restarted';
 
 export type EventStreamEffects = {
   apply(payload: Uint8Array, seq: bigint): ApplyOutcome;
+  /** Whether `apply` would not refuse it. Asked for batches that come out of turn, before anything is forgotten. */
+  isBatch(payload: Uint8Array): boolean;
   /** Forgets every block of the source. */
   clear(): void;
   /** Asks for all batches from `fromSeq` on; `replayStarted` says when the request is on its way. */
@@ -77,7 +79,13 @@ export type StreamStatus = {
   readonly partial: boolean;
   /** Whether holes can be repaired and a lost tail found. */
   readonly replay: 'works' | 'none' | 'broken';
+  /** When the last batch or connection came. */
   readonly lastHeardMs: number | null;
+  readonly lastBatchMs: number | null;
+  /** When it was last known that nothing is missing: the next batch came, or a replay or probe said that there is none. */
+  readonly lastProvenMs: number | null;
+  /** Batches that are known to exist and are not applied. */
+  readonly behind: number;
 };
 
 export type EventStream = {
@@ -118,8 +126,10 @@ type Buffered = { readonly seq: bigint; readonly payload: Uint8Array };
 
 /** Batches that come while no connection is known: the event of the connection is late, or was lost. */
 const MISSED_CONNECT_MS = 1000;
-/** Doubts further apart than this are unrelated. */
+/** Doubts, or restarts, further apart than this are unrelated. */
 const DOUBT_MEMORY_MS = 5000;
+/** The first two restarts in a row are learnt from at once; the wait for the others ends at `retryBaseMs` · 2^3. */
+const MAX_RESTART_ATTEMPT = 3;
 
 export function createEventStream(
   effects: EventStreamEffects,
@@ -138,6 +148,8 @@ export function createEventStream(
   let lastLive: bigint | null = null;
   let lastLivePrint = 0;
   let lastHeardMs: number | null = null;
+  let lastBatchMs: number | null = null;
+  let lastProvenMs: number | null = null;
   let replayBroken = false;
   /** Whether replay has once said all it had, since the last restart. */
   let learnt = false;
@@ -146,6 +158,8 @@ export function createEventStream(
   let nTries = 0;
   let nDoubts = 0;
   let lastDoubtMs = -Infinity;
+  let nRestarts = 0;
+  let lastRestartMs = -Infinity;
   let nFailedProbes = 0;
   let nBroken = 0;
   let probeAtMs = Infinity;
@@ -208,8 +222,8 @@ export function createEventStream(
     retry = null;
   };
 
-  /** Everything from the beginning. */
-  const learn = (): void => {
+  /** Everything from the beginning. @param atMs not before */
+  const learn = (atMs = -Infinity): void => {
     stopReplay();
     forget();
     dropBuffered();
@@ -223,7 +237,8 @@ export function createEventStream(
       return;
     }
     state = 'replaying';
-    startReplay('learn', 0n);
+    if (atMs === -Infinity) startReplay('learn', 0n);
+    else retry = { purpose: 'learn', from: 0n, atMs };
   };
 
   /** Fetches what may be missing behind the last batch applied. */
@@ -237,10 +252,14 @@ export function createEventStream(
     }
   };
 
-  const restart = (): void => {
+  const restart = (nowMs: number): void => {
+    nRestarts = nowMs - lastRestartMs > DOUBT_MEMORY_MS ? 0 : nRestarts + 1;
+    lastRestartMs = nowMs;
     effects.onRestart();
     lastLive = null;
-    learn();
+    // Two publishers under one address would have everything replayed with every batch.
+    if (nRestarts < 2) learn();
+    else learn(nowMs + backoff(Math.min(nRestarts, MAX_RESTART_ATTEMPT)));
   };
 
   /** A replay brought less than was asked for. */
@@ -318,6 +337,7 @@ export function createEventStream(
     dropBuffered();
     nTries = 0;
     state = 'live';
+    lastProvenMs = nowMs;
     probeAtMs = nowMs + options.firstProbeMs;
   };
 
@@ -326,12 +346,16 @@ export function createEventStream(
   const acceptLive = (seq: bigint, payload: Uint8Array, nowMs: number): void => {
     if (!replayUsable()) {
       acceptWithoutReplay(seq, payload);
+      lastProvenMs = nowMs;
       return;
     }
     const expected = lastApplied === null ? 0n : lastApplied + 1n;
     if (seq < expected) return;
     if (seq === expected) {
-      if (apply(seq, payload)) return;
+      if (apply(seq, payload)) {
+        lastProvenMs = nowMs;
+        return;
+      }
       // Its sequence number is worth no more than its content: ask what the publisher really sent.
       lastLive = null;
       doubt(nowMs);
@@ -387,7 +411,7 @@ export function createEventStream(
     }
     if (seq === current.from && current.fromPrint !== null && fingerprint(payload) !== current.fromPrint) {
       effects.onReplay('restarted');
-      restart();
+      restart(nowMs);
       return;
     }
     if (lastApplied === null) {
@@ -410,6 +434,7 @@ export function createEventStream(
 
   const probeEnded = (nowMs: number): void => {
     nFailedProbes = 0;
+    lastProvenMs = nowMs;
     probeAtMs = nowMs + options.idleProbeMs;
     if (replayBroken || !learnt) {
       replayBroken = false;
@@ -422,7 +447,7 @@ export function createEventStream(
     // Not even the batch that was applied last: this publisher never sent it.
     if (ended.nReceived === 0 && ended.fromPrint !== null) {
       effects.onReplay('restarted');
-      restart();
+      restart(nowMs);
       return;
     }
     if (ended.purpose === 'learn' && ended.from === 0n && ended.nReceived === 0 && ended.hasBatches) {
@@ -465,7 +490,7 @@ export function createEventStream(
       if (isFirst) {
         lastLive = null;
         learn();
-      } else restart();
+      } else restart(nowMs);
       lastHeardMs = nowMs;
     },
     disconnected(nowMs) {
@@ -486,9 +511,15 @@ export function createEventStream(
       }
       lastHeardMs = nowMs;
       const print = fingerprint(payload);
+      if (seq === lastLive && print === lastLivePrint) return;
+      if ((lastLive === null || seq !== lastLive + 1n) && !effects.isBatch(payload)) {
+        // Its number is worth no more than its content: neither a restart nor a gap follows from it.
+        doubt(nowMs);
+        return;
+      }
+      lastBatchMs = nowMs;
       if (lastLive !== null && seq <= lastLive) {
-        if (seq === lastLive && print === lastLivePrint) return;
-        restart();
+        restart(nowMs);
         if (replayUsable()) return;
       }
       lastLive = seq;
@@ -521,7 +552,7 @@ export function createEventStream(
     },
     restarted(nowMs) {
       revision++;
-      if (isConnected) restart();
+      if (isConnected) restart(nowMs);
       else {
         forget();
         downSinceMs ??= nowMs;
@@ -546,6 +577,9 @@ export function createEventStream(
       partial,
       replay: !options.canReplay ? 'none' : replayBroken ? 'broken' : 'works',
       lastHeardMs,
+      lastBatchMs,
+      lastProvenMs,
+      behind: lastLive === null ? 0 : Math.max(0, Number(lastLive - (lastApplied ?? -1n))),
     }),
   };
 }

@@ -34,8 +34,16 @@ export type SourceStatus = {
   readonly reportsExtraKeys: 'yes' | 'no' | 'unknown';
   /** When the last batch or connection came, null before the first. */
   readonly lastEventUnixMs: number | null;
+  /** When the last batch came, heartbeats included. */
+  readonly lastBatchUnixMs: number | null;
+  /** When it was last known that nothing is missing. Goes on while an idle publisher answers, stands still with a dead one. */
+  readonly lastProvenUnixMs: number | null;
   /** Publisher's timestamp → visible in the index, of the newest live batch. */
   readonly lagMs: number | null;
+  /** Batches that are known to exist and are not applied yet. */
+  readonly behind: number;
+  /** Whether holes can be repaired and a lost tail found. */
+  readonly replay: 'works' | 'none' | 'broken';
   readonly partial: boolean;
 };
 

@@ -32,7 +32,11 @@ const NOTHING_KNOWN: Omit<SourceStatus, 'endpointId' | 'rank'> = {
   blockSizeTokens: null,
   reportsExtraKeys: 'unknown',
   lastEventUnixMs: null,
+  lastBatchUnixMs: null,
+  lastProvenUnixMs: null,
   lagMs: null,
+  behind: 0,
+  replay: 'none',
   partial: false,
 };
 

@@ -41,7 +41,7 @@ const PULSE = 0;
 const REVISION = 1;
 const REPLACED = 2;
 
-const RECORD_BYTES = 104;
+const RECORD_BYTES = 128;
 // Words of a record. Numbers that may exceed 32 bits are doubles behind them.
 const VERSION = 0;
 const STATE = 1;
@@ -50,6 +50,7 @@ const CONNECTION = 3;
 const EXTRA_KEYS = 4;
 const FLAGS = 5;
 const PLACE = 6;
+const REPLAY = 7;
 // Bytes.
 const SEQ = 32;
 const DOUBLES = 40;
@@ -61,6 +62,7 @@ const STATES: readonly StreamState[] = ['unknown', 'replaying', 'live', 'suspect
 const TRUSTS: readonly Trust[] = ['fallback', 'degraded', 'exact'];
 const CONNECTIONS: readonly SourceStatus['connection'][] = ['trying', 'up', 'down'];
 const EXTRA_KEYS_SAID: readonly SourceStatus['reportsExtraKeys'][] = ['unknown', 'yes', 'no'];
+const REPLAYS: readonly SourceStatus['replay'][] = ['none', 'works', 'broken'];
 const MAX_READS = 100;
 
 export function createStatusBoardMemory(): StatusBoardMemory {
@@ -80,6 +82,7 @@ export function openStatusBoardWriter(memory: StatusBoardMemory): StatusBoardWri
       words[word + TRUST] = TRUSTS.indexOf(status.trust);
       words[word + CONNECTION] = CONNECTIONS.indexOf(status.connection);
       words[word + EXTRA_KEYS] = EXTRA_KEYS_SAID.indexOf(status.reportsExtraKeys);
+      words[word + REPLAY] = REPLAYS.indexOf(status.replay);
       words[word + FLAGS] = (status.lastSeq === null ? 0 : HAS_SEQ) | (status.partial ? IS_PARTIAL : 0);
       view.setBigUint64(at + SEQ, BigInt(status.lastSeq ?? 0));
       numbersOf(status).forEach((value, i) => view.setFloat64(at + DOUBLES + 8 * i, value ?? NaN));
@@ -115,6 +118,10 @@ export function openStatusBoardReader(memory: StatusBoardMemory): StatusBoardRea
       blockSizeTokens: orNull(number(5)),
       lastEventUnixMs: orNull(number(6)),
       lagMs: orNull(number(7)),
+      lastBatchUnixMs: orNull(number(8)),
+      lastProvenUnixMs: orNull(number(9)),
+      behind: number(10),
+      replay: REPLAYS[words[word + REPLAY]!] ?? 'none',
       reportsExtraKeys: EXTRA_KEYS_SAID[words[word + EXTRA_KEYS]!] ?? 'unknown',
       partial: (flags & IS_PARTIAL) !== 0,
     };
@@ -154,5 +161,8 @@ function numbersOf(status: SourceStatus): readonly (number | null)[] {
     status.blockSizeTokens,
     status.lastEventUnixMs,
     status.lagMs,
+    status.lastBatchUnixMs,
+    status.lastProvenUnixMs,
+    status.behind,
   ];
 }

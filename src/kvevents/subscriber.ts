@@ -87,6 +87,17 @@ export function createSubscriber(
     }
   };
 
+  const isBatch = (payload: Uint8Array): boolean => {
+    try {
+      decoder.decode(payload);
+      return true;
+    } catch (problem) {
+      error('payload');
+      log.debug('kv event payload refused', { problem: errorText(problem) });
+      return false;
+    }
+  };
+
   const applyBatch = (batch: KvEventBatch): ApplyOutcome => {
     let isComplete = true;
     for (const reason of batch.skipped) {
@@ -128,6 +139,7 @@ export function createSubscriber(
       permits: deps.permits,
       redials: deps.redials,
       apply,
+      isBatch,
       clear: () => blocks.clear(),
       onStanding: () => deps.onStanding(),
       onGap() {
@@ -177,6 +189,7 @@ export function createSubscriber(
     status() {
       const stream = connection.status();
       const held = blocks.stats();
+      const unixMs = (ms: number | null): number | null => (ms === null ? null : clock.unixMs() - (clock.nowMs() - ms));
       return {
         endpointId: source.endpointId,
         rank: source.rank,
@@ -188,8 +201,12 @@ export function createSubscriber(
         nBlocks: held.nBlocks,
         blockSizeTokens: held.blockSizeTokens,
         reportsExtraKeys: held.reportsExtraKeys,
-        lastEventUnixMs: stream.lastHeardMs === null ? null : clock.unixMs() - (clock.nowMs() - stream.lastHeardMs),
+        lastEventUnixMs: unixMs(stream.lastHeardMs),
+        lastBatchUnixMs: unixMs(stream.lastBatchMs),
+        lastProvenUnixMs: unixMs(stream.lastProvenMs),
         lagMs,
+        behind: stream.behind,
+        replay: stream.replay,
         partial: stream.partial || held.partial,
       };
     },

@@ -47,6 +47,7 @@ class World {
     this.stream = createEventStream(
       {
         apply: (payload) => this.apply(payload),
+        isBatch: (payload) => payload[0] === 0x7b,
         clear: () => {
           this.applied = [];
           this.copies.clear();

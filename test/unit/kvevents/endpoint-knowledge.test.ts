@@ -23,6 +23,10 @@ function aStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
     reportsExtraKeys: 'yes',
     lastEventUnixMs: 5,
     lagMs: 1,
+    lastBatchUnixMs: 5,
+    lastProvenUnixMs: 5,
+    behind: 0,
+    replay: 'works',
     partial: false,
     ...changes,
   };
@@ -32,7 +36,18 @@ describe('what the streams of an endpoint say together', () => {
   test('the worst rank decides, counts are added up', () => {
     const statuses = [
       aStatus(),
-      aStatus({ rank: 1, trust: 'fallback', state: 'suspect', gaps: 2, lastEventUnixMs: 9 }),
+      aStatus({
+        rank: 1,
+        trust: 'fallback',
+        state: 'suspect',
+        gaps: 2,
+        lastEventUnixMs: 9,
+        lastBatchUnixMs: 8,
+        lastProvenUnixMs: 2,
+        lagMs: 7,
+        behind: 4,
+        replay: 'broken',
+      }),
     ];
     expect(createStreamSummaries(() => statuses)(ID)).toMatchObject({
       trust: 'fallback',
@@ -40,6 +55,11 @@ describe('what the streams of an endpoint say together', () => {
       gaps: 2,
       blocks: 6,
       lastEventUnixMs: 5,
+      lastBatchUnixMs: 8,
+      lastProvenUnixMs: 2,
+      lagMs: 7,
+      behind: 4,
+      replay: 'broken',
     });
   });
 

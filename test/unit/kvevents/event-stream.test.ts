@@ -11,6 +11,7 @@ function aStream(options: Partial<EventStreamOptions> = {}, outcome: (text: stri
         done.push(`apply ${seq}`);
         return outcome(Buffer.from(payload).toString());
       },
+      isBatch: (payload) => outcome(Buffer.from(payload).toString()) !== 'refused',
       clear: () => done.push('clear'),
       requestReplay: (from, purpose) => done.push(`replay ${purpose} ${from}`),
       cancelReplay: () => done.push('cancel'),
@@ -315,6 +316,73 @@ describe('what is not understood', () => {
     it.live(4);
     expect(it.did()).toEqual(['apply 4', 'replay hole 3', 'replay ok', 'apply 4']);
     expect(it.stream.status()).toMatchObject({ state: 'live', lastSeq: 4n, partial: false });
+  });
+});
+
+describe('floods', () => {
+  const refuseBroken = (text: string): ApplyOutcome => (text.startsWith('broken') ? 'refused' : 'applied');
+
+  test.each(['replay', 'no replay'])('bad payloads under old or far numbers are neither restarts nor gaps (%s)', (replay) => {
+    const it = aStream({ canReplay: replay === 'replay' }, refuseBroken).connected();
+    if (replay === 'replay') it.replayed([0, 1, 2]);
+    it.live(3);
+    it.did();
+    for (let i = 0; i < 100; i++) it.raw(i % 2 === 0 ? 1 : 1e9 + i, `broken ${i}`);
+    expect(it.did().filter((what) => what === 'restart' || what === 'gap' || what === 'clear')).toEqual([]);
+    expect(it.state()).toBe('suspect');
+    if (replay === 'replay') it.replayed([3]);
+    it.live(4);
+    expect(it.stream.status()).toMatchObject({ state: 'live', lastSeq: 4n });
+  }); // prettier-ignore
+
+  test('bad payloads in turn from a publisher without replay: forgotten once, no restarts', () => {
+    const it = aStream({ canReplay: false }, refuseBroken).connected().live(3);
+    it.did();
+    for (let seq = 4; seq < 50; seq++) it.raw(seq, `broken ${seq}`);
+    expect(it.did().filter((what) => !what.startsWith('apply') && what !== 'clear')).toEqual([]);
+    expect(it.live(50).stream.status()).toMatchObject({ state: 'live', lastSeq: 50n, partial: true });
+  });
+
+  test('two publishers under one address do not have everything replayed with every batch', () => {
+    const it = aLiveStream();
+    for (let i = 0; i < 200; i++)
+      it.live(10 + i, 'a')
+        .pass(5)
+        .live(i, 'b')
+        .pass(5);
+    const did = it.did();
+    expect(did.filter((what) => what.startsWith('replay learn')).length).toBeLessThan(12);
+    expect(it.state()).not.toBe('live');
+    for (let i = 0; i < 5; i++) it.pass(1000).replayed([0, 1, 2], 'c').pass(1000);
+    expect(it.stream.status()).toMatchObject({ state: 'live', lastSeq: 2n });
+  });
+});
+
+describe('lag and age are known continuously', () => {
+  test('how many batches are known to exist and are not applied', () => {
+    const it = aLiveStream().live(4);
+    expect(it.stream.status().behind).toBe(0);
+    it.live(9);
+    expect(it.stream.status()).toMatchObject({ state: 'suspect', behind: 5 });
+    it.replayed([4, 5, 6, 7, 8, 9]);
+    expect(it.stream.status()).toMatchObject({ state: 'live', behind: 0 });
+  });
+
+  test('an idle publisher that answers stays proven, a dead one does not', () => {
+    const it = aLiveStream();
+    expect(it.stream.status()).toMatchObject({ lastBatchMs: 0, lastProvenMs: 0 });
+    it.pass(2100).replayed([3]);
+    expect(it.stream.status()).toMatchObject({ lastBatchMs: 0, lastProvenMs: 2100 });
+    it.pass(2100);
+    it.stream.replayStarted(4200);
+    it.pass(1100);
+    expect(it.stream.status()).toMatchObject({ state: 'live', lastBatchMs: 0, lastProvenMs: 2100 });
+  });
+
+  test('a heartbeat is a batch like any other', () => {
+    const it = aLiveStream().pass(1500).live(4);
+    expect(it.stream.status()).toMatchObject({ lastSeq: 4n, lastBatchMs: 1500, lastProvenMs: 1500 });
+    expect(it.pass(1500).did()).toEqual(['apply 4']);
   });
 });
 

@@ -37,7 +37,11 @@ const FULL: SourceStatus = {
   blockSizeTokens: 16,
   reportsExtraKeys: 'no',
   lastEventUnixMs: 1_795_248_297_659.25,
+  lastBatchUnixMs: 1_795_248_297_650.5,
+  lastProvenUnixMs: 1_795_248_297_658,
   lagMs: 0.5,
+  behind: 2 ** 40,
+  replay: 'broken',
   partial: true,
 };
 const EMPTY: SourceStatus = {

@@ -157,7 +157,17 @@ describe('connecting again', () => {
 
 describe('trust', () => {
   const live: TrustEvidence = {
-    stream: { state: 'live', connected: true, lastSeq: 1n, partial: false, replay: 'works', lastHeardMs: 0 },
+    stream: {
+      state: 'live',
+      connected: true,
+      lastSeq: 1n,
+      partial: false,
+      replay: 'works',
+      lastHeardMs: 0,
+      lastBatchMs: 0,
+      lastProvenMs: 0,
+      behind: 0,
+    },
     indexable: true,
     partial: false,
   };

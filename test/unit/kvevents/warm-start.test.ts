@@ -20,6 +20,10 @@ function aSource(change: Partial<SourceStatus> = {}): SourceStatus {
     reportsExtraKeys: 'yes',
     lastEventUnixMs: 5,
     lagMs: 1,
+    lastBatchUnixMs: 5,
+    lastProvenUnixMs: 5,
+    behind: 0,
+    replay: 'works',
     partial: false,
     ...change,
   };
