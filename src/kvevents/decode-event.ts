@@ -49,6 +49,12 @@ export type EventReader = {
   begin(): void;
   /** Reads the next event; after a reason the position is anywhere inside it. */
   read(): KvEvent | SkipReason;
+  /**
+   * Reads on while the next events, at most `atMost`, are the last one again but for their one hash.
+   * @param start where the last event began
+   * @returns the last one and those in one, with `nEvents`
+   */
+  joinRemovals(removed: BlockRemoved, start: number, atMost: number): BlockRemoved;
   /** Whether the event of the last `read` said that it is a BlockStored. */
   wasStore(): boolean;
 };
@@ -142,6 +148,8 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
   /** Bit per field that was there, null or not. */
   let seen = 0;
   let blockHashes: Uint32Array = NO_WORDS;
+  /** Where the only hash of the event lies, as 8 bytes; −1 when there are more or they are written otherwise. */
+  let loneHashAt = -1;
   let parent: readonly [number, number] | null = null;
   let tokenIds: Uint32Array = NO_WORDS;
   let extraKeys: BlockStored['extraKeys'] = undefined;
@@ -165,6 +173,7 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
     if (n < 0) return 'bad_hash';
     if (n > bounds.maxBlocksPerEvent) return 'too_large';
     blockHashes = take(2 * n);
+    loneHashAt = n === 1 && reader.isLong() ? reader.pos + 1 : -1;
     for (let i = 0; i < n; i++) if (!reader.hash(blockHashes, 2 * i)) return 'bad_hash';
     return null;
   };
@@ -378,10 +387,20 @@ export function createEventReader(reader: MsgpackReader, bounds: DecodeLimits): 
       parent = null;
       extraKeys = undefined;
       nExtraKeys = -1;
+      loneHashAt = -1;
       const nElements = reader.arrayHeader();
       if (nElements >= 0) return readArrayEvent(nElements);
       const nPairs = reader.mapHeader();
       return nPairs >= 0 ? readMapEvent(nPairs) : 'no_event';
+    },
+    joinRemovals(removed, start, atMost) {
+      // An engine that evicts writes one event per block; all of a step follow each other.
+      const n = loneHashAt < 0 ? 0 : reader.countAlike(start, loneHashAt, atMost);
+      if (n === 0) return removed;
+      const joined = take(2 * (1 + n));
+      joined.set(removed.blockHashes);
+      reader.alikeHashes(joined.subarray(2), reader.pos - start, loneHashAt - start, n);
+      return { ...removed, blockHashes: joined, nEvents: 1 + n };
     },
     wasStore: () => type === STORED,
   };
@@ -433,7 +452,7 @@ function createTextReader(
   reader: MsgpackReader,
   maxTextBytes: number,
 ): { read(field: number): string | null | undefined } {
-  const lastBytes: Uint8Array[] = [];
+  const lastBytes: DataView[] = [];
   const lastText: string[] = [];
   return {
     /** @returns undefined when the next value is neither null nor a text of bounded length */

@@ -29,7 +29,13 @@ export type KvEventDecoder = {
   decode(payload: Uint8Array): KvEventBatch;
 };
 
-export function createKvEventDecoder(limits: Partial<DecodeLimits> = {}): KvEventDecoder {
+/** apart: one event per event. joined: removals that follow each other and differ in their hash only are one event. */
+export type RemovalForm = 'apart' | 'joined';
+
+export function createKvEventDecoder(
+  limits: Partial<DecodeLimits> = {},
+  removals: RemovalForm = 'apart',
+): KvEventDecoder {
   const bounds = { ...DEFAULT_DECODE_LIMITS, ...limits };
   const reader = new MsgpackReader();
   const events = createEventReader(reader, bounds);
@@ -40,7 +46,7 @@ export function createKvEventDecoder(limits: Partial<DecodeLimits> = {}): KvEven
       }
       reader.reset(payload);
       try {
-        const batch = readBatch(reader, events, bounds);
+        const batch = readBatch(reader, events, bounds, removals);
         if (reader.remaining() > 0)
           throw refused(`KV payload goes on after the batch: ${reader.remaining()} bytes left`);
         return batch;
@@ -66,13 +72,18 @@ type MutableBatch = { -readonly [K in keyof KvEventBatch]: KvEventBatch[K] };
 type Skipped = { reasons: SkipReason[]; doubt: { nEventsBefore: number } | null };
 
 /** `[ts, events(, data_parallel_rank(, …))]`, or a map with these keys. */
-function readBatch(reader: MsgpackReader, events: EventReader, bounds: DecodeLimits): KvEventBatch {
+function readBatch(
+  reader: MsgpackReader,
+  events: EventReader,
+  bounds: DecodeLimits,
+  removals: RemovalForm,
+): KvEventBatch {
   const batch: MutableBatch = { ts: NaN, events: [], dataParallelRank: null, skipped: [], doubt: null };
   const nElements = reader.arrayHeader();
   if (nElements >= 0) {
     if (nElements < 2) throw refused(`KV batch too short: ${nElements} elements, expected at least 2`);
     batch.ts = readTimestamp(reader);
-    readEvents(reader, events, bounds, batch);
+    readEvents(reader, events, bounds, removals, batch);
     if (nElements > 2) batch.dataParallelRank = readRank(reader);
     for (let i = 3; i < nElements; i++) reader.skip();
     return batch;
@@ -84,7 +95,7 @@ function readBatch(reader: MsgpackReader, events: EventReader, bounds: DecodeLim
   for (let i = 0; i < nPairs; i++) {
     const key = readKey(reader, BATCH_KEYS);
     if (key === KEY_TS) batch.ts = readTimestamp(reader);
-    else if (key === KEY_EVENTS) readEvents(reader, events, bounds, batch);
+    else if (key === KEY_EVENTS) readEvents(reader, events, bounds, removals, batch);
     else if (key === KEY_RANK) batch.dataParallelRank = readRank(reader);
     else reader.skip();
     if (key === KEY_TS || key === KEY_EVENTS) seen |= 1 << key;
@@ -107,7 +118,13 @@ function readRank(reader: MsgpackReader): number | null {
   return rank;
 }
 
-function readEvents(reader: MsgpackReader, events: EventReader, bounds: DecodeLimits, batch: MutableBatch): void {
+function readEvents(
+  reader: MsgpackReader,
+  events: EventReader,
+  bounds: DecodeLimits,
+  removals: RemovalForm,
+  batch: MutableBatch,
+): void {
   const nEvents = reader.arrayHeader();
   if (nEvents < 0) throw refused(`events of a KV batch are no array: first byte 0x${hexByte(reader.peek())}`);
   if (nEvents > bounds.maxEventsPerBatch) {
@@ -120,7 +137,12 @@ function readEvents(reader: MsgpackReader, events: EventReader, bounds: DecodeLi
     const start = reader.pos;
     const event = events.read();
     if (typeof event !== 'string') {
-      understood.push(event);
+      if (event.type !== 'BlockRemoved' || removals === 'apart') understood.push(event);
+      else {
+        const joined = events.joinRemovals(event, start, nEvents - 1 - i);
+        understood.push(joined);
+        i += (joined.nEvents ?? 1) - 1;
+      }
       continue;
     }
     reader.pos = start;

@@ -602,7 +602,7 @@ export function createEngineMirror(
     apply(events, counts) {
       for (const event of events) {
         if (event.type === 'BlockRemoved') {
-          counts.nRemoved++;
+          counts.nRemoved += event.nEvents ?? 1;
           remove(event, counts);
           continue;
         }

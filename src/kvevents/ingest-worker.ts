@@ -33,7 +33,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const shared = {
     clock,
     log,
-    decoder: createKvEventDecoder(),
+    decoder: createKvEventDecoder({}, 'joined'),
     context: createZmqContext(),
     permits: createReplayPermits(options.maxParallelReplays),
     redials: createRedials(),

@@ -38,6 +38,8 @@ export type BlockStored = {
 
 export type BlockRemoved = {
   readonly type: 'BlockRemoved';
+  /** Events of the wire this one stands for, 1 where left out. */
+  readonly nEvents?: number;
   readonly blockHashes: Uint32Array;
   readonly medium: string | null;
   readonly groupIdx: number | null;

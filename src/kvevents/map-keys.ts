@@ -2,14 +2,17 @@
 import type { MsgpackReader } from './msgpack-reader.ts';
 
 /** Ids of the keys, by the keys' length. */
-export type KeyTable = readonly (readonly { readonly bytes: Uint8Array; readonly id: number }[] | undefined)[];
+export type KeyTable = readonly (readonly { readonly bytes: DataView; readonly id: number }[] | undefined)[];
 
 export const UNKNOWN_KEY = -1;
 
 /** @param keys ASCII words and their ids from 0 */
 export function keyTable(keys: readonly (readonly [string, number])[]): KeyTable {
-  const table: { bytes: Uint8Array; id: number }[][] = [];
-  for (const [name, id] of keys) (table[name.length] ??= []).push({ bytes: Buffer.from(name), id });
+  const table: { bytes: DataView; id: number }[][] = [];
+  for (const [name, id] of keys) {
+    const bytes = new DataView(Uint8Array.from(Buffer.from(name)).buffer);
+    (table[name.length] ??= []).push({ bytes, id });
+  }
   return table;
 }
 

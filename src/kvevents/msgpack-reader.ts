@@ -92,10 +92,13 @@ export class MsgpackReader {
     return n;
   }
 
-  /** True when the `n` bytes at `pos` are these. */
-  bytesAre(expected: Uint8Array, n: number): boolean {
-    if (expected.length !== n) return false;
-    for (let i = 0; i < n; i++) if (this.bytes[this.pos + i] !== expected[i]) return false;
+  /** True when the `n` bytes at `pos` are these; they must have been checked to be there. */
+  bytesAre(expected: DataView, n: number): boolean {
+    if (expected.byteLength !== n) return false;
+    const { view, pos } = this;
+    let i = 0;
+    for (; i + 4 <= n; i += 4) if (view.getUint32(pos + i) !== expected.getUint32(i)) return false;
+    for (; i < n; i++) if (view.getUint8(pos + i) !== expected.getUint8(i)) return false;
     return true;
   }
 
@@ -106,8 +109,8 @@ export class MsgpackReader {
   }
 
   /** A copy of the bytes between two positions. */
-  copy(from: number, to: number): Uint8Array {
-    return this.bytes.slice(from, to);
+  copy(from: number, to: number): DataView {
+    return new DataView(Uint8Array.from(this.bytes.subarray(from, to)).buffer);
   }
 
   hex(from: number, to: number): string {
@@ -173,6 +176,47 @@ export class MsgpackReader {
     if (Number.isNaN(value)) return false;
     words[at] = value < 0 ? 0xffffffff : 0;
     words[at + 1] = value;
+    return true;
+  }
+
+  /** Whether the next value is an integer of 8 bytes. */
+  isLong(): boolean {
+    const tag = this.peek();
+    return tag === UINT64 || tag === INT64;
+  }
+
+  /**
+   * How many of the next values, at most `atMost`, have the same bytes as the one from `start` up to `pos`, but for 8 bytes
+   * that lie at `hole` there. Reads nothing.
+   */
+  countAlike(start: number, hole: number, atMost: number): number {
+    const length = this.pos - start;
+    const before = hole - start;
+    let n = 0;
+    for (let at = this.pos; n < atMost && at + length <= this.end; at += length) {
+      if (!this.areSame(start, at, before)) break;
+      if (!this.areSame(hole + 8, at + before + 8, length - before - 8)) break;
+      n++;
+    }
+    return n;
+  }
+
+  /** Passes over `n` values of `length` bytes and reads the 8 bytes at `hole` of each as [hi, lo]. */
+  alikeHashes(words: Uint32Array, length: number, hole: number, n: number): void {
+    const { view } = this;
+    let p = this.pos + hole;
+    for (let i = 0; i < 2 * n; i += 2, p += length) {
+      words[i] = view.getUint32(p);
+      words[i + 1] = view.getUint32(p + 4);
+    }
+    this.pos += n * length;
+  }
+
+  private areSame(a: number, b: number, n: number): boolean {
+    const { view } = this;
+    let i = 0;
+    for (; i + 4 <= n; i += 4) if (view.getUint32(a + i) !== view.getUint32(b + i)) return false;
+    for (; i < n; i++) if (view.getUint8(a + i) !== view.getUint8(b + i)) return false;
     return true;
   }
 
