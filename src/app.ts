@@ -21,6 +21,7 @@ import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { createEngineMetrics } from './load/engine-metrics.ts';
+import { createEngineModels } from './load/engine-models.ts';
 import { createExpectedLoad } from './load/expected-load.ts';
 import { createHttpGet } from './load/http-get.ts';
 import { createInFlight } from './load/in-flight.ts';
@@ -77,6 +78,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       onScrape: (result, nIgnored) => reporter.scrape(result, nIgnored),
     },
     { intervalMs },
+  );
+  const engineModels = createEngineModels(
+    { log, clock, get: metricsGet.get, onAdapters: (id, adapters) => endpoints.learnAdapters(id, adapters) },
+    { intervalMs: config.discovery.adapterIntervalMs },
   );
   const routed = createRoutedPrefixes(clock);
   const seed = createHashSeed();
@@ -237,7 +242,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       ladder.forget(slot);
     }
     for (const slot of restarted) forgetLoad(slot);
-    if (metricsRunning) engineMetrics.reconcile(endpoints.ready());
+    if (metricsRunning) {
+      engineMetrics.reconcile(endpoints.ready());
+      engineModels.reconcile(endpoints.ready());
+    }
     if (change.added.length + change.removed.length + change.changed.length > 0) {
       log.info('endpoints changed', {
         added: change.added.map(({ address }) => address),
@@ -307,9 +315,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     await reconcileIngest();
     metricsRunning = true;
     engineMetrics.reconcile(endpoints.ready());
+    engineModels.reconcile(endpoints.ready());
     started.push(async () => {
       metricsRunning = false;
       engineMetrics.stop();
+      engineModels.stop();
       await metricsGet.close();
     });
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);

@@ -126,6 +126,11 @@ const SETTINGS = {
   'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
   'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
   'discovery.endpoints': live(structure, null, 'static endpoints, inline; same format as the list in the file'),
+  'discovery.adapterIntervalMs': setting(
+    milliseconds(0, 3_600_000),
+    15_000,
+    'pause between two questions to every engine which LoRA adapters it serves (`/v1/models`); 0 = only those of the list or of Kubernetes count',
+  ),
   'discovery.kubernetes.namespace': setting(optional(kubernetesName), null, 'namespace of the pods; none = its own'),
   'discovery.kubernetes.kubeconfig': setting(
     optional(filePath),

@@ -38,6 +38,8 @@ export type Candidates = {
 export type EndpointStore = {
   /** Makes the fleet what the list says. Idempotent; the whole list every time. */
   replace(specs: readonly EndpointSpec[]): Change;
+  /** Adapters the engine itself names, beside those of the list, until told otherwise or its process is another one. */
+  learnAdapters(id: EndpointId, adapters: readonly string[]): void;
   /** The blocks of a removed endpoint are gone from the index: its slot may be used again. */
   freed(slot: EndpointSlot): void;
   all(): readonly Endpoint[];
@@ -57,6 +59,7 @@ export function createEndpointStore(): EndpointStore {
   let byAddress: ReadonlyMap<string, Endpoint> = new Map();
   let view = createView([]);
   let wanted: readonly EndpointSpec[] = [];
+  const learnt = new Map<EndpointId, readonly string[]>();
   let nMissing = 0;
   let generation = 0;
 
@@ -85,9 +88,10 @@ export function createEndpointStore(): EndpointStore {
       if (before !== undefined) {
         // Another model at an address is another process, whatever discovery knows of it.
         const restarted = before.incarnation !== spec.incarnation || before.models[0] !== spec.models[0];
-        const same = !restarted && isSameSpec(before, spec);
         const id = restarted ? nextId(spec.address) : before.id;
-        const after = same ? before : { ...spec, id, slot: before.slot };
+        const described = withAdapters(spec, learnt.get(id));
+        const same = !restarted && isSameSpec(before, described);
+        const after = same ? before : { ...described, id, slot: before.slot };
         if (!same) changed.push({ before, after, what: restarted ? 'restarted' : 'described anew' });
         next.set(spec.address, after);
         continue;
@@ -106,6 +110,10 @@ export function createEndpointStore(): EndpointStore {
     }
     const removed = [...byAddress.values()].filter((endpoint) => !next.has(endpoint.address));
     byAddress = next;
+    if (learnt.size > 0) {
+      const ids = new Set([...next.values()].map(({ id }) => id));
+      for (const id of learnt.keys()) if (!ids.has(id)) learnt.delete(id);
+    }
     view = createView([...next.values()]);
     const change: Change = { added, removed, changed, problems: [...problems, ...view.problems] };
     if (added.length + removed.length + changed.length > 0) notify(change);
@@ -125,8 +133,16 @@ export function createEndpointStore(): EndpointStore {
     }
   }
 
+  function learnAdapters(id: EndpointId, adapters: readonly string[]): void {
+    if (isSameList(learnt.get(id) ?? [], adapters)) return;
+    if (!view.all.some((endpoint) => endpoint.id === id)) return;
+    learnt.set(id, adapters);
+    replace(wanted);
+  }
+
   return {
     replace,
+    learnAdapters,
     freed(slot) {
       assert(!view.all.some((endpoint) => endpoint.slot === slot), `slot ${slot} freed while an endpoint has it`);
       slotTaken[slot] = 0;
@@ -190,6 +206,11 @@ function push(map: Map<string, Endpoint[]>, name: string, endpoint: Endpoint): v
   const list = map.get(name);
   if (list === undefined) map.set(name, [endpoint]);
   else list.push(endpoint);
+}
+
+function withAdapters(spec: EndpointSpec, learnt: readonly string[] = []): EndpointSpec {
+  const more = learnt.filter((name) => !spec.adapters.includes(name) && !spec.models.includes(name));
+  return more.length === 0 ? spec : { ...spec, adapters: [...spec.adapters, ...more] };
 }
 
 function isSameSpec(a: EndpointSpec, b: EndpointSpec): boolean {

@@ -21,6 +21,38 @@ function at(store: EndpointStore, address: string): Endpoint {
   return found;
 }
 
+describe('adapters that an engine names itself', () => {
+  test('count beside those of the list, outlive another list, and go when they are named no more', () => {
+    const store = createEndpointStore();
+    store.replace([aSpec({ address: A, adapters: ['sql'] }), aSpec({ address: B })]);
+    const { id, slot } = at(store, A);
+    store.learnAdapters(id, ['chat', 'sql']);
+    expect(at(store, A)).toMatchObject({ id, slot, adapters: ['sql', 'chat'] });
+    expect(addresses(store.candidates('chat')!.endpoints)).toEqual([A]);
+    store.replace([aSpec({ address: B }), aSpec({ address: A, adapters: ['sql'], labels: { zone: 'a' } })]);
+    expect(at(store, A).adapters).toEqual(['sql', 'chat']);
+    store.learnAdapters(id, []);
+    expect(at(store, A).adapters).toEqual(['sql']);
+    expect(store.candidates('chat')).toBeNull();
+  });
+
+  test('said again they change nothing, and another process starts without them', () => {
+    const store = createEndpointStore();
+    store.replace([aSpec({ address: A, incarnation: '1' })]);
+    const { id } = at(store, A);
+    store.learnAdapters(id, ['chat']);
+    const heard: Change[] = [];
+    store.onChange((change) => heard.push(change));
+    store.learnAdapters(id, ['chat']);
+    expect(heard).toEqual([]);
+    store.replace([aSpec({ address: A, incarnation: '2' })]);
+    expect(at(store, A).adapters).toEqual([]);
+    // An answer that was under way when the process went.
+    store.learnAdapters(id, ['chat']);
+    expect(at(store, A).adapters).toEqual([]);
+  });
+});
+
 describe('replace', () => {
   test('the same list again changes nothing, tells nobody and keeps the objects', () => {
     const store = createEndpointStore();

@@ -1,0 +1,128 @@
+/**
+ * Which adapters every engine serves, asked of itself (`GET /v1/models`): adapters come and go without Kubernetes or a
+ * list knowing. Pass after pass over the fleet, a few engines at once. An engine that does not answer, or not in this
+ * form, leaves what is known of it as it was.
+ */
+import type { Clock, Timer } from '../clock.ts';
+import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
+import type { Log } from '../log.ts';
+import type { Get } from './http-get.ts';
+
+export type EngineModels = {
+  /** Asks these from now on, and no others; new ones at once. Idempotent; the whole list every time. */
+  reconcile(endpoints: readonly Endpoint[]): void;
+  stop(): void;
+};
+
+export type EngineModelsDeps = {
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly get: Get;
+  readonly random?: () => number;
+  /** After every answer, also where nothing changed. */
+  readonly onAdapters: (id: EndpointId, adapters: readonly string[]) => void;
+};
+
+/** Engines asked at once. */
+const MAX_AT_ONCE = 8;
+const JITTER = 0.1;
+const MAX_NAME_LENGTH = 256;
+const MAX_ADAPTERS = 4_096;
+
+export type EngineModelsOptions = {
+  /** Pause between two passes; 0 = nobody is asked. */
+  readonly intervalMs: number;
+};
+
+export function createEngineModels(
+  { log, clock, get, random = Math.random, onAdapters }: EngineModelsDeps,
+  { intervalMs }: EngineModelsOptions,
+): EngineModels {
+  let fleet = new Map<EndpointId, Endpoint>();
+  /** Not asked yet in this pass. */
+  let due: EndpointId[] = [];
+  let nAtOnce = 0;
+  let timer: Timer | null = null;
+  let stopped = false;
+  /** Told once while it lasts. */
+  const strangers = new Set<EndpointId>();
+
+  function work(): void {
+    while (nAtOnce < MAX_AT_ONCE && due.length > 0 && !stopped) {
+      const endpoint = fleet.get(due.shift()!);
+      if (endpoint !== undefined) void ask(endpoint);
+    }
+    if (nAtOnce > 0 || timer !== null || fleet.size === 0 || stopped) return;
+    timer = clock.after(intervalMs * (1 - JITTER + 2 * JITTER * random()), () => {
+      timer = null;
+      due = [...fleet.keys()];
+      work();
+    });
+  }
+
+  async function ask(endpoint: Endpoint): Promise<void> {
+    nAtOnce += 1;
+    const answer = await get(`http://${endpoint.address}`, '/v1/models');
+    nAtOnce -= 1;
+    const served = answer.kind === 'page' ? parseModels(answer.body) : null;
+    if (served !== null && !stopped && fleet.has(endpoint.id)) {
+      checkName(endpoint, served.models);
+      onAdapters(endpoint.id, served.adapters);
+    }
+    work();
+  }
+
+  /** A request is sent on with the name its client wrote, and the engine must know it. */
+  function checkName({ id, address, models }: Endpoint, served: readonly string[]): void {
+    const unknown = models.filter((name) => !served.includes(name));
+    if (unknown.length === 0) {
+      strangers.delete(id);
+      return;
+    }
+    if (strangers.has(id)) return;
+    strangers.add(id);
+    log.warn('an engine does not serve the model it is listed for', { endpoint: address, listed: unknown, served });
+  }
+
+  return {
+    reconcile(endpoints) {
+      if (intervalMs === 0) return;
+      const before = fleet;
+      fleet = new Map(endpoints.map((endpoint) => [endpoint.id, endpoint]));
+      for (const id of strangers) if (!fleet.has(id)) strangers.delete(id);
+      due.push(...[...fleet.keys()].filter((id) => !before.has(id)));
+      work();
+    },
+    stop() {
+      stopped = true;
+      timer?.cancel();
+      due = [];
+    },
+  };
+}
+
+export type ServedModels = { readonly models: readonly string[]; readonly adapters: readonly string[] };
+
+/**
+ * @param body OpenAI's list of models, where vLLM and SGLang name the parent of an adapter
+ * @returns null where it is something else
+ */
+export function parseModels(body: Buffer): ServedModels | null {
+  let page: unknown;
+  try {
+    page = JSON.parse(body.toString('utf8'));
+  } catch {
+    return null;
+  }
+  const list = (page as { data?: unknown } | null)?.data;
+  if (!Array.isArray(list)) return null;
+  const models: string[] = [];
+  const adapters: string[] = [];
+  for (const entry of list as ({ id?: unknown; parent?: unknown } | null)[]) {
+    const name = entry?.id;
+    if (typeof name !== 'string' || name === '' || name.length > MAX_NAME_LENGTH) continue;
+    if (typeof entry?.parent !== 'string') models.push(name);
+    else if (adapters.length < MAX_ADAPTERS) adapters.push(name);
+  }
+  return models.length === 0 ? null : { models, adapters: [...new Set(adapters)].sort() };
+}
