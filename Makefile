@@ -62,6 +62,13 @@ image: ## the container image (IMAGE=name:tag)
 image-check: setup ## what the image runs, without Docker: tarball, production install, size, entry point, probes
 	$(NODE) test/support/image-check.ts
 
+.PHONY: chart kube-schemas
+chart: setup ## lint, render and check the Helm chart and the Envoy Gateway manifests
+	$(JEST) test/unit/chart test/integration/chart test/unit/envoy-gateway
+
+kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and pip)
+	sh test/support/kube-schemas.sh
+
 soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
 	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
 

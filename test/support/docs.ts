@@ -5,13 +5,18 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { configTable } from '../../src/config.ts';
+import { chartReadme, chartSchema } from './chart-docs.ts';
 
 const ROOT = new URL('../../', import.meta.url);
 
 export type GeneratedDocument = { readonly path: string; readonly text: string };
 
 export function generatedDocuments(): readonly GeneratedDocument[] {
-  return [{ path: 'docs/configuration.md', text: configurationPage() }];
+  return [
+    { path: 'docs/configuration.md', text: configurationPage() },
+    { path: 'charts/warmpath/README.md', text: chartReadme() },
+    { path: 'charts/warmpath/values.schema.json', text: chartSchema() },
+  ];
 }
 
 export function readDocument(path: string): string {

@@ -1,0 +1,487 @@
+import { writeFile, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, test } from '@jest/globals';
+import { systemClock } from '../../src/clock.ts';
+import { loadConfig, type Config } from '../../src/config.ts';
+import { createKubernetesEndpoints } from '../../src/kubernetes/kubernetes-endpoints.ts';
+import { silentLog } from '../../src/log.ts';
+import { FakeApiServer, type Grant } from '../support/fake-api-server.ts';
+import { createHelm, NAMESPACE, type Helm, type Values } from '../support/helm.ts';
+import { aPod, aPool, anAdapter, kubeconfigOf } from '../support/kubernetes.ts';
+import { createSchemas, type Manifest } from '../support/kube-schemas.ts';
+import { restrictedBreaches } from '../support/pod-security.ts';
+
+const THREE = { pods: { namespace: NAMESPACE, matchLabels: { app: 'vllm' } }, gateway: { name: 'llm' } };
+const POOL = { pods: { matchLabels: { app: 'vllm' } }, inferencePool: { create: true }, tls: { mode: 'generated' } };
+
+/** What people install. */
+const MATRIX: Readonly<Record<string, Values>> = {
+  'nothing given': {},
+  'the three values': THREE,
+  'full duplex': { ...THREE, gateway: { name: 'llm', bodyMode: 'FullDuplexStreamed', maxBodySize: '64Mi' } },
+  'a gateway, a route and pods elsewhere': {
+    pods: { namespace: 'models', matchLabels: { app: 'vllm', 'app.kubernetes.io/part-of': 'llm' }, port: 8080 },
+    gateway: { name: 'shared', namespace: 'gateways', httpRoute: { hostnames: ['llm.example.com'], pathPrefix: '/' } },
+  },
+  'a route of your own': {
+    gateway: {
+      name: 'llm',
+      httpRoute: { create: false, name: 'mine' },
+      clientTrafficPolicy: { create: false },
+      backendTrafficPolicy: { create: false },
+    },
+  },
+  'an InferencePool': { ...POOL, gateway: { name: 'llm', clientTrafficPolicy: { create: false } } },
+  'an InferencePool of eight ports': {
+    ...POOL,
+    inferencePool: { create: true, name: 'pool', targetPorts: [1, 2, 3, 4, 5, 6, 7, 8], failureMode: 'FailClose' },
+  },
+  'an InferencePool that is there': { inferencePool: { name: 'theirs' }, tls: { mode: 'secret', secretName: 'tls' } },
+  'TLS by cert-manager': {
+    ...THREE,
+    tls: { mode: 'certManager', certManager: { issuerRef: { name: 'ca', kind: 'ClusterIssuer' } } },
+  },
+  'mutual TLS': {
+    tls: { mode: 'secret', secretName: 'warmpath-mtls', mutual: true },
+    config: { server: { tls: { allowedClients: ['URI:spiffe://cluster.local/ns/gateway/sa/envoy'] } } },
+  },
+  'static endpoints': {
+    config: {
+      discovery: { mode: 'static', endpoints: [{ name: 'a', address: '10.0.0.1:8000', model: 'm', kvEvents: 'none' }] },
+    },
+  },
+  'no adapters': { config: { discovery: { kubernetes: { modelAdapters: 'off' } } } },
+  monitored: {
+    serviceMonitor: { enabled: true, labels: { release: 'prometheus' } },
+    alerts: { enabled: true },
+    dashboard: { enabled: true },
+  },
+  'scaled by load': {
+    autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9 },
+    podDisruptionBudget: { maxUnavailable: '25%' },
+  },
+  'pinned and placed': {
+    image: { repository: 'registry.example.com/warmpath', digest: `sha256:${'a'.repeat(64)}`, pullSecrets: ['pull'] },
+    priorityClassName: 'system-cluster-critical',
+    nodeSelector: { 'kubernetes.io/arch': 'amd64' },
+    tolerations: [{ key: 'gateway', operator: 'Exists' }],
+    affinity: {
+      nodeAffinity: {
+        requiredDuringSchedulingIgnoredDuringExecution: {
+          nodeSelectorTerms: [{ matchExpressions: [{ key: 'pool', operator: 'In', values: ['cpu'] }] }],
+        },
+      },
+    },
+    topologySpreadConstraints: [],
+  },
+  'everything extra': {
+    extraEnv: [{ name: 'WARMPATH_LOG_LEVEL', value: 'debug' }],
+    extraVolumes: [{ name: 'more', emptyDir: {} }],
+    extraVolumeMounts: [{ name: 'more', mountPath: '/more' }],
+    podAnnotations: { 'example.com/a': 'b' },
+    podLabels: { team: 'llm' },
+    commonLabels: { cost: 'shared' },
+    serviceAccount: { name: 'theirs', annotations: { 'example.com/role': 'r' } },
+    service: { headless: true, annotations: { 'example.com/a': 'b' } },
+    fullnameOverride: 'picker',
+    networkPolicy: {
+      extraEgress: [{ to: [{ ipBlock: { cidr: '10.0.0.0/8' } }] }],
+      gatewayNamespaces: [],
+      monitoringNamespaces: [],
+    },
+  },
+  'nothing optional': {
+    serviceAccount: { create: false },
+    rbac: { create: false },
+    podDisruptionBudget: { enabled: false },
+    networkPolicy: { enabled: false },
+  },
+  'other ports and a long drain': {
+    config: {
+      server: {
+        grpcListen: '0.0.0.0:7002',
+        healthListen: '[::]:7003',
+        adminListen: '0.0.0.0:7090',
+        drainDelayMs: 10_000,
+        drainTimeoutMs: 120_500,
+      },
+    },
+  },
+};
+const CASES = Object.entries(MATRIX);
+
+const problemsOf = createSchemas();
+let helm: Helm;
+const rendered = new Map<string, readonly Manifest[]>();
+beforeAll(async () => {
+  helm = await createHelm();
+  for (const [name, values] of CASES) rendered.set(name, await helm.template(values));
+}, 600_000);
+
+function find<T>(manifests: readonly Manifest[], kind: string): T & Manifest {
+  const found = manifests.filter((manifest) => manifest.kind === kind);
+  expect(found.map((manifest) => manifest.kind)).toEqual([kind]);
+  return found[0] as T & Manifest;
+}
+
+const ofCase = (name: string): readonly Manifest[] => rendered.get(name)!;
+const kindsOf = (manifests: readonly Manifest[]): readonly string[] => manifests.map(({ kind }) => kind).sort();
+
+type Deployment = {
+  spec: {
+    replicas?: number;
+    strategy: { rollingUpdate: { maxUnavailable: number; maxSurge: number } };
+    template: {
+      metadata: { annotations: Record<string, string>; labels: Record<string, string> };
+      spec: {
+        automountServiceAccountToken: boolean;
+        terminationGracePeriodSeconds: number;
+        serviceAccountName: string;
+        containers: {
+          image: string;
+          args: string[];
+          ports: { name: string; containerPort: number }[];
+          startupProbe: Probe;
+          livenessProbe: Probe;
+          readinessProbe: Probe;
+          securityContext: Record<string, unknown>;
+          volumeMounts: { name: string; mountPath: string }[];
+        }[];
+        volumes: { name: string; secret?: { secretName: string } }[];
+        topologySpreadConstraints?: { labelSelector: unknown }[];
+      };
+    };
+  };
+};
+type Probe = { grpc: { port: number; service: string } };
+type Role = { rules: { apiGroups: string[]; resources: string[]; verbs: string[] }[] };
+
+/** The configuration file of a rendered chart, as Warmpath reads it. */
+function configOf(manifests: readonly Manifest[]): Config {
+  const { data } = manifests.find(
+    ({ kind, metadata }) => kind === 'ConfigMap' && !metadata.name.endsWith('-dashboard'),
+  ) as Manifest & { data: Record<string, string> };
+  const loaded = loadConfig({ file: 'warmpath.yaml', readFile: () => data['warmpath.yaml']!, env: {}, sets: [] });
+  expect(loaded).toMatchObject({ kind: 'config', notices: [] });
+  return (loaded as { config: Config }).config;
+}
+
+describe.each(CASES)('the chart with %s', (name, values) => {
+  test('passes helm lint', async () => {
+    await expect(helm.lint(values)).resolves.toContain('0 chart(s) failed');
+  });
+
+  test('renders only what an API server takes, schemas and rules of the CRDs included', () => {
+    const manifests = ofCase(name);
+    expect(kindsOf(manifests)).toEqual(expect.arrayContaining(['ConfigMap', 'Deployment', 'Service']));
+    expect(manifests.flatMap(problemsOf)).toEqual([]);
+    const names = manifests.map(
+      ({ apiVersion, kind, metadata }) => `${apiVersion} ${kind} ${metadata.namespace}/${metadata.name}`,
+    );
+    expect(new Set(names).size).toBe(names.length);
+    expect(manifests.filter(({ metadata }) => metadata.namespace === undefined)).toEqual([]);
+  });
+
+  test('makes pods that pass Pod Security "restricted" and write nothing', () => {
+    const deployment = find<Deployment>(ofCase(name), 'Deployment');
+    expect(restrictedBreaches(deployment)).toEqual([]);
+    expect(deployment.spec.template.spec.containers[0]!.securityContext).toMatchObject({
+      readOnlyRootFilesystem: true,
+    });
+  });
+
+  test('starts Warmpath with a configuration it understands, and probes the ports it listens on', () => {
+    const manifests = ofCase(name);
+    const { server } = configOf(manifests);
+    const pod = find<Deployment>(manifests, 'Deployment').spec.template.spec;
+    const [container] = pod.containers;
+    expect(container!.args).toEqual(['serve', '--config', '/etc/warmpath/config/warmpath.yaml']);
+    expect(container!.volumeMounts).toContainEqual({
+      name: 'config',
+      mountPath: '/etc/warmpath/config',
+      readOnly: true,
+    });
+    const portOf = (listen: string): number => Number(listen.slice(listen.lastIndexOf(':') + 1));
+    expect(Object.fromEntries(container!.ports.map((port) => [port.name, port.containerPort]))).toEqual({
+      grpc: portOf(server.grpcListen),
+      health: portOf(server.healthListen),
+      admin: portOf(server.adminListen),
+    });
+    const probe = (service: string): object => ({ port: portOf(server.healthListen), service });
+    expect(container!.startupProbe.grpc).toEqual(probe('liveness'));
+    expect(container!.livenessProbe.grpc).toEqual(probe('liveness'));
+    expect(container!.readinessProbe.grpc).toEqual(probe('readiness'));
+    expect(pod.terminationGracePeriodSeconds * 1000).toBeGreaterThan(server.drainDelayMs + server.drainTimeoutMs);
+  });
+
+  test('grants nothing but list and watch, in one namespace, and mounts a token only for that', () => {
+    const manifests = ofCase(name);
+    const { discovery } = configOf(manifests);
+    const kinds = kindsOf(manifests);
+    expect(kinds.filter((kind) => kind.startsWith('ClusterRole'))).toEqual([]);
+    const { automountServiceAccountToken: mounts } = find<Deployment>(manifests, 'Deployment').spec.template.spec;
+    expect(mounts).toBe(discovery.mode === 'kubernetes');
+    if (!kinds.includes('Role')) return;
+    const role = find<Role>(manifests, 'Role');
+    expect(role.rules.map(({ verbs }) => verbs)).toEqual(role.rules.map(() => ['list', 'watch']));
+    expect(role.metadata.namespace).toBe(discovery.kubernetes.namespace);
+    expect(find<{ subjects: object[] }>(manifests, 'RoleBinding').subjects).toEqual([
+      {
+        kind: 'ServiceAccount',
+        name: find<Deployment>(manifests, 'Deployment').spec.template.spec.serviceAccountName,
+        namespace: NAMESPACE,
+      },
+    ]);
+  });
+});
+
+describe('three values', () => {
+  test('are enough for a route whose pods Warmpath chooses', () => {
+    expect(kindsOf(ofCase('the three values'))).toEqual([
+      'BackendTrafficPolicy',
+      'ClientTrafficPolicy',
+      'ConfigMap',
+      'Deployment',
+      'EnvoyExtensionPolicy',
+      'HTTPRoute',
+      'NetworkPolicy',
+      'PodDisruptionBudget',
+      'Role',
+      'RoleBinding',
+      'Service',
+      'Service',
+      'ServiceAccount',
+    ]);
+    const config = configOf(ofCase('the three values'));
+    expect(config.discovery).toMatchObject({
+      mode: 'kubernetes',
+      kubernetes: { namespace: NAMESPACE, labelSelector: 'app=vllm' },
+    });
+    expect(config.server.responseTrailers).toBe('ask');
+  });
+
+  test('can be given on the command line', async () => {
+    const sets = [`pods.namespace=${NAMESPACE}`, 'pods.matchLabels.app=vllm', 'gateway.name=llm'];
+    expect(await helm.template({}, sets)).toEqual(ofCase('the three values'));
+  });
+
+  test('are told what to do next', async () => {
+    const notes = await helm.notes(THREE);
+    expect(notes).toMatch(/^Warmpath 0\.1\.0 follows pods app=vllm in namespace llm\./);
+    expect(notes.match(/^ {3}\S.*$/gm)).toHaveLength(3);
+    expect(await helm.notes({})).toContain('Nothing asks it yet: set gateway.name');
+  });
+});
+
+describe('the Deployment', () => {
+  test('loses nothing in a rolling update: two replicas, none goes before the next is ready', () => {
+    const { replicas, strategy } = find<Deployment>(ofCase('nothing given'), 'Deployment').spec;
+    expect({ replicas, ...strategy.rollingUpdate }).toEqual({ replicas: 2, maxUnavailable: 0, maxSurge: 1 });
+    expect(find<Deployment>(ofCase('scaled by load'), 'Deployment').spec.replicas).toBeUndefined();
+  });
+
+  test('is rolled by another configuration and by nothing else', () => {
+    const checksum = (name: string): string =>
+      find<Deployment>(ofCase(name), 'Deployment').spec.template.metadata.annotations['checksum/config']!;
+    expect(checksum('no adapters')).not.toBe(checksum('nothing given'));
+    expect(checksum('monitored')).toBe(checksum('nothing given'));
+  });
+
+  test('waits for the whole drain', () => {
+    const pod = find<Deployment>(ofCase('other ports and a long drain'), 'Deployment').spec.template.spec;
+    expect(pod.terminationGracePeriodSeconds).toBe(141);
+  });
+
+  test('takes the digest before the tag', () => {
+    const imageOf = (name: string): string =>
+      find<Deployment>(ofCase(name), 'Deployment').spec.template.spec.containers[0]!.image;
+    expect(imageOf('nothing given')).toBe('warmpath:0.1.0');
+    expect(imageOf('pinned and placed')).toBe(`registry.example.com/warmpath@sha256:${'a'.repeat(64)}`);
+  });
+
+  test.each([
+    ['an InferencePool', 'warmpath-tls'],
+    ['mutual TLS', 'warmpath-mtls'],
+    ['TLS by cert-manager', 'warmpath-tls'],
+  ])('finds its certificate where %s puts it', (name, secretName) => {
+    const { tls } = configOf(ofCase(name)).server;
+    expect(tls).toMatchObject({ certFile: '/etc/warmpath/tls/tls.crt', keyFile: '/etc/warmpath/tls/tls.key' });
+    const { volumes } = find<Deployment>(ofCase(name), 'Deployment').spec.template.spec;
+    expect(volumes.find((volume) => volume.name === 'tls')!.secret).toMatchObject({ secretName });
+  });
+});
+
+describe('a mistake in the values', () => {
+  test.each<[string, Values, RegExp]>([
+    ['a value that does not exist', { replica: 3 }, /'replica' not allowed/],
+    ['a nested one', { image: { repo: 'x' } }, /\/image'.*'repo' not allowed/],
+    [
+      'a configuration key that does not exist',
+      { config: { server: { bodyMaxByte: 1 } } },
+      /'bodyMaxByte' not allowed/,
+    ],
+    ['a configuration section that does not exist', { config: { router: {} } }, /'router' not allowed/],
+    ['a word that is none of the choices', { gateway: { bodyMode: 'Streamed' } }, /bodyMode/],
+    ['a choice of the configuration', { config: { discovery: { mode: 'dns' } } }, /\/config\/discovery\/mode/],
+    ['a number that is none', { replicas: 'two' }, /replicas/],
+    ['a digest cut short', { image: { digest: 'sha256:abc' } }, /digest/],
+    [
+      'a pool without labels',
+      { inferencePool: { create: true }, tls: { mode: 'generated' } },
+      /needs pods\.matchLabels/,
+    ],
+    ['a pool without TLS', { ...POOL, tls: { mode: 'none' } }, /inferencePool\.create needs tls\.mode/],
+    [
+      'a pool of another namespace',
+      { ...POOL, pods: { ...POOL.pods, namespace: 'x' } },
+      /to be the release's namespace llm.*got x/,
+    ],
+    ['a route without labels', { gateway: { name: 'llm' } }, /gateway\.httpRoute\.create needs pods\.matchLabels/],
+    [
+      'a route of nobody',
+      { gateway: { name: 'llm', httpRoute: { create: false } } },
+      /httpRoute\.name must name your HTTPRoute/,
+    ],
+    ['a Secret without a name', { tls: { mode: 'secret' } }, /tls\.secretName must name/],
+    ['no issuer', { tls: { mode: 'certManager' } }, /issuerRef\.name must name/],
+    [
+      'mutual TLS of a generated certificate',
+      { tls: { mode: 'generated', mutual: true } },
+      /tls\.mutual needs a Secret/,
+    ],
+    [
+      'mutual TLS behind Envoy Gateway',
+      { ...THREE, tls: { mode: 'secret', secretName: 's', mutual: true } },
+      /exclude each other/,
+    ],
+  ])('%s is refused', async (_, values, message) => {
+    await expect(helm.template(values)).rejects.toThrow(message);
+  });
+});
+
+describe('the Role', () => {
+  /** Runs discovery with the rendered configuration against an API server that grants what the rendered Role grants. */
+  async function discover(
+    name: string,
+    watchList: 'on' | 'off',
+  ): Promise<{ granted: string[]; used: string[]; refused: string[] }> {
+    const manifests = ofCase(name);
+    const grants = grantsOf(find<Role>(manifests, 'Role'));
+    const api = await FakeApiServer.start({ namespace: NAMESPACE, grants });
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-rbac-'));
+    api.watchList = watchList;
+    api.store.create('pods', aPod({ labels: { app: 'vllm' } }));
+    api.store.create(
+      'inferencepools',
+      aPool({ name: configOf(manifests).discovery.kubernetes.inferencePool ?? 'other' }),
+    );
+    api.store.create('modeladapters', anAdapter('lora', ['vllm-0']));
+    const kubeconfig = join(folder, 'config');
+    await writeFile(kubeconfig, kubeconfigOf(api));
+    const { promise: found, resolve } = Promise.withResolvers<void>();
+    const { kubernetes } = configOf(manifests).discovery;
+    const discovery = createKubernetesEndpoints(
+      {
+        log: silentLog,
+        clock: systemClock,
+        onEndpoints: (specs) => specs.length > 0 && resolve(),
+        onProblem: () => undefined,
+        onRelist: () => undefined,
+        onFailure: () => undefined,
+      },
+      { ...kubernetes, kubeconfig, kvPort: 5557, replayPort: 5558 },
+    );
+    try {
+      await Promise.all([discovery.start(), found]);
+      // After the lists come the watches.
+      const nWatched = (): number =>
+        new Set(api.requests.filter(({ verb }) => verb === 'watch').map(({ resource }) => resource)).size;
+      for (let i = 0; i < 500 && nWatched() < grants.length; i++) await new Promise((done) => setTimeout(done, 20));
+      return {
+        granted: grants.flatMap(({ resource, verbs }) => verbs.map((verb) => `${verb} ${resource}`)).sort(),
+        used: [...new Set(api.requests.map(({ verb, resource }) => `${verb} ${resource}`))].sort(),
+        refused: api.requests
+          .filter(({ status }) => status === 403 || status === 401)
+          .map(({ verb, resource }) => `${verb} ${resource}`),
+      };
+    } finally {
+      await discovery.stop();
+      await api.stop();
+      await rm(folder, { recursive: true, force: true });
+    }
+  }
+
+  test.each(['nothing given', 'the three values', 'an InferencePool', 'an InferencePool that is there', 'no adapters'])(
+    'of %s is exactly what discovery uses: nothing is refused, nothing is granted in vain',
+    async (name) => {
+      const plain = await discover(name, 'off');
+      const streamed = await discover(name, 'on');
+      expect([...plain.refused, ...streamed.refused]).toEqual([]);
+      expect([...new Set([...plain.used, ...streamed.used])].sort()).toEqual(plain.granted);
+    },
+    30_000,
+  );
+});
+
+function grantsOf(role: Role): readonly Grant[] {
+  return role.rules.flatMap(({ apiGroups, resources, verbs }) =>
+    apiGroups.flatMap((group) =>
+      resources.map((plural) => ({ resource: group === '' ? plural : `${plural}.${group}`, verbs })),
+    ),
+  );
+}
+
+describe('the checks themselves', () => {
+  const pod = (securityContext: object): Manifest => ({
+    apiVersion: 'apps/v1',
+    kind: 'Deployment',
+    metadata: { name: 'x' },
+    spec: {
+      template: { spec: { volumes: [{ name: 'h', hostPath: {} }], containers: [{ name: 'c', securityContext }] } },
+    },
+  });
+
+  test('a pod as most charts make it is not "restricted"', () => {
+    expect(restrictedBreaches(pod({}))).toEqual([
+      'volume h is a hostPath',
+      'container c: runAsNonRoot is not true',
+      'container c: seccompProfile is neither RuntimeDefault nor Localhost',
+      'container c: allowPrivilegeEscalation is not false',
+      'container c: capabilities.drop has not ALL',
+    ]);
+  });
+
+  test.each<[string, string, (spec: Record<string, never>) => void, RegExp]>([
+    [
+      'a field that does not exist',
+      'Deployment',
+      (spec) => Object.assign(spec, { replica: 1 }),
+      /must NOT have additional properties .*replica/,
+    ],
+    [
+      'a number as text',
+      'Deployment',
+      (spec) => Object.assign(spec, { replicas: '2' }),
+      /\/spec\/replicas: must be integer/,
+    ],
+    [
+      'a rule of the CRD broken',
+      'EnvoyExtensionPolicy',
+      (spec) => Object.assign(spec, { targetRefs: undefined }),
+      /targetRef/,
+    ],
+  ])('%s is found', (_, kind, change, message) => {
+    const manifest = structuredClone(find<Manifest>(ofCase('the three values'), kind));
+    change(manifest.spec as Record<string, never>);
+    expect(problemsOf(JSON.parse(JSON.stringify(manifest)) as Manifest).join('\n')).toMatch(message);
+  });
+
+  test('Envoy Gateway refuses full duplex with fail-open, and so do we', () => {
+    const manifest = structuredClone(
+      find<{ spec: { extProc: { failOpen: boolean }[] } }>(ofCase('full duplex'), 'EnvoyExtensionPolicy'),
+    );
+    manifest.spec.extProc[0]!.failOpen = true;
+    expect(problemsOf(manifest).join()).toContain('If FullDuplexStreamed body processing mode is used');
+  });
+});
