@@ -13,7 +13,7 @@ import { createSchemas, type Manifest } from '../support/kube-schemas.ts';
 import { restrictedBreaches } from '../support/pod-security.ts';
 
 const THREE = { pods: { namespace: NAMESPACE, matchLabels: { app: 'vllm' } }, gateway: { name: 'llm' } };
-const POOL = { pods: { matchLabels: { app: 'vllm' } }, inferencePool: { create: true }, tls: { mode: 'generated' } };
+const POOL = { pods: { matchLabels: { app: 'vllm' } }, inferencePool: { create: true }, tls: { mode: 'selfSigned' } };
 
 /** What people install. */
 const MATRIX: Readonly<Record<string, Values>> = {
@@ -97,6 +97,7 @@ const MATRIX: Readonly<Record<string, Values>> = {
     podDisruptionBudget: { enabled: false },
     networkPolicy: { enabled: false },
   },
+  'keys that take effect at once': { config: { log: { level: 'debug' }, routing: { fallbackEndpoints: 3 } } },
   'other ports and a long drain': {
     config: {
       server: {
@@ -281,11 +282,13 @@ describe('the Deployment', () => {
     expect(find<Deployment>(ofCase('scaled by load'), 'Deployment').spec.replicas).toBeUndefined();
   });
 
-  test('is rolled by another configuration and by nothing else', () => {
+  test('is rolled by what is read at the start, and by nothing else', () => {
     const checksum = (name: string): string =>
       find<Deployment>(ofCase(name), 'Deployment').spec.template.metadata.annotations['checksum/config']!;
     expect(checksum('no adapters')).not.toBe(checksum('nothing given'));
     expect(checksum('monitored')).toBe(checksum('nothing given'));
+    expect(checksum('keys that take effect at once')).toBe(checksum('nothing given'));
+    expect(configOf(ofCase('keys that take effect at once')).log.level).toBe('debug');
   });
 
   test('waits for the whole drain', () => {
@@ -301,7 +304,6 @@ describe('the Deployment', () => {
   });
 
   test.each([
-    ['an InferencePool', 'warmpath-tls'],
     ['mutual TLS', 'warmpath-mtls'],
     ['TLS by cert-manager', 'warmpath-tls'],
   ])('finds its certificate where %s puts it', (name, secretName) => {
@@ -328,7 +330,7 @@ describe('a mistake in the values', () => {
     ['a digest cut short', { image: { digest: 'sha256:abc' } }, /digest/],
     [
       'a pool without labels',
-      { inferencePool: { create: true }, tls: { mode: 'generated' } },
+      { inferencePool: { create: true }, tls: { mode: 'selfSigned' } },
       /needs pods\.matchLabels/,
     ],
     ['a pool without TLS', { ...POOL, tls: { mode: 'none' } }, /inferencePool\.create needs tls\.mode/],
@@ -346,8 +348,8 @@ describe('a mistake in the values', () => {
     ['a Secret without a name', { tls: { mode: 'secret' } }, /tls\.secretName must name/],
     ['no issuer', { tls: { mode: 'certManager' } }, /issuerRef\.name must name/],
     [
-      'mutual TLS of a generated certificate',
-      { tls: { mode: 'generated', mutual: true } },
+      'mutual TLS of a self-signed certificate',
+      { tls: { mode: 'selfSigned', mutual: true } },
       /tls\.mutual needs a Secret/,
     ],
     [

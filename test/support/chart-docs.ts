@@ -44,7 +44,7 @@ const RULES: Readonly<Record<string, Schema>> = {
   'serviceAccount.annotations': stringMap,
   'service.type': { enum: ['ClusterIP', 'NodePort', 'LoadBalancer'] },
   'service.annotations': stringMap,
-  'tls.mode': { enum: ['none', 'generated', 'secret', 'certManager'] },
+  'tls.mode': { enum: ['none', 'selfSigned', 'secret', 'certManager'] },
   'tls.certManager.issuerRef.kind': { enum: ['Issuer', 'ClusterIssuer'] },
   'tls.certManager.duration': duration,
   'networkPolicy.gatewayNamespaces': strings,
@@ -150,6 +150,13 @@ function configType(type: string): Schema {
   return { type: ['string', 'null'] };
 }
 
+/** Keys that take effect while Warmpath runs, one a line. */
+export function chartLiveKeys(): string {
+  const rows = configTable().split('\n').slice(2);
+  const live = rows.map((row) => row.slice(2, -2).split(' | ')).filter((cells) => cells[4] === 'at once');
+  return live.map(([key]) => key!.replaceAll('`', '')).join('\n');
+}
+
 export function chartReadme(): string {
   const rows = chartValues().map(
     ({ path, meaning, default: value }) => `| \`${path}\` | ${shown(value)} | ${meaning} |`,
@@ -175,7 +182,7 @@ Gateway 1.8 or newer: the route, the choice of the pod, the limits. Without \`ga
 | pods without a model label | \`config.discovery.kubernetes.modelLabel\`, or the annotation \`warmpath.dev/model\` |
 | an HTTPRoute you have | \`gateway.httpRoute.create=false\`, \`gateway.httpRoute.name\` |
 | a Gateway that has a ClientTrafficPolicy | \`gateway.clientTrafficPolicy.create=false\`; take the settings over from [envoy/gateway](../../envoy/gateway/README.md) |
-| an InferencePool | \`inferencePool.create=true\`, \`tls.mode=generated\`, \`pods.matchLabels\`; a gateway that takes a pool as backend |
+| an InferencePool | \`inferencePool.create=true\`, \`tls.mode=selfSigned\`, \`pods.matchLabels\`; a gateway that takes a pool as backend |
 | beside an AIBrix gateway | \`config.routing.compatTargetPodHeader=true\`; [docs/migrating.md](../../docs/migrating.md) |
 | Prometheus operator, Grafana | \`serviceMonitor.enabled\`, \`alerts.enabled\`, \`dashboard.enabled\` |
 
@@ -183,8 +190,8 @@ What is made: Deployment (no replica goes before the new one is ready), Service,
 of pods (and of InferencePools and ModelAdapters where they are followed) and its RoleBinding, PodDisruptionBudget, NetworkPolicy. The pods
 pass Pod Security "restricted" with a read-only root file system. There is no ClusterRole and nothing is ever written to the API server.
 
-Every key of [docs/configuration.md](../../docs/configuration.md) is a value below \`config\`; Helm refuses one that does not exist. A changed
-configuration rolls the Deployment.
+Every key of [docs/configuration.md](../../docs/configuration.md) is a value below \`config\`; Helm refuses one that does not exist. Keys
+that are read at the start roll the Deployment when they change, the others take effect in the running pods.
 
 This page and \`values.schema.json\` are made from \`values.yaml\` and \`src/config.ts\` by \`make docs\`; \`make chart\` checks what is rendered.
 

@@ -5,7 +5,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { configTable } from '../../src/config.ts';
-import { chartReadme, chartSchema } from './chart-docs.ts';
+import { chartLiveKeys, chartReadme, chartSchema } from './chart-docs.ts';
 
 const ROOT = new URL('../../', import.meta.url);
 
@@ -16,6 +16,7 @@ export function generatedDocuments(): readonly GeneratedDocument[] {
     { path: 'docs/configuration.md', text: configurationPage() },
     { path: 'charts/warmpath/README.md', text: chartReadme() },
     { path: 'charts/warmpath/values.schema.json', text: chartSchema() },
+    { path: 'charts/warmpath/files/live-keys.txt', text: chartLiveKeys() },
   ];
 }
 

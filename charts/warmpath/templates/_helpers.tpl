@@ -74,7 +74,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* The configuration file: what other values say, then `config` over it. */}}
 {{- define "warmpath.config" -}}
 {{- $server := dict -}}
-{{- if ne .Values.tls.mode "none" -}}
+{{- if eq .Values.tls.mode "selfSigned" -}}
+{{- $_ := set $server "tls" (dict "selfSigned" true) -}}
+{{- else if ne .Values.tls.mode "none" -}}
 {{- $tls := dict "certFile" "/etc/warmpath/tls/tls.crt" "keyFile" "/etc/warmpath/tls/tls.key" -}}
 {{- if .Values.tls.mutual -}}{{- $_ := set $tls "clientCaFile" "/etc/warmpath/tls/ca.crt" -}}{{- end -}}
 {{- $_ := set $server "tls" $tls -}}
@@ -97,6 +99,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $base := dict "discovery" $discovery -}}
 {{- if $server -}}{{- $_ := set $base "server" $server -}}{{- end -}}
 {{- toYaml (mergeOverwrite $base (deepCopy .Values.config)) -}}
+{{- end }}
+
+{{/* `true` where a certificate is mounted; empty otherwise. */}}
+{{- define "warmpath.hasCertificate" -}}
+{{- if has .Values.tls.mode (list "secret" "certManager") -}}true{{- end -}}
+{{- end }}
+
+{{/* What a replica reads at its start only: the configuration without the keys that take effect while it runs. */}}
+{{- define "warmpath.startConfig" -}}
+{{- $config := include "warmpath.config" . | fromYaml -}}
+{{- range .Files.Lines "files/live-keys.txt" -}}
+{{- $at := $config -}}
+{{- $path := splitList "." . -}}
+{{- range initial $path -}}{{- $at = default dict (get $at .) -}}{{- end -}}
+{{- $_ := unset $at (last $path) -}}
+{{- if not (get $config (first $path)) -}}{{- $_ := unset $config (first $path) -}}{{- end -}}
+{{- end -}}
+{{- toYaml $config -}}
 {{- end }}
 
 {{/* `true` where pods are found through the API server; empty otherwise. */}}
@@ -133,8 +153,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (eq .Values.tls.mode "certManager") (not .Values.tls.certManager.issuerRef.name) -}}
 {{- fail "tls.certManager.issuerRef.name must name the issuer where tls.mode is certManager, got nothing" -}}
 {{- end -}}
-{{- if and .Values.tls.mutual (not (has .Values.tls.mode (list "secret" "certManager"))) -}}
+{{- if and .Values.tls.mutual (not (include "warmpath.hasCertificate" .)) -}}
 {{- fail (printf "tls.mutual needs a Secret with ca.crt: tls.mode secret or certManager, got %s" .Values.tls.mode) -}}
+{{- end -}}
+{{- if and (eq .Values.tls.mode "selfSigned") .Values.gateway.name .Values.gateway.extensionPolicy.create (not .Values.inferencePool.create) -}}
+{{- fail "tls.mode selfSigned is for InferencePools: Envoy Gateway verifies, so secret or certManager is needed, or none" -}}
 {{- end -}}
 {{- if and .Values.tls.mutual .Values.gateway.name -}}
 {{- fail "tls.mutual and gateway.name exclude each other: Envoy Gateway shows ext_proc servers no certificate" -}}
