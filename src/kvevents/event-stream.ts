@@ -130,6 +130,8 @@ const MISSED_CONNECT_MS = 1000;
 const DOUBT_MEMORY_MS = 5000;
 /** The first two restarts in a row are learnt from at once; the wait for the others ends at `retryBaseMs` · 2^3. */
 const MAX_RESTART_ATTEMPT = 3;
+/** Further ones do not make it wait longer: a flood costs a short replay every one or two seconds. */
+const MAX_DOUBTS = 4;
 
 export function createEventStream(
   effects: EventStreamEffects,
@@ -393,7 +395,7 @@ export function createEventStream(
     else {
       state = 'suspect';
       const purpose = lastApplied === null ? 'learn' : 'hole';
-      retry = { purpose, from: lastApplied ?? 0n, atMs: nowMs + backoff(nDoubts) };
+      retry = { purpose, from: lastApplied ?? 0n, atMs: nowMs + backoff(Math.min(nDoubts, MAX_DOUBTS)) };
     }
   };
 
