@@ -51,6 +51,7 @@ test('one source is not read to its end while another one has something to say',
           apply();
           return 'applied';
         },
+        isBatch: () => true,
         clear: nothing,
         onStanding: nothing,
         onGap: nothing,
