@@ -89,7 +89,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);
   const ingest = createIngest(
     { log, clock, onCounters: (delta) => reporter.kvEvents(delta) },
-    { indexMaxBytes: config.kvEvents.indexMaxBytes, seed },
+    {
+      indexMaxBytes: config.kvEvents.indexMaxBytes,
+      seed,
+      listen: config.kvEvents.enabled ? config.kvEvents.listen : null,
+    },
   );
   const { index } = ingest;
   const streamOf = createStreamSummaries(() => ingest.statuses());
@@ -201,7 +205,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   };
   const eventPorts = {
     // Without events nobody subscribes, and several endpoints on one IP need no ports of their own.
-    kvPort: config.kvEvents.enabled ? config.kvEvents.port : null,
+    kvPort: !config.kvEvents.enabled
+      ? null
+      : config.kvEvents.listen === null
+        ? config.kvEvents.port
+        : ('listen' as const),
     replayPort: config.kvEvents.replayPort,
   };
   const kubernetes =

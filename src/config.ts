@@ -160,6 +160,11 @@ const SETTINGS = {
   'kvEvents.enabled': setting(flag, true, 'off: the index is fed by own decisions only'),
   'kvEvents.port': setting(port, 5557, 'where an endpoint publishes KV events unless it says otherwise'),
   'kvEvents.replayPort': setting(port, 5558, 'where an endpoint replays KV events unless it says otherwise'),
+  'kvEvents.listen': setting(
+    optional(listenAddress),
+    null,
+    'publishers connect here and are told apart by their topic `kv@ip:port@model`, rank r at this port + r; then only an endpoint that names its publisher is dialled',
+  ),
   'kvEvents.indexMaxBytes': setting(size(MIB, 64 * GIB), 512 * MIB, 'hard budget of the index'),
   'kvEvents.readyWhen': setting(
     choice('connected', 'replayed'),

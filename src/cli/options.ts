@@ -109,8 +109,11 @@ function endpointMistakes(config: Config, where: Where, readFile: (path: string)
   return parsed.kind === 'mistakes' ? parsed.mistakes : [];
 }
 
-function endpointDefaults({ kvEvents }: Config): { kvPort: number | null; replayPort: number } {
-  return { kvPort: kvEvents.enabled ? kvEvents.port : null, replayPort: kvEvents.replayPort };
+function endpointDefaults({ kvEvents }: Config): { kvPort: number | 'listen' | null; replayPort: number } {
+  return {
+    kvPort: !kvEvents.enabled ? null : kvEvents.listen === null ? kvEvents.port : 'listen',
+    replayPort: kvEvents.replayPort,
+  };
 }
 
 function tlsMistakes(config: Config, where: Where, readFile: (path: string) => string): readonly string[] {

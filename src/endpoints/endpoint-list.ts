@@ -8,7 +8,7 @@
  * | `model` or `models` | served name, or names: the first is canonical | – |
  * | `name` | text, unique | the address |
  * | `adapters` | list of LoRA names | none |
- * | `kvEvents` | `tcp://ip:port` or `none` | the address's IP and `kvEvents.port` |
+ * | `kvEvents` | `tcp://ip:port` or `none` | the address's IP and `kvEvents.port`; where `kvEvents.listen` is set it connects to us |
  * | `replay` | `tcp://ip:port` or `none` | the publisher's IP and `kvEvents.replayPort`; `none` where the publisher has a port of its own |
  * | `dataParallelSize` | ranks behind the address | 1 |
  * | `labels` | map of texts | none |
@@ -25,7 +25,7 @@ export type ListContext = {
   /** Where something inside the list stands: `endpoints.yaml:7`. */
   place(path: ListPath): string;
   /** Default port of the publisher; null = an endpoint that names none publishes no events. */
-  readonly kvPort: number | null;
+  readonly kvPort: number | 'listen' | null;
   readonly replayPort: number;
 };
 
@@ -180,7 +180,13 @@ function parseKvEvents(
     if (typeof replay === 'object') mistake(['replay'], 'must not be given where the endpoint publishes no events');
     return [];
   }
-  const { host, port } = live === 'default' ? { host: address.host, port: context.kvPort! } : live;
+  const { host, port } = live === 'default' ? { host: address.host, port: context.kvPort } : live;
+  if (port === null || port === 'listen') {
+    return Array.from({ length: nRanks }, (_, rank) => ({
+      endpoint: topicOf(address.text, rank),
+      replayEndpoint: typeof replay === 'object' ? `tcp://${replay.host}:${replay.port + rank}` : null,
+    }));
+  }
   // Beside a publisher on another port, a guessed replay socket could be that of another pod.
   const isUsual = port === context.kvPort;
   const replayBase =
@@ -202,6 +208,11 @@ function parseKvEvents(
     endpoint: `tcp://${host}:${port + rank}`,
     replayEndpoint: replayBase === null ? null : `tcp://${replayBase.host}:${replayBase.port + rank}`,
   }));
+}
+
+/** How a publisher that connects to us is told from others; see `KvEventSource`. */
+export function topicOf(address: string, rank: number): string {
+  return rank === 0 ? `kv@${address}` : `kv@${address}#${rank}`;
 }
 
 type Tcp = { readonly host: string; readonly port: number };

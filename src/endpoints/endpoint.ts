@@ -12,7 +12,10 @@ export const MAX_ENDPOINT_SLOTS = 1024;
 
 /** Where an endpoint publishes its KV events. */
 export type KvEventSource = {
-  /** ZMQ address of the publisher, `tcp://ip:port`. */
+  /**
+   * ZMQ address of the publisher, `tcp://ip:port`; or the topic under which it sends when it connects to us, `kv@ip:port`
+   * with the endpoint's address, and `#rank` behind it for ranks above 0.
+   */
   readonly endpoint: string;
   /** ZMQ address of the replay socket, null = this publisher cannot replay. */
   readonly replayEndpoint: string | null;

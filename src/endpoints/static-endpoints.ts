@@ -23,7 +23,7 @@ export type StaticEndpointsOptions = {
   /** The list itself where there is no file; null = no endpoints. */
   readonly inline: unknown;
   /** Default port of the publishers; null = an endpoint that names none publishes no events. */
-  readonly kvPort: number | null;
+  readonly kvPort: number | 'listen' | null;
   readonly replayPort: number;
   readonly pollMs?: number;
 };

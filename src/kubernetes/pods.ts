@@ -7,10 +7,10 @@
  * | ports | the pool's target ports where one is followed; else annotation `warmpath.dev/port` (`8000,8001`), label `discovery.kubernetes.portLabel`, 8000 |
  * | ranks | annotation `warmpath.dev/data-parallel-size`, one per port |
  * | KV events | label `discovery.kubernetes.kvEventsLabel` is `true`, or only annotation `warmpath.dev/kv-events-port` is there |
- * | event port, replay port | annotations `warmpath.dev/kv-events-port`, `warmpath.dev/kv-replay-port` (a port or `none`), `kvEvents.port`, `kvEvents.replayPort` |
+ * | event port, replay port | annotations `warmpath.dev/kv-events-port`, `warmpath.dev/kv-replay-port` (a port or `none`), `kvEvents.port`, `kvEvents.replayPort`; where `kvEvents.listen` is set and no event port is given, the pod connects to us |
  */
 import { isIPv4, isIPv6 } from 'node:net';
-import { parseIpPort } from '../endpoints/endpoint-list.ts';
+import { parseIpPort, topicOf } from '../endpoints/endpoint-list.ts';
 import type { EndpointSpec, KvEventSource } from '../endpoints/endpoint.ts';
 import { showGot } from '../wording.ts';
 import { listOf, recordOf, textOf, textsOf } from './objects.ts';
@@ -42,7 +42,7 @@ export type PodOptions = {
   readonly deploymentLabel: string | null;
   readonly fleetLabel: string | null;
   /** Null = nobody subscribes. */
-  readonly kvPort: number | null;
+  readonly kvPort: number | 'listen' | null;
   readonly replayPort: number;
   /** Of the InferencePool that is followed, null = none is. */
   readonly targetPorts: readonly number[] | null;
@@ -244,7 +244,18 @@ function kvEventsOf(pod: Pod, options: PodOptions, ports: readonly number[]): re
   const label = labels[options.kvEventsLabel];
   const publishes = label === undefined ? typeof live === 'number' : label === 'true' && live !== 'none';
   if (!publishes || options.kvPort === null) return ports.map(() => []);
+  const perPort = nRanks / ports.length;
   const livePort = typeof live === 'number' ? live : options.kvPort;
+  if (livePort === 'listen') {
+    const replayOf = (rank: number): string | null =>
+      typeof replay === 'number' ? `tcp://${addressOf(pod.ip, replay + rank)}` : null;
+    return ports.map((port, index) =>
+      Array.from({ length: perPort }, (_, i) => {
+        const rank = index * perPort + i;
+        return { endpoint: topicOf(addressOf(pod.ip, port), rank), replayEndpoint: replayOf(rank) };
+      }),
+    );
+  }
   // Beside a publisher on another port, a guessed replay socket could be anything.
   const usual = livePort === options.kvPort ? options.replayPort : null;
   const replayPort = replay === 'none' ? null : (replay ?? usual);
@@ -254,7 +265,6 @@ function kvEventsOf(pod: Pod, options: PodOptions, ports: readonly number[]): re
     endpoint: `tcp://${addressOf(pod.ip, livePort + rank)}`,
     replayEndpoint: replayPort === null ? null : `tcp://${addressOf(pod.ip, replayPort + rank)}`,
   });
-  const perPort = nRanks / ports.length;
   return ports.map((_, index) => Array.from({ length: perPort }, (_, rank) => source(index * perPort + rank)));
 }
 

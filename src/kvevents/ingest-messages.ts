@@ -14,6 +14,8 @@ export type IngestWorkerOptions = {
   readonly debugLog: 'on' | 'off';
   /** Replays that run at once, over all sources. */
   readonly maxParallelReplays: number;
+  /** `host:port` for publishers that connect to us, rank r at port + r; null: none do. */
+  readonly listen: string | null;
   /** Counts, and states that are not urgent, are reported this often, at most. */
   readonly reportMs: number;
   readonly stream: Partial<Omit<EventStreamOptions, 'canReplay' | 'random'>>;

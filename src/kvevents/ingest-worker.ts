@@ -17,6 +17,7 @@ import { createCounterSink } from './source-status.ts';
 import { openStatusBoardWriter } from './status-board.ts';
 import { createSubscriber } from './subscriber.ts';
 import { createSubscriptions } from './subscriptions.ts';
+import { createTopicListeners } from './topic-listeners.ts';
 import { createZmqContext } from './zmq-frames.ts';
 
 const TICK_MS = 50;
@@ -30,11 +31,28 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const log = createPortLog(post, options.debugLog);
   const counters = createCounterSink();
   const board = openStatusBoardWriter(options.board);
+  const context = createZmqContext();
+  const listeners =
+    options.listen === null
+      ? null
+      : createTopicListeners(
+          {
+            clock,
+            context,
+            onUnknownTopic: () => counters.error('unknown_topic'),
+            onFailure(error, endpoint) {
+              counters.error('socket');
+              log.warn('kv event port not open', { endpoint, problem: errorText(error) });
+            },
+          },
+          options.listen,
+        );
   const shared = {
     clock,
     log,
     decoder: createKvEventDecoder({}, 'joined'),
-    context: createZmqContext(),
+    context,
+    listeners,
     permits: createReplayPermits(options.maxParallelReplays),
     redials: createRedials(),
     counters,
@@ -67,6 +85,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     }
     board.beat();
     subscriptions.tick();
+    listeners?.tick();
   };
 
   const timers = [setInterval(tick, TICK_MS), setInterval(report, options.reportMs)];
@@ -74,6 +93,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const stop = async (): Promise<void> => {
     timers.forEach(clearInterval);
     await subscriptions.stop();
+    await listeners?.close();
     // Nothing is left to do then, and the thread ends by itself.
     port.close();
   };
@@ -86,7 +106,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     isDying = true;
     timers.forEach(clearInterval);
     post({ kind: 'dying', problem: errorText(error) });
-    void subscriptions.abandon().then(() => port.close());
+    void Promise.allSettled([subscriptions.abandon(), listeners?.close()]).then(() => port.close());
   };
   process.on('uncaughtException', die);
 

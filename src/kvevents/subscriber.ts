@@ -8,12 +8,14 @@ import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { KvEventDecoder } from './decode.ts';
 import type { ApplyResult, EngineBlocksSource } from './engine-blocks.ts';
-import { createEventConnection } from './event-connection.ts';
+import { createEventConnection, type EventConnectionDeps } from './event-connection.ts';
 import type { ApplyOutcome, EventStreamOptions, StreamState } from './event-stream.ts';
 import type { KvEventBatch } from './kv-event.ts';
 import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
 import type { CounterSink, IngestSource, SourceStatus } from './source-status.ts';
+import { createTopicConnection } from './topic-connection.ts';
+import { isTopic, type TopicListeners } from './topic-listeners.ts';
 import { deriveTrust } from './trust.ts';
 
 export type SubscriberDeps = {
@@ -25,6 +27,8 @@ export type SubscriberDeps = {
   readonly context: Context;
   readonly permits: ReplayPermits;
   readonly redials: Redials;
+  /** Null: no port is open for publishers that connect to us. */
+  readonly listeners: TopicListeners | null;
   readonly counters: CounterSink;
   /** Less or more is to be believed than a moment ago. */
   onStanding(): void;
@@ -132,39 +136,39 @@ export function createSubscriber(
     counters.lag(lagMs);
   };
 
-  const connection = createEventConnection(
-    {
-      clock,
-      context: deps.context,
-      permits: deps.permits,
-      redials: deps.redials,
-      apply,
-      isBatch,
-      clear: () => blocks.clear(),
-      onStanding: () => deps.onStanding(),
-      onGap() {
-        counts.gaps++;
-        counters.gap();
-      },
-      onRestart() {
-        counts.restarts++;
-        counters.restart();
-      },
-      onReplay(result) {
-        counts.replays++;
-        counters.replay(result);
-      },
-      onGarbage: error,
-      onFailure(problem) {
-        error('socket');
-        const text = errorText(problem);
-        if (text !== lastFailure) log.warn('kv event socket failed', { problem: text });
-        lastFailure = text;
-      },
+  const connectionDeps: EventConnectionDeps = {
+    clock,
+    context: deps.context,
+    permits: deps.permits,
+    redials: deps.redials,
+    apply,
+    isBatch,
+    clear: () => blocks.clear(),
+    onStanding: () => deps.onStanding(),
+    onGap() {
+      counts.gaps++;
+      counters.gap();
     },
-    source.kvEvents,
-    options,
-  );
+    onRestart() {
+      counts.restarts++;
+      counters.restart();
+    },
+    onReplay(result) {
+      counts.replays++;
+      counters.replay(result);
+    },
+    onGarbage: error,
+    onFailure(problem) {
+      error('socket');
+      const text = errorText(problem);
+      if (text !== lastFailure) log.warn('kv event socket failed', { problem: text });
+      lastFailure = text;
+    },
+  };
+  const connection =
+    deps.listeners !== null && isTopic(source.kvEvents.endpoint)
+      ? createTopicConnection(connectionDeps, deps.listeners, source.kvEvents, options)
+      : createEventConnection(connectionDeps, source.kvEvents, options);
 
   return {
     start: () => connection.open(),

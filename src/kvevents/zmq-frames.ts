@@ -44,6 +44,11 @@ export function subscriberOptions(endpoint: string, context: Context): object {
   return { ...COMMON, context, reconnectInterval: -1, ipv6: endpoint.includes('[') };
 }
 
+/** Publishers dial it. */
+export function listenerOptions(endpoint: string, context: Context): object {
+  return { ...COMMON, context, ipv6: endpoint.includes('[') };
+}
+
 /** Only open while a publisher is connected, so its own attempts to connect are few. */
 export function dealerOptions(endpoint: string, context: Context): object {
   return {

@@ -12,6 +12,9 @@ export type FakePublisherOptions = {
   /** Batches kept for replay. */
   readonly bufferSteps?: number;
   readonly firstSeq?: number;
+  readonly topic?: string;
+  /** Connects there instead of binding. */
+  readonly dials?: string;
   /** Addresses to bind again after a restart. */
   readonly at?: { readonly endpoint: string; readonly replayEndpoint: string };
 };
@@ -39,7 +42,7 @@ export class FakePublisher {
     this.pub = pub;
     this.router = router;
     this.options = options;
-    this.endpoint = pub.lastEndpoint!;
+    this.endpoint = pub.lastEndpoint ?? options.dials!;
     this.replayEndpoint = router.lastEndpoint!;
     this.nextSeq = options.firstSeq ?? 0;
     void this.serve();
@@ -48,7 +51,8 @@ export class FakePublisher {
   static async start(options: FakePublisherOptions = {}): Promise<FakePublisher> {
     const pub = new Publisher({ sendHighWaterMark: 0, linger: 0 });
     const router = new Router({ sendHighWaterMark: 0, linger: 0 });
-    await bind(pub, options.at?.endpoint ?? 'tcp://127.0.0.1:*');
+    if (options.dials === undefined) await bind(pub, options.at?.endpoint ?? 'tcp://127.0.0.1:*');
+    else pub.connect(options.dials);
     await bind(router, options.at?.replayEndpoint ?? 'tcp://127.0.0.1:*');
     return new FakePublisher(pub, router, options);
   }
@@ -92,7 +96,7 @@ export class FakePublisher {
   }
 
   private send({ seq, payload }: { seq: number; payload: Buffer }): Promise<void> {
-    return this.queue(() => this.pub.send(['kv@test', seqFrame(seq), payload]));
+    return this.queue(() => this.pub.send([this.options.topic ?? 'kv@test', seqFrame(seq), payload]));
   }
 
   private queue(work: () => Promise<void>): Promise<void> {

@@ -136,6 +136,25 @@ describe('events', () => {
     const parsed = parseInline(list, { kvPort: null, replayPort: 5558 });
     expect(parsed).toMatchObject({ kind: 'endpoints', specs: [{ kvEvents: [] }, { kvEvents: [] }] });
   });
+
+  test('where publishers connect to us, an endpoint is told by its topic unless it names a publisher', () => {
+    const list = [
+      { address: '10.0.0.1:80', model: 'm', dataParallelSize: 2, replay: 'tcp://10.0.0.1:5600' },
+      { address: '[::1]:80', model: 'm' },
+      { address: '10.0.0.3:80', model: 'm', kvEvents: 'tcp://10.0.0.3:5557' },
+      { address: '10.0.0.4:80', model: 'm', kvEvents: 'none' },
+    ];
+    const parsed = parseInline(list, { kvPort: 'listen', replayPort: 5558 });
+    expect(parsed.kind === 'endpoints' && parsed.specs.map(({ kvEvents }) => kvEvents)).toEqual([
+      [
+        { endpoint: 'kv@10.0.0.1:80', replayEndpoint: 'tcp://10.0.0.1:5600' },
+        { endpoint: 'kv@10.0.0.1:80#1', replayEndpoint: 'tcp://10.0.0.1:5601' },
+      ],
+      [{ endpoint: 'kv@[::1]:80', replayEndpoint: null }],
+      [{ endpoint: 'tcp://10.0.0.3:5557', replayEndpoint: null }],
+      [],
+    ]);
+  });
 });
 
 describe('mistakes', () => {

@@ -159,6 +159,18 @@ describe('KV events', () => {
   test('switched off as a whole', () => {
     expect(specsOf({ labels: EVENTS }, { kvPort: null })[0]!.kvEvents).toEqual([]);
   });
+
+  test('where publishers connect to us, a pod is told by its topic unless it has an event port', () => {
+    const annotations = { 'warmpath.dev/port': '8000,8001', 'warmpath.dev/kv-replay-port': '5600' };
+    const listen = { kvPort: 'listen' } as const;
+    expect(specsOf({ labels: EVENTS, annotations }, listen).map(({ kvEvents }) => kvEvents)).toEqual([
+      [{ endpoint: 'kv@10.50.0.1:8000', replayEndpoint: 'tcp://10.50.0.1:5600' }],
+      [{ endpoint: 'kv@10.50.0.1:8001#1', replayEndpoint: 'tcp://10.50.0.1:5601' }],
+    ]);
+    const bound = specsOf({ labels: EVENTS, annotations: { 'warmpath.dev/kv-events-port': '5557' } }, listen);
+    expect(bound[0]!.kvEvents).toEqual([{ endpoint: 'tcp://10.50.0.1:5557', replayEndpoint: null }]);
+    expect(specsOf({}, listen)[0]!.kvEvents).toEqual([]);
+  });
 });
 
 describe('a pod that is none says why', () => {
