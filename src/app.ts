@@ -129,7 +129,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       inFlight,
       expectedLoad,
       isDown: engineMetrics.isDown,
-      tokenizer,
+      tokenizer: config.tokenizer.api === 'none' ? null : tokenizer,
       record: reporter.decision,
       recordEnd(end) {
         reporter.end(end);

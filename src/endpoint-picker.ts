@@ -43,7 +43,8 @@ export type PickerDeps = {
   readonly expectedLoad: Pick<ExpectedLoad, 'of'>;
   /** Refuses connections: discovery may not know yet. */
   readonly isDown: (id: EndpointId) => boolean;
-  readonly tokenizer: Tokenizer;
+  /** Null where none is configured. */
+  readonly tokenizer: Tokenizer | null;
   readonly ladder: TokenizerLadder;
   readonly record: (record: DecisionRecord) => void;
   readonly recordEnd: (record: EndRecord) => void;
@@ -66,7 +67,7 @@ export type Picker = EndpointPicker & {
 };
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
-  const { clock, endpoints, expectedLoad, inFlight, isDown, ladder, routed, record } = deps;
+  const { clock, endpoints, expectedLoad, inFlight, isDown, ladder, routed, record, tokenizer } = deps;
   const matcher = createPromptMatcher(deps);
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
@@ -79,18 +80,19 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (selected.kind === 'error') return selected;
     if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
+    if (request.prompt.kind === 'tokens') return choose(request, selected, prompt, tokensGiven(request.prompt));
+    if (tokenizer === null) return choose(request, selected, prompt, NOBODY_TO_ASK);
     const early = choose(request, selected, prompt, NOTHING_ASKED);
-    const needsCall = request.prompt.kind !== 'tokens';
-    if (needsCall && (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime)) {
+    if (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime) {
       const tokenizeFailure = early.doubtMs <= ladder.waitWorthMs ? null : 'late';
       // Nobody waits for this call: it ends by its own timeout.
       return {
         ...early,
         tokenizeFailure,
-        exact: timed(deps.tokenizer.tokenize(request, urlsOf(selected.endpoints), null)),
+        exact: timed(tokenizer.tokenize(request, urlsOf(selected.endpoints), null)),
       };
     }
-    const answer = await tokenize(request, selected.endpoints, signal);
+    const answer = await tokenize(tokenizer, request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
     const current = selectCandidates(endpoints, request, pick);
     if (current.kind === 'error') return current;
@@ -98,25 +100,18 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   }
 
   async function tokenize(
+    from: Tokenizer,
     request: InferenceRequest,
     candidates: readonly Endpoint[],
     signal: AbortSignal,
   ): Promise<TokenizerAnswer> {
-    if (request.prompt.kind === 'tokens') {
-      const { features } = request.prompt;
-      return {
-        chains: request.prompt.tokenIds.map((tokenIds) => ({ tokenIds, features })),
-        failure: null,
-        exact: null,
-      };
-    }
     const budget = new AbortController();
     const timer = clock.after(options.budgetMs, () => budget.abort());
     const onGone = (): void => budget.abort();
     signal.addEventListener('abort', onGone, { once: true });
     try {
       const startMs = clock.nowMs();
-      const result = await deps.tokenizer.tokenize(request, urlsOf(candidates), budget.signal);
+      const result = await from.tokenize(request, urlsOf(candidates), budget.signal);
       const later = result.kind === 'none' ? result.later : undefined;
       if (later === undefined) noteAnswer(result, startMs);
       else void later.then((late) => noteAnswer(late, startMs));
@@ -356,6 +351,11 @@ type TokenizerAnswer = {
 };
 
 const NOTHING_ASKED: TokenizerAnswer = { chains: [], failure: null, exact: null };
+const NOBODY_TO_ASK: TokenizerAnswer = { chains: [], failure: 'disabled', exact: null };
+
+function tokensGiven({ tokenIds, features }: InferenceRequest['prompt'] & { kind: 'tokens' }): TokenizerAnswer {
+  return { chains: tokenIds.map((ids) => ({ tokenIds: ids, features })), failure: null, exact: null };
+}
 
 /**
  * Endpoints that refuse connections go behind the others and are no fallbacks. Where all of them seem to, the sight is

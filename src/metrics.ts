@@ -6,6 +6,7 @@
  */
 import * as prom from 'prom-client';
 import type { Trust } from './endpoints/endpoint.ts';
+import { BucketCell, CountCell, createCells, type Cells, type Labels } from './metric-cells.ts';
 
 export type RequestOutcome =
   | 'routed'
@@ -237,41 +238,36 @@ export function createMetrics(): Metrics {
   };
 }
 
-type Cell = { add(value: number): void; flush(): void };
-
-function createCell(counter: prom.Counter<string>, labels: Readonly<Record<string, string>>): Cell {
-  let sum = 0;
-  return {
-    add(value) {
-      sum += value;
-    },
-    flush() {
-      if (sum === 0) return;
-      counter.inc(labels, sum);
-      sum = 0;
-    },
-  };
-}
-
 type LabelRules = Readonly<Record<string, ((value: string) => string) | undefined>>;
 
 /** Constructors of series whose label values have passed the rules. */
 function createSeries(registry: prom.Registry, rules: LabelRules) {
   const registers = [registry];
   const nameOf = (name: string): string => `warmpath_${name}`;
-  const checked = (labels: Readonly<Record<string, string>>): Record<string, string> => {
-    const result: Record<string, string> = {};
-    for (const name in labels) {
-      const rule = rules[name];
-      result[name] = rule === undefined ? labels[name]! : rule(labels[name]!);
-    }
-    return result;
+  const valueOf = (name: string, value: string): string => {
+    const rule = rules[name];
+    return rule === undefined ? value : rule(value);
   };
+  const checked = (labels: Labels): Record<string, string> =>
+    Object.fromEntries(Object.entries(labels).map(([name, value]) => [name, valueOf(name, value)]));
   /** Counts since the last scrape, written down before the next: a request then pays for a look-up and an addition only. */
-  const pending: Map<string, Cell>[] = [];
+  const pending: { readonly counter: prom.Counter<string>; readonly cells: Cells<CountCell> }[] = [];
+
+  function createHistogram(name: string, help: string, labelNames: string[], bounds: number[]): Cells<BucketCell> {
+    const cells = createCells(labelNames, valueOf, () => new BucketCell(bounds));
+    if (labelNames.length === 0) cells.of({});
+    registry.registerMetric(histogramOf(nameOf(name), help, cells));
+    return cells;
+  }
+
   return {
     flush(): void {
-      for (const cells of pending) for (const cell of cells.values()) cell.flush();
+      for (const { counter, cells } of pending) {
+        for (const [labels, cell] of cells.all()) {
+          const sum = cell.take();
+          if (sum > 0) counter.inc(labels, sum);
+        }
+      }
     },
     counter: {
       plain(name: string, help: string): Counter {
@@ -284,20 +280,9 @@ function createSeries(registry: prom.Registry, rules: LabelRules) {
         labelNames: (keyof L & string)[],
       ): LabelledCounter<L> {
         const one = new prom.Counter<string>({ name: nameOf(name), help, labelNames, registers });
-        const cells = new Map<string, Cell>();
-        pending.push(cells);
-        return {
-          inc(labels, value = 1) {
-            let key = '';
-            for (const label of labelNames) {
-              const rule = rules[label];
-              key += `${rule === undefined ? labels[label]! : rule(labels[label]!)}\0`;
-            }
-            let cell = cells.get(key);
-            if (cell === undefined) cells.set(key, (cell = createCell(one, checked(labels))));
-            cell.add(value);
-          },
-        };
+        const cells = createCells(labelNames, valueOf, () => new CountCell());
+        pending.push({ counter: one, cells });
+        return { inc: (labels, value = 1) => cells.of(labels).add(value) };
       },
     },
     gauge: {
@@ -316,8 +301,8 @@ function createSeries(registry: prom.Registry, rules: LabelRules) {
     },
     histogram: {
       plain(name: string, help: string, buckets: number[]): Histogram {
-        const one = new prom.Histogram<string>({ name: nameOf(name), help, buckets, registers });
-        return { observe: (value) => one.observe(value) };
+        const cell = createHistogram(name, help, [], buckets).of({});
+        return { observe: (value) => cell.observe(value) };
       },
       labelled<L extends Readonly<Record<string, string>>>(
         name: string,
@@ -325,11 +310,35 @@ function createSeries(registry: prom.Registry, rules: LabelRules) {
         labelNames: (keyof L & string)[],
         buckets: number[],
       ): LabelledHistogram<L> {
-        const one = new prom.Histogram<string>({ name: nameOf(name), help, labelNames, buckets, registers });
-        return { observe: (labels, value) => one.observe(checked(labels), value) };
+        const cells = createHistogram(name, help, labelNames, buckets);
+        return { observe: (labels, value) => cells.of(labels).observe(value) };
       },
     },
   };
+}
+
+/** As prom-client's registry asks a metric: its own histogram hashes the labels of every observation. */
+function histogramOf(name: string, help: string, cells: Cells<BucketCell>): prom.Metric<string> {
+  type Sample = {
+    readonly metricName: string;
+    readonly labels: Record<string, string | number>;
+    readonly value: number;
+  };
+  const get = () => {
+    const values: Sample[] = [];
+    for (const [labels, cell] of cells.all()) {
+      let count = 0;
+      for (const [bound, upTo] of cell.cumulative()) {
+        const le = bound === Infinity ? '+Inf' : bound;
+        values.push({ metricName: `${name}_bucket`, labels: { le, ...labels }, value: upTo });
+        count = upTo;
+      }
+      values.push({ metricName: `${name}_sum`, labels, value: cell.sum });
+      values.push({ metricName: `${name}_count`, labels, value: count });
+    }
+    return Promise.resolve({ name, help, type: 'histogram', aggregator: 'sum', values });
+  };
+  return { name, get } as unknown as prom.Metric<string>;
 }
 
 /** Lets the first `max` distinct values through, later ones become `other`. */

@@ -93,7 +93,8 @@ const RULES: Readonly<Record<string, Rule>> = {
   'config.ts': { knows: ['config-sources.ts', 'config-values.ts', 'wording.ts'], uses: ['yaml'] },
   'config-sources.ts': { knows: ['wording.ts'], uses: ['yaml'] },
   'config-values.ts': { knows: [], uses: ['yaml'] },
-  'metrics.ts': { knows: ['endpoints/endpoint.ts'], uses: ['prom-client'] },
+  'metrics.ts': { knows: ['endpoints/endpoint.ts', 'metric-cells.ts'], uses: ['prom-client'] },
+  'metric-cells.ts': { knows: [], uses: [] },
 
   // Flow (a): one request.
   'extproc/': {

@@ -1,3 +1,4 @@
+import * as prom from 'prom-client';
 import { describe, expect, test } from '@jest/globals';
 import { createMetrics, MAX_MODEL_LABELS, type Metrics } from '../../src/metrics.ts';
 
@@ -154,5 +155,28 @@ describe('labels', () => {
     expect(await seriesOf(metrics, 'prompt_tokens_total')).toEqual([
       'warmpath_prompt_tokens_total{model="a\\"b\\nc\\\\"} 1',
     ]);
+  });
+});
+
+describe('a histogram', () => {
+  test('says of the same observations what prom-client would say', async () => {
+    const metrics = createMetrics();
+    const registry = new prom.Registry();
+    const values = [0, 0.0001, 0.00011, 0.003, 0.0025, 0.74, 1, 1.0001, 9, 10, 11, 1e6];
+    const buckets = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 10];
+    const theirs = new prom.Histogram({
+      name: 'warmpath_decision_duration_seconds',
+      help: 'end of body to answer',
+      labelNames: ['rung'],
+      buckets,
+      registers: [registry],
+    });
+    for (const rung of ['exact', 'load'] as const) {
+      for (const value of values) {
+        metrics.decisionDurationSeconds.observe({ rung }, value);
+        theirs.observe({ rung }, value);
+      }
+    }
+    expect(await metrics.text()).toContain((await registry.metrics()).trim());
   });
 });
