@@ -37,11 +37,30 @@ build: setup ## compile to dist/, what the npm package contains
 format: setup ## format every file
 	npm run -s format
 
-test-kv-sync: setup ## KV events: decoding, engine blocks, streams
-	$(JEST) test/unit/kvevents test/property
+test-kv-sync: setup ## KV events without sockets: decoding, engine blocks, sequences, the index
+	$(JEST) test/unit/kvevents test/unit/prefix test/property/event-stream test/property/kv test/property/prefix
 
-test-zmq: setup ## KV events over real sockets
-	$(JEST) test/integration/kv-stream
+test-zmq: setup ## KV events over real sockets: streams, faults, floods, siblings
+	$(JEST) test/integration/kv
+
+test-zmq-coverage: setup ## which lines of the ingest thread run when only real sockets drive it, with limits
+	@$(NODE) test/support/zmq-coverage.ts
+
+test-kv-sync-benchmark: ARGS = --quick
+test-kv-sync-benchmark: bench-kv ## a quick bench-kv
+
+test-kv-sync-chaos: setup ## 150 faults of event streams in random order; two seconds to recover from each kind
+	WARMPATH_KV_CHAOS_ROUNDS=150 $(JEST) test/chaos/kv
+
+test-kv-sync-e2e: setup ## pods that come, die and move, with the fake API server and a real Envoy
+	$(JEST) test/e2e/kubernetes test/e2e/failures
+
+test-kv-sync-all: test-kv-sync test-zmq test-zmq-coverage test-kv-sync-e2e test-kv-sync-chaos test-kv-sync-benchmark ## all of these
+
+chaos: setup ## long runs: faults of event streams, 50,000 requests through Envoy, memory
+	WARMPATH_KV_CHAOS_ROUNDS=150 WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos
+
+bench: bench-extproc bench-tokens bench-kv bench-routing ## every bench, one after another (ARGS="--quick")
 
 bench-extproc: setup ## CPU and latency of one ext_proc request, next to a server that only answers (ARGS="--quick")
 	@$(NODE) test/bench/extproc.bench.ts $(ARGS)
@@ -72,4 +91,4 @@ kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and
 soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
 	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
 
-.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq bench-extproc bench-tokens bench-kv bench-routing soak
+.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq test-zmq-coverage test-kv-sync-benchmark test-kv-sync-chaos test-kv-sync-e2e test-kv-sync-all chaos bench bench-extproc bench-tokens bench-kv bench-routing soak
