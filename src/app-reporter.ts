@@ -17,7 +17,7 @@ import type { CompletionSignal, Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
-import type { VllmTokenizerDeps } from './tokenizer/vllm-tokenizer.ts';
+import type { OnTokenizerCall } from './tokenizer/sharing-tokenizer.ts';
 
 export type ReporterDeps = {
   readonly metrics: Metrics;
@@ -39,7 +39,7 @@ export type Reporter = {
   stream(result: ExchangeResult): void;
   kvEvents(delta: KvEventCounters): void;
   scrape(result: ScrapeResult, nIgnored: number): void;
-  readonly tokenizerCall: VllmTokenizerDeps['onCall'];
+  readonly tokenizerCall: OnTokenizerCall;
   /** How the ends of answers were learnt so far: which signals this data plane gives. */
   completions(): Readonly<Record<CompletionSignal, number>>;
   /** `GET /api/v1/endpoints`. */

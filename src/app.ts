@@ -31,7 +31,9 @@ import { createUsageReader } from './openai/usage.ts';
 import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { createTokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
-import { createVllmTokenizer } from './tokenizer/vllm-tokenizer.ts';
+import { createLocalTokenizer } from './tokenizer/local-tokenizer.ts';
+import type { StartableTokenizer } from './tokenizer/sharing-tokenizer.ts';
+import { createVllmTokenizer, type VllmTokenizerDeps } from './tokenizer/vllm-tokenizer.ts';
 
 /** Addresses actually bound, `ip:port`. */
 export type AppAddresses = { readonly grpc: string; readonly health: string | null; readonly admin: string };
@@ -116,7 +118,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     knowledge: knowledge.of,
     unixMs: () => clock.unixMs(),
   });
-  const tokenizer = createVllmTokenizer({ log, clock, onCall: reporter.tokenizerCall }, config.tokenizer);
+  const tokenizer = createTokenizer(config, { log, clock, onCall: reporter.tokenizerCall });
   const picker = createEndpointPicker(
     {
       clock,
@@ -374,6 +376,13 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     refuseConfig: (mistakes) => readiness.set('config', `ok, but not the newest file: ${mistakes.join('; ')}`),
     abandon: () => ingest.stop(),
   };
+}
+
+function createTokenizer({ tokenizer }: Config, deps: VllmTokenizerDeps): StartableTokenizer {
+  const { api, file } = tokenizer;
+  if (api !== 'local') return createVllmTokenizer(deps, { ...tokenizer, api });
+  // The configuration has been checked: local comes with a file.
+  return createLocalTokenizer(deps, { ...tokenizer, file: file! });
 }
 
 function sourcesOf(endpoint: Endpoint): IngestSource[] {

@@ -178,10 +178,21 @@ const SETTINGS = {
   ),
   'tokenizer.urls': setting(list(httpUrl), [], 'dedicated tokenizers; empty = ask the endpoints of the model'),
   'tokenizer.api': setting(
-    choice('auto', 'render', 'tokenize', 'none'),
+    choice('auto', 'render', 'tokenize', 'local', 'none'),
     'auto',
-    'what to ask; `auto` = render, else tokenize; `none` = never ask',
+    "what to ask; `auto` = render, else tokenize; `local` = nobody, but the model's own files (`tokenizer.file`); `none` = never ask",
   ),
+  'tokenizer.file': setting(
+    optional(filePath),
+    null,
+    '`tokenizer.json` of the model, for `tokenizer.api: local`: fleets of one model; a `tokenizer_config.json` beside it is read too',
+  ),
+  'tokenizer.chatTemplateFile': setting(
+    optional(filePath),
+    null,
+    'chat template (Jinja) of that model; none = `chat_template.jinja` beside the file, else the one in its `tokenizer_config.json`',
+  ),
+  'tokenizer.threads': setting(integer(1, 64), 1, 'threads for `tokenizer.api: local`'),
   'tokenizer.budgetMs': setting(milliseconds(0, 10_000), 50, 'the longest a request waits for tokens; 0 = never'),
   'tokenizer.timeoutMs': setting(milliseconds(1, 600_000), 2_000, 'when a call is given up'),
   'tokenizer.maxInFlight': setting(
@@ -404,6 +415,15 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
   if (server.tls.allowedClients.length > 0 && clientCaFile === null) {
     found.push(
       `server.tls.allowedClients needs server.tls.clientCaFile, got nothing (${place('server.tls.allowedClients')})`,
+    );
+  }
+  if (tokenizer.api === 'local' && tokenizer.file === null) {
+    found.push(`tokenizer.file must be given where tokenizer.api is local, got nothing (${place('tokenizer.api')})`);
+  }
+  for (const key of ['file', 'chatTemplateFile'] as const) {
+    if (tokenizer.api === 'local' || tokenizer[key] === null) continue;
+    found.push(
+      `tokenizer.${key} needs tokenizer.api: local, got ${tokenizer.api} (${place(`tokenizer.${key}`)}, ${place('tokenizer.api')})`,
     );
   }
   const { decisionDeadlineMs } = server;

@@ -75,7 +75,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'load/',
       'prefix/prefix-index.ts',
       'tokenizer/tokenizer-ladder.ts',
-      'tokenizer/vllm-tokenizer.ts',
+      'tokenizer/sharing-tokenizer.ts',
     ],
     uses: [],
   },
@@ -135,7 +135,16 @@ const RULES: Readonly<Record<string, Rule>> = {
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
   'tokenizer/': {
     knows: ['clock.ts', 'log.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
-    uses: ['node:crypto', 'node:fs/promises', 'undici'],
+    uses: [
+      '@huggingface/jinja',
+      '@huggingface/tokenizers',
+      'node:crypto',
+      'node:fs',
+      'node:fs/promises',
+      'node:path',
+      'node:worker_threads',
+      'undici',
+    ],
   },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
   'load/': { knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts'], uses: ['undici'] },

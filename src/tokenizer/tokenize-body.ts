@@ -86,7 +86,7 @@ function slice({ body }: InferenceRequest, { start, end }: ByteRange): Uint8Arra
 }
 
 /** A word right after an unescaped quote begins a JSON string; inside of texts quotes are escaped. */
-function holdsMedia(request: InferenceRequest): boolean {
+export function holdsMedia(request: InferenceRequest): boolean {
   const range = request.fields.get('messages');
   if (range === undefined) return false;
   const { body } = request;

@@ -22,7 +22,7 @@ import {
 import { tokenizeBodies } from './tokenize-body.ts';
 import type { TokenChain, TokenizeFailure, TokenizeResult } from './tokenizer.ts';
 
-export type CallApi = 'render' | 'tokenize';
+export type HttpApi = 'render' | 'tokenize';
 
 export type TargetDeps = {
   readonly log: Log;
@@ -30,11 +30,11 @@ export type TargetDeps = {
   readonly random: () => number;
   readonly access: Pick<ServerAccess, 'headers' | 'ca' | 'refused'>;
   /** One HTTP call has ended. */
-  readonly onCall: (api: CallApi, result: 'ok' | 'timeout' | 'error' | 'not_served', durationMs: number) => void;
+  readonly onCall: (api: HttpApi, result: 'ok' | 'timeout' | 'error' | 'not_served', durationMs: number) => void;
 };
 
 export type TargetOptions = {
-  readonly api: 'auto' | CallApi;
+  readonly api: 'auto' | HttpApi;
   readonly timeoutMs: number;
   readonly maxInFlight: number;
   readonly maxQueued: number;
@@ -46,7 +46,7 @@ export type TokenizerTarget = {
   /** Calls under way and waiting. */
   readonly outstanding: number;
   /** The endpoint the next call would begin with. */
-  readonly api: CallApi;
+  readonly api: HttpApi;
   /** When an answer of this server is later than usual; null where nothing is known yet. */
   readonly p95Ms: number | null;
   /** Null when the target would take a call now. */
@@ -73,7 +73,7 @@ type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly form: Fo
 type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal };
 
 /** What may be missing on a server. Older SGLang tokenizes texts, not chats. */
-type Form = CallApi | 'tokenize_chat';
+type Form = HttpApi | 'tokenize_chat';
 
 /** @param url `http(s)://host:port`, a path in it is put before vLLM's own; throws TypeError on anything else */
 export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, url: string): TokenizerTarget {
@@ -104,7 +104,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return clock.nowMs() < absentUntilMs[form];
   }
 
-  function firstApi(): CallApi {
+  function firstApi(): HttpApi {
     if (options.api !== 'auto') return options.api;
     return isAbsent('render') ? 'tokenize' : 'render';
   }
@@ -123,7 +123,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
 
   async function send(
     call: Call,
-    api: CallApi,
+    api: HttpApi,
     path: string,
     body: Uint8Array,
     isAbsentAt: (answer: HttpAnswer) => boolean = isNotServed,
@@ -151,7 +151,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
 
   function understand(
     { breaker: call }: Call,
-    api: CallApi,
+    api: HttpApi,
     answer: HttpAnswer,
     parse: (body: Uint8Array) => TokenResponse,
   ): Attempt {

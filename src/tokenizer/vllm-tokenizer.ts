@@ -1,7 +1,6 @@
 /**
- * Tokens of a prompt from vLLM's HTTP endpoints: exact, and never waited for longer than the request allows. Chooses a
- * server, shares one call among identical requests, remembers answers, asks a second server where the first is unusually
- * late, and refuses instead of queueing for long.
+ * Tokens of a prompt from vLLM's HTTP endpoints: exact. Chooses a server, asks a second one where the first is unusually
+ * late or dead, and refuses instead of queueing for long.
  *
  * Deliberately not here: what to do without tokens. Every trouble is a `none` with its reason.
  */
@@ -9,26 +8,22 @@ import type { Clock } from '../clock.ts';
 import { WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
-import { createAnswerCache } from './answer-cache.ts';
 import type { Urgency } from './call-slots.ts';
 import { asChat } from './chat-form.ts';
 import { createServerAccess, type ServerAccessOptions } from './server-access.ts';
-import { createSharedCalls } from './shared-calls.ts';
-import { createTokenizerTarget, type CallApi, type Refusal, type TokenizerTarget } from './tokenizer-target.ts';
-import type { TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer.ts';
-
-/**
- * Every HTTP call ends as `ok`, `timeout`, `error` or `not_served` (that endpoint is missing there). Besides, a request
- * counts as `shared` (answered by another's call), `cached` (by an earlier one), `late` (gone before the answer),
- * `rejected` (every server busy) or `open` (all paused), and a second call for the same request as `hedged`.
- */
-export type TokenizerCallResult =
-  'ok' | 'shared' | 'cached' | 'hedged' | 'late' | 'timeout' | 'error' | 'not_served' | 'rejected' | 'open';
+import {
+  createSharingTokenizer,
+  type OnTokenizerCall,
+  type StartableTokenizer,
+  type TokenizerBackend,
+} from './sharing-tokenizer.ts';
+import { createTokenizerTarget, type HttpApi, type Refusal, type TokenizerTarget } from './tokenizer-target.ts';
+import type { TokenizeResult } from './tokenizer.ts';
 
 export type VllmTokenizerDeps = {
   readonly log: Log;
   readonly clock: Clock;
-  readonly onCall: (api: CallApi, result: TokenizerCallResult, durationMs: number) => void;
+  readonly onCall: OnTokenizerCall;
   /** 0 ≤ n < 1; `Math.random` unless a test wants to know. */
   readonly random?: () => number;
 };
@@ -36,7 +31,7 @@ export type VllmTokenizerDeps = {
 export type VllmTokenizerOptions = ServerAccessOptions & {
   /** Dedicated tokenizers; empty: the endpoints of the request's model are asked. */
   readonly urls: readonly string[];
-  readonly api: 'auto' | CallApi | 'none';
+  readonly api: 'auto' | HttpApi | 'none';
   /** The longest a request waits, thus also the longest its call waits for its turn. */
   readonly budgetMs: number;
   /** When a call is given up, whether or not somebody still waits for it. */
@@ -52,14 +47,6 @@ export type VllmTokenizerOptions = ServerAccessOptions & {
   readonly cacheMaxBytes: number;
 };
 
-export type VllmTokenizer = Tokenizer & {
-  /** Reads the files named in the options; rejects with what is wrong about them. */
-  start(): Promise<void>;
-};
-
-/** What a request waits for: a call of its own or another's. */
-type Call = { readonly result: Promise<TokenizeResult>; readonly api: CallApi };
-
 /** Servers remembered; the one unused for longest goes first. */
 const MAX_TARGETS = 4096;
 /** Second calls per call, on average and at once: a saturated fleet must not be asked everything twice. */
@@ -68,12 +55,10 @@ const MAX_HEDGES_AT_ONCE = 10;
 /** What timers and a busy event loop are late by themselves. */
 const MIN_LATE_MS = 5;
 
-export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokenizerOptions): VllmTokenizer {
+export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokenizerOptions): StartableTokenizer {
   const { clock, log, onCall } = deps;
   const random = deps.random ?? Math.random;
   const targets = new Map<string, TokenizerTarget | null>();
-  const shared = createSharedCalls<Call>();
-  const answers = createAnswerCache(clock, options.cacheMaxBytes);
   const access = createServerAccess(deps, options);
   const nobodyEnds = new AbortController().signal;
   let hedgesLeft = MAX_HEDGES_AT_ONCE;
@@ -173,58 +158,18 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     return result;
   }
 
-  function begin(
-    request: InferenceRequest,
-    key: string,
-    urls: readonly string[],
-    urgency: Urgency,
-  ): Call | TokenizeFailure {
-    const chat = asChat(request);
-    if (chat === null) return 'unsupported';
-    const target = choose(chat, urls, urgency);
-    forgetUnused();
-    if (typeof target === 'string') return target;
-    const result = callOrAnother(target, chat, urls, urgency);
-    const call = { api: target.api, result };
-    shared.add(request, call);
-    void result.then((ended) => {
-      if (ended.kind === 'tokens' && key !== '') answers.put(key, ended);
-    });
-    return call;
-  }
-
-  return {
+  const backend: TokenizerBackend = {
+    api: api === 'tokenize' ? 'tokenize' : 'render',
     start: () => access.start(),
-    async tokenize(request, endpointUrls, signal) {
-      if (targetOptions === null || closed) return none('disabled');
-      const { prompt } = request;
-      if (prompt.kind === 'none') return none('unsupported');
-      if (prompt.kind === 'tokens') {
-        return { kind: 'tokens', chains: prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: prompt.features })) };
-      }
-      if (signal?.aborted === true) return none('late');
-      const key = options.cacheMaxBytes === 0 ? '' : answers.keyOf(request);
-      const known = key === '' ? null : answers.get(key);
-      const apiOfRefusal = targetOptions.api === 'tokenize' ? 'tokenize' : 'render';
-      if (known !== null) {
-        onCall(apiOfRefusal, 'cached', 0);
-        return known;
-      }
-      const startMs = clock.nowMs();
-      const joined = shared.find(request);
+    begin(request, endpointUrls, urgency) {
+      if (targetOptions === null) return 'disabled';
+      const chat = asChat(request);
+      if (chat === null) return 'unsupported';
       const urls = options.urls.length > 0 ? options.urls : endpointUrls;
-      const call = joined ?? begin(request, key, urls, signal === null ? 'background' : 'awaited');
-      if (typeof call === 'string') {
-        if (call === 'rejected' || call === 'open') onCall(apiOfRefusal, call, 0);
-        return none(call);
-      }
-      const result = signal === null ? await call.result : await unlessAborted(call.result, signal);
-      if (result === null) onCall(call.api, 'late', clock.nowMs() - startMs);
-      else if (joined !== null) onCall(call.api, 'shared', clock.nowMs() - startMs);
-      else if (result.kind === 'none' && (result.reason === 'rejected' || result.reason === 'open')) {
-        onCall(call.api, result.reason, 0);
-      }
-      return result ?? { kind: 'none', reason: 'late', later: call.result };
+      const target = choose(chat, urls, urgency);
+      forgetUnused();
+      if (typeof target === 'string') return target;
+      return { api: target.api, result: callOrAnother(target, chat, urls, urgency) };
     },
     async close() {
       closed = true;
@@ -233,18 +178,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       await Promise.all(open.map((target) => target?.close()));
     },
   };
-}
-
-/** The result, or null as soon as the signal aborts; the work behind it goes on. */
-function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | null> {
-  return new Promise((resolve) => {
-    const onAbort = (): void => resolve(null);
-    signal.addEventListener('abort', onAbort, { once: true });
-    void work.then((result) => {
-      signal.removeEventListener('abort', onAbort);
-      resolve(result);
-    });
-  });
+  return createSharingTokenizer(deps, options, backend);
 }
 
 /** Whether the work ends within the time. */
@@ -269,8 +203,4 @@ function firstTokens(results: readonly Promise<TokenizeResult>[]): Promise<Token
       });
     }
   });
-}
-
-function none(reason: TokenizeFailure): TokenizeResult {
-  return { kind: 'none', reason };
 }

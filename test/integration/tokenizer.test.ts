@@ -11,11 +11,8 @@ import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
 import type { RenderMode } from '../../src/simulator/http.ts';
 import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
 import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
-import {
-  createVllmTokenizer,
-  type VllmTokenizer,
-  type VllmTokenizerOptions,
-} from '../../src/tokenizer/vllm-tokenizer.ts';
+import type { StartableTokenizer } from '../../src/tokenizer/sharing-tokenizer.ts';
+import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
 import {
   CLIENT_OPTIONS,
   fakeTemplate,
@@ -27,7 +24,7 @@ import {
 import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
 
 type Harness = {
-  readonly tokenizer: VllmTokenizer;
+  readonly tokenizer: StartableTokenizer;
   /** `api result`, as metrics count them. */
   readonly counted: string[];
   readonly logged: Record<string, unknown>[];

@@ -272,6 +272,8 @@ describe('mistakes', () => {
       ['server.tls.clientCaFile=a'],
       'server.tls.clientCaFile needs server.tls.certFile and server.tls.keyFile, got neither (--set)',
     ],
+    [['tokenizer.api=local'], 'tokenizer.file must be given where tokenizer.api is local, got nothing (--set)'],
+    [['tokenizer.file=a'], 'tokenizer.file needs tokenizer.api: local, got auto (--set, default)'],
     [['kvEvents.replayPort=5557'], 'kvEvents.replayPort must differ from kvEvents.port, got 5557 for both (--set)'],
     [
       ['server.adminListen=0.0.0.0:9002'],

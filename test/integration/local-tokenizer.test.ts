@@ -1,0 +1,154 @@
+/** Tokens from a model's own files, in threads, against what the Python libraries made of the same prompts. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
+import { systemClock } from '../../src/clock.ts';
+import { createLog } from '../../src/log.ts';
+import type { InferenceRequest } from '../../src/openai/request.ts';
+import { createLocalTokenizer, type LocalTokenizerOptions } from '../../src/tokenizer/local-tokenizer.ts';
+import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
+import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
+
+type Recorded = {
+  readonly chats: readonly { readonly body: object; readonly ids: readonly number[] }[];
+  readonly texts: readonly { readonly text: string; readonly ids: readonly number[] }[];
+};
+
+const FIXTURES = fileURLToPath(new URL('../fixtures/tokenizers/', import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), 'warmpath-local-'));
+const stops: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const stop of stops.splice(0)) await stop();
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+function aTokenizer(options: Partial<LocalTokenizerOptions> = {}) {
+  const counted: string[] = [];
+  const logged: string[] = [];
+  const tokenizer = createLocalTokenizer(
+    {
+      clock: systemClock,
+      log: createLog('info', (line) => logged.push(line)),
+      onCall: (api, result) => counted.push(`${api} ${result}`),
+    },
+    {
+      file: join(FIXTURES, 'qwen3', 'tokenizer.json'),
+      chatTemplateFile: null,
+      threads: 1,
+      budgetMs: 60_000,
+      timeoutMs: 60_000,
+      maxQueued: 1000,
+      cacheMaxBytes: 0,
+      ...options,
+    },
+  );
+  stops.push(() => tokenizer.close());
+  const ask = (request: InferenceRequest): Promise<TokenizeResult> =>
+    tokenizer.tokenize(request, [], AbortSignal.timeout(60_000));
+  return { tokenizer, counted, logged, ask };
+}
+
+function idsOf(result: TokenizeResult): readonly (readonly number[])[] {
+  if (result.kind === 'none') throw new Error(`no tokens: ${result.reason}`);
+  return result.chains.map(({ tokenIds }) => [...tokenIds]);
+}
+
+function aFile(name: string, text: string): string {
+  const file = join(folder, name);
+  writeFileSync(file, text);
+  return file;
+}
+
+describe.each(['qwen3', 'gpt-oss'])('%s', (name) => {
+  const recorded = JSON.parse(readFileSync(join(FIXTURES, name, 'recorded.json'), 'utf8')) as Recorded;
+
+  test('gives every chat and every text the tokens the engine would give it', async () => {
+    const { tokenizer, ask } = aTokenizer({ file: join(FIXTURES, name, 'tokenizer.json'), threads: 2 });
+    await tokenizer.start();
+    const texts = await ask(aCompletionsRequest(recorded.texts.map(({ text }) => text)));
+    expect(idsOf(texts)).toEqual(recorded.texts.map(({ ids }) => ids));
+    const chats = await Promise.all(recorded.chats.map(({ body }) => ask(aChatRequest(body))));
+    expect(chats.map(idsOf)).toEqual(recorded.chats.map(({ ids }) => [ids]));
+    expect(recorded.chats.length).toBeGreaterThan(10);
+  });
+});
+
+describe('a tokenizer of this process', () => {
+  test('shares calls, counts them, and takes a template from a file', async () => {
+    const chatTemplateFile = aFile('t.jinja', '{% for m in messages %}{{ m.content }}{% endfor %}');
+    const { tokenizer, ask, counted } = aTokenizer({ chatTemplateFile });
+    await tokenizer.start();
+    const both = await Promise.all([ask(aChatRequest()), ask(aChatRequest())]);
+    expect(both[0]).toBe(both[1]);
+    expect(idsOf(both[0])).toEqual(idsOf(await ask(aCompletionsRequest('Hello!'))));
+    expect(counted).toEqual(['local ok', 'local shared', 'local ok']);
+  });
+
+  test('understands the other APIs as the chats they become', async () => {
+    const { tokenizer, ask } = aTokenizer();
+    await tokenizer.start();
+    const asked = { model: 'm', max_tokens: 1, messages: [{ role: 'user', content: 'hi' }] };
+    expect(await ask(aRequest('/v1/messages', asked))).toEqual(await ask(aChatRequest({}, 'hi')));
+  });
+
+  test.each<[string, InferenceRequest]>([
+    [
+      'images',
+      aChatRequest({ messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }] }),
+    ],
+    ['a template of its own', aChatRequest({ chat_template: '{{ messages }}' })],
+    ['a last message that goes on', aChatRequest({ continue_final_message: true, add_generation_prompt: false })],
+    ['a prompt the engine cuts', aCompletionsRequest('x', { truncate_prompt_tokens: 1 })],
+  ])('leaves a request with %s to the engine', async (_, request) => {
+    const { tokenizer, ask } = aTokenizer();
+    await tokenizer.start();
+    expect(await ask(request)).toEqual({ kind: 'none', reason: 'unsupported' });
+  });
+
+  test('survives what a template raises, and tells nothing of the prompt', async () => {
+    const chatTemplateFile = aFile('raises.jinja', '{{ raise_exception(messages[0].content) }}');
+    const { tokenizer, ask, counted, logged } = aTokenizer({ chatTemplateFile });
+    await tokenizer.start();
+    expect(await ask(aChatRequest({}, 'secret'))).toEqual({ kind: 'none', reason: 'error' });
+    expect(idsOf(await ask(aCompletionsRequest('Hello!')))).toHaveLength(1);
+    expect(counted).toEqual(['local error', 'local ok']);
+    expect(logged.join()).not.toContain('secret');
+  });
+
+  test('gives up on a prompt that takes too long, and refuses more than may wait', async () => {
+    const { tokenizer, ask, counted } = aTokenizer({ timeoutMs: 1, maxQueued: 0 });
+    await tokenizer.start();
+    const long = (i: number): InferenceRequest => aCompletionsRequest(`${i} lazy dog`.repeat(20_000));
+    const results = await Promise.all([0, 1, 2, 3].map((i) => ask(long(i))));
+    expect(results).toEqual([
+      { kind: 'none', reason: 'timeout' },
+      { kind: 'none', reason: 'timeout' },
+      { kind: 'none', reason: 'rejected' },
+      { kind: 'none', reason: 'rejected' },
+    ]);
+    expect(counted.sort()).toEqual(['local rejected', 'local rejected', 'local timeout', 'local timeout']);
+  });
+
+  test.each<[string, Partial<LocalTokenizerOptions>, string]>([
+    ['a missing file', { file: '/nowhere/tokenizer.json' }, 'tokenizer.file is not usable: ENOENT'],
+    ['a file that is no JSON', { file: 'broken' }, 'tokenizer.file is not usable'],
+    ['a template that is none', { chatTemplateFile: 'broken' }, 'tokenizer.chatTemplateFile is not usable'],
+  ])('does not start with %s', async (_, options, message) => {
+    const broken = aFile('broken', '{% if %');
+    const given = Object.fromEntries(
+      Object.entries(options).map(([key, value]) => [key, value === 'broken' ? broken : value]),
+    );
+    await expect(aTokenizer(given).tokenizer.start()).rejects.toThrow(message);
+  });
+
+  test('closed, answers nothing more', async () => {
+    const { tokenizer, ask } = aTokenizer();
+    await tokenizer.start();
+    const pending = ask(aCompletionsRequest('lazy dog'.repeat(20_000)));
+    await tokenizer.close();
+    expect(await pending).toEqual({ kind: 'none', reason: 'error' });
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'disabled' });
+  });
+});
