@@ -7,6 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { backoffMs, type Clock, type Timer } from '../clock.ts';
 import { WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
+import { textOfString } from '../openai/json-scan.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
 import { asChat } from './chat-form.ts';
@@ -154,7 +155,7 @@ function localPrompt(request: InferenceRequest): LocalPrompt | null {
   if (prompt.kind !== 'texts') return null;
   const flag = fields.get('add_special_tokens');
   const isOff = flag !== undefined && Buffer.from(body.subarray(flag.start, flag.end)).toString('latin1') === 'false';
-  return { kind: 'texts', texts: prompt.texts, specialTokens: !isOff };
+  return { kind: 'texts', texts: prompt.ranges.map((range) => textOfString(body, range)), specialTokens: !isOff };
 }
 
 function resultOf(tokenIds: readonly Uint32Array[] | null): TokenizeResult {
