@@ -124,6 +124,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         promptTokens,
         predictedCachedTokens,
         endpoint: endpoint.address,
+        strategy: evaluation.strategy,
         reason: evaluation.reason,
         nCandidates: evaluation.candidates.length,
         durationMs,

@@ -20,16 +20,14 @@ import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
-import { createEngineMetrics } from './load/engine-metrics.ts';
-import { createEngineModels } from './load/engine-models.ts';
-import { createExpectedLoad } from './load/expected-load.ts';
-import { createHttpGet } from './load/http-get.ts';
-import { createInFlight } from './load/in-flight.ts';
+import { createFleetLoad } from './load/fleet-load.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
 import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
+import type { StrategyOptions } from './picking/strategy-choice.ts';
+import { parseStrategy } from './scheduling/strategy-names.ts';
 import { createTokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import { createLocalTokenizer } from './tokenizer/local-tokenizer.ts';
 import type { StartableTokenizer } from './tokenizer/sharing-tokenizer.ts';
@@ -54,8 +52,6 @@ export type App = {
 const DECISION_LOG_ENTRIES = 1000;
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
-/** A page of vLLM 0.32 has 70 KB, and comes within milliseconds. */
-const METRICS_PAGE = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 } as const;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
 const DECISION_MARGIN_MS = 300;
 
@@ -66,25 +62,16 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const readiness = createReadiness(['config', 'endpoints', 'grpc', 'kvEvents']);
   const endpoints = createEndpointStore();
   const decisions = createDecisionLog(DECISION_LOG_ENTRIES);
-  const inFlight = createInFlight(clock);
-  const { metricsIntervalMs: intervalMs } = config.load;
-  const expectedLoad = createExpectedLoad({ inFlight, clock }, { intervalMs });
-  const metricsGet = createHttpGet(clock, METRICS_PAGE);
-  const engineMetrics = createEngineMetrics(
+  const load = createFleetLoad(
     {
       log,
       clock,
-      get: metricsGet.get,
-      onAsk: ({ slot }) => expectedLoad.asked(slot),
-      onReading: ({ slot }, reading) => expectedLoad.read(slot, reading),
       onScrape: (result, nIgnored) => reporter.scrape(result, nIgnored),
+      onAdapters: (id, adapters) => endpoints.learnAdapters(id, adapters),
     },
-    { intervalMs },
+    { ...config.load, adapterIntervalMs: config.discovery.adapterIntervalMs },
   );
-  const engineModels = createEngineModels(
-    { log, clock, get: metricsGet.get, onAdapters: (id, adapters) => endpoints.learnAdapters(id, adapters) },
-    { intervalMs: config.discovery.adapterIntervalMs },
-  );
+  const { inFlight } = load;
   const routed = createRoutedPrefixes(clock);
   const seed = createHashSeed();
   const hasher = createBlockHasher(seed);
@@ -110,7 +97,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     decisions,
     endpoints,
     inFlight,
-    engineMetrics,
+    engineMetrics: load.metrics,
     index,
     ladder,
     streamOf,
@@ -129,12 +116,15 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       ladder,
       routed,
       inFlight,
-      expectedLoad,
-      isDown: engineMetrics.isDown,
+      expectedLoad: load.expected,
+      isDown: load.metrics.isDown,
+      signals: load.signals,
+      random: Math.random,
       tokenizer: config.tokenizer.api === 'none' ? null : tokenizer,
       record: reporter.decision,
       recordEnd(end) {
         reporter.end(end);
+        load.ended(end);
         freeSlots();
       },
     },
@@ -143,6 +133,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       get fallbackEndpoints() {
         return current.routing.fallbackEndpoints;
       },
+      strategy: strategyOptions(config),
+      shedding: config.routing,
     },
   );
   const extProc = createExtProcServer(
@@ -172,7 +164,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       log,
       endpoints: reporter.endpointViews,
       excluded: () => kubernetes?.excluded() ?? [],
-      explain: (input) => explain(picker, config.routing.strategy, input),
+      explain: (input) => explain(picker, input),
       decisions: (limit) => decisions.recent(limit),
       config: () => ({ ...redactedConfig(current), completionSignals: reporter.completions() }),
     },
@@ -239,7 +231,6 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
   const emptied = new Set<EndpointSlot>();
   let ingestRunning = false;
-  let metricsRunning = false;
 
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
@@ -251,11 +242,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       routed.forget(slot);
       ladder.forget(slot);
     }
-    for (const slot of restarted) forgetLoad(slot);
-    if (metricsRunning) {
-      engineMetrics.reconcile(endpoints.ready());
-      engineModels.reconcile(endpoints.ready());
-    }
+    for (const slot of restarted) load.forget(slot);
+    load.reconcile(endpoints.ready());
     if (change.added.length + change.removed.length + change.changed.length > 0) {
       log.info('endpoints changed', {
         added: change.added.map(({ address }) => address),
@@ -271,16 +259,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       .catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
   }
 
-  function forgetLoad(slot: EndpointSlot): void {
-    inFlight.forget(slot);
-    expectedLoad.forget(slot);
-  }
-
   function freeSlots(): void {
     for (const slot of emptied) {
       if (inFlight.load(slot).requests > 0) continue;
       emptied.delete(slot);
-      forgetLoad(slot);
+      load.forget(slot);
       endpoints.freed(slot);
     }
   }
@@ -323,15 +306,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       await ingest.stop();
     });
     await reconcileIngest();
-    metricsRunning = true;
-    engineMetrics.reconcile(endpoints.ready());
-    engineModels.reconcile(endpoints.ready());
-    started.push(async () => {
-      metricsRunning = false;
-      engineMetrics.stop();
-      engineModels.stop();
-      await metricsGet.close();
-    });
+    load.start();
+    started.push(() => load.stop());
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
     const judgeKvEvents = (): void => {
       readiness.set('kvEvents', warmStart.condition(ingest));
@@ -394,6 +370,13 @@ function sourcesOf(endpoint: Endpoint): IngestSource[] {
     kvEvents,
     incarnation: endpoint.incarnation,
   }));
+}
+
+function strategyOptions({ routing }: Config): StrategyOptions {
+  const parsed = parseStrategy(routing.strategy);
+  if (parsed.kind === 'mistake')
+    throw new Error(`routing.strategy must be ${parsed.expected}, got ${routing.strategy}`);
+  return { default: parsed.strategy, header: routing.strategyHeader, allowed: routing.allowedStrategies };
 }
 
 function tlsFiles({ server: { tls } }: Config): ExtProcServerOptions['tls'] {

@@ -28,7 +28,9 @@ import {
   port,
   size,
   structure,
+  text,
 } from './config-values.ts';
+import { knownNames, parseStrategy, strategyNotice } from './scheduling/strategy-names.ts';
 import { showGot, withoutCredentials } from './wording.ts';
 
 export type Setting<T> = {
@@ -39,9 +41,16 @@ export type Setting<T> = {
   readonly reloadable: boolean;
 };
 
-/** Strategies that `routing.strategy` may name. */
-export const STRATEGIES = ['prefix-cache'] as const;
-export type Strategy = (typeof STRATEGIES)[number];
+const strategyText: Kind<string> = {
+  type: 'strategy',
+  unit: null,
+  parse(raw) {
+    const parsed = typeof raw === 'string' ? parseStrategy(raw) : parseStrategy('');
+    return parsed.kind === 'mistake' ? parsed : { kind: 'value', value: String(raw).trim() };
+  },
+  show: String,
+};
+const objectiveName = text('name', 'the name of an objective', (value) => /^[\w.:/-]{1,253}$/.test(value));
 
 const SETTINGS = {
   'server.grpcListen': setting(listenAddress, '0.0.0.0:9002', 'ext_proc and gRPC health'),
@@ -228,13 +237,17 @@ const SETTINGS = {
     64 * MIB,
     'memory for what is known of prompts seen before, so that their next turn need not wait; 0 = off',
   ),
-  'routing.strategy': setting(choice(...STRATEGIES), 'prefix-cache', 'default strategy'),
+  'routing.strategy': setting(
+    strategyText,
+    'prefix-cache',
+    'how endpoints are chosen: one of the strategies of the README, or a weighted mix like `least-request:2,prefix-cache`',
+  ),
   'routing.strategyHeader': setting(
     headerNameOrEmpty,
     'routing-strategy',
     'request header that may choose one of `routing.allowedStrategies`; empty = off',
   ),
-  'routing.allowedStrategies': setting(list(choice(...STRATEGIES)), [], 'what the header may choose; empty = off'),
+  'routing.allowedStrategies': setting(list(choice(...knownNames())), [], 'what the header may choose; empty = off'),
   'routing.fallbackEndpoints': live(
     integer(0, 16),
     2,
@@ -242,6 +255,16 @@ const SETTINGS = {
   ),
   'routing.destinationHeader': setting(headerName, 'x-gateway-destination-endpoint', 'header with the destination'),
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
+  'routing.sheddableObjectives': setting(
+    list(objectiveName),
+    [],
+    'objectives (header `x-gateway-inference-objective`) whose priority is below zero: refused with 429 while every endpoint has a longer wait than `routing.shedWaitMs`; a number below zero in the header is one, too. Nothing else is ever refused for load',
+  ),
+  'routing.shedWaitMs': setting(
+    milliseconds(0, 3_600_000),
+    2_000,
+    'wait before the prompt from which such requests are refused',
+  ),
   'load.metricsIntervalMs': setting(milliseconds(50, 600_000), 1_000, "pause between two reads of an engine's metrics"),
   'load.engineProfileCaching': setting(flag, true, 'keep what is learnt of each engine (prefill and decode rate)'),
   'log.level': live(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
@@ -326,7 +349,9 @@ export function loadConfig(input: ConfigInput): LoadedConfig {
   mistakes.push(...contradictions(config, place));
   const where: Where = (key, path = []) => sources.lineBelow(place(key), key, path) ?? place(key);
   if (mistakes.length > 0) return { kind: 'mistakes', mistakes, rest: config, where };
-  return { kind: 'config', config, notices: sources.notices, where };
+  const { strategy, allowedStrategies } = config.routing;
+  const aliased = [strategy, ...allowedStrategies].map(strategyNotice).filter((notice) => notice !== null);
+  return { kind: 'config', config, notices: [...sources.notices, ...new Set(aliased)], where };
 }
 
 /** Keys whose values differ, those that take effect at once apart from those that need a restart. */

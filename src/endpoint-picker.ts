@@ -20,14 +20,19 @@ import type {
   EndpointKnowledge,
   EndRecord,
   Evaluation,
-  Rung,
+  DecisionRung,
 } from './picking/decision-record.ts';
 import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
 import { createPromptMatcher, credit, prefixTraits, type PromptMatches } from './picking/prompt-matching.ts';
+import { createSessions, type Session } from './picking/sessions.ts';
+import { shed, type SheddingOptions } from './picking/shedding.ts';
+import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { BookingEnd, RoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
+import { rank, type EngineSignals } from './scheduling/strategies.ts';
+import { usesPrompt, type Strategy } from './scheduling/strategy-names.ts';
 import type { MemoClaim } from './tokenizer/token-memo.ts';
 import type { PromptView, TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
@@ -43,6 +48,9 @@ export type PickerDeps = {
   readonly expectedLoad: Pick<ExpectedLoad, 'of'>;
   /** Refuses connections: discovery may not know yet. */
   readonly isDown: (id: EndpointId) => boolean;
+  readonly signals: (endpoint: Endpoint) => EngineSignals;
+  /** 0 ≤ n < 1 */
+  readonly random: () => number;
   /** Null where none is configured. */
   readonly tokenizer: Tokenizer | null;
   readonly ladder: TokenizerLadder;
@@ -53,6 +61,8 @@ export type PickerDeps = {
 export type PickerOptions = {
   readonly budgetMs: number;
   readonly fallbackEndpoints: number;
+  readonly strategy: StrategyOptions;
+  readonly shedding: SheddingOptions;
 };
 
 /** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
@@ -69,6 +79,8 @@ export type Picker = EndpointPicker & {
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
   const { clock, endpoints, expectedLoad, inFlight, isDown, ladder, routed, record, tokenizer } = deps;
   const matcher = createPromptMatcher(deps);
+  const strategyOf = createStrategyChoice(options.strategy);
+  const sessions = createSessions();
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const parsed = parseRequest(pick.method, pick.path, pick.header('content-type'), pick.body, {
@@ -76,13 +88,17 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     });
     if (parsed.kind === 'bad_request') return badRequest(parsed.message, parsed.param);
     const { request } = parsed;
+    const chosen = strategyOf(pick);
+    if (chosen.kind === 'error') return chosen;
+    const how: How = { strategy: chosen.strategy, session: sessions.of(pick) };
     const selected = selectCandidates(endpoints, request, pick);
     if (selected.kind === 'error') return selected;
-    if (request.prompt.kind === 'none') return choose(request, selected, null, NOTHING_ASKED);
+    if (request.prompt.kind === 'none') return choose(how, request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
-    if (request.prompt.kind === 'tokens') return choose(request, selected, prompt, tokensGiven(request.prompt));
-    if (tokenizer === null) return choose(request, selected, prompt, NOBODY_TO_ASK);
-    const early = choose(request, selected, prompt, NOTHING_ASKED);
+    if (request.prompt.kind === 'tokens') return choose(how, request, selected, prompt, tokensGiven(request.prompt));
+    if (!usesPrompt(how.strategy)) return choose(how, request, selected, prompt, NOTHING_ASKED);
+    if (tokenizer === null) return choose(how, request, selected, prompt, NOBODY_TO_ASK);
+    const early = choose(how, request, selected, prompt, NOTHING_ASKED);
     if (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime) {
       const tokenizeFailure = early.doubtMs <= ladder.waitWorthMs ? null : 'late';
       // Nobody waits for this call: it ends by its own timeout.
@@ -96,7 +112,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     // The fleet may have changed during the wait.
     const current = selectCandidates(endpoints, request, pick);
     if (current.kind === 'error') return current;
-    return choose(request, current, prompt, answer);
+    return choose(how, request, current, prompt, answer);
   }
 
   async function tokenize(
@@ -138,6 +154,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 
   /** From here on everything is one synchronous turn. */
   function choose(
+    { strategy, session }: How,
     request: InferenceRequest,
     { endpoints: candidates, model, adapter }: Selected,
     prompt: PromptView | null,
@@ -172,13 +189,14 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const uncachedTokens = promptTokens - matchedTokens;
       return { endpoint, trust, reachable, matchedBlocks, matchedTokens, uncachedTokens, load };
     });
-    const rung: Rung = isExact
+    const known: DecisionRung = isExact
       ? 'exact'
       : nClaimed > 0
         ? 'memo'
         : views.some(({ matchedTokens }) => matchedTokens > 0)
           ? 'text'
           : 'load';
+    const rung = usesPrompt(strategy) ? known : strategy.parts[0]!.name === 'random' ? 'random' : 'load';
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
@@ -193,8 +211,16 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       sharers,
     };
     const result = schedule(input);
-    const { costsMs, reason } = result;
-    const { order, nReachable } = reachableFirst(result.order, (index) => views[index]!.reachable);
+    const { costsMs } = result;
+    const home = candidates.findIndex(({ id }) => id === session?.home);
+    const { order: ranked, reason } = rank(strategy, {
+      schedule: input,
+      scheduled: result,
+      signals: () => candidates.map(deps.signals),
+      session: session === null ? null : { key: session.key, home: home < 0 ? null : home },
+      random: deps.random,
+    });
+    const { order, nReachable } = reachableFirst(ranked, (index) => views[index]!.reachable);
     const nNamed = Math.min(nReachable, 1 + options.fallbackEndpoints);
     const chains = new Map<number, readonly BlockHashes[]>();
     for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
@@ -213,6 +239,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       candidates: views.map((view, index) => ({ ...view, costMs: costsMs[index]! })),
       order,
       named: order.slice(0, nNamed).map((index) => candidates[index]!.address),
+      strategy: strategy.text,
       reason,
       doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, order, holdsAllKnown) : Infinity,
       chains,
@@ -232,10 +259,12 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     isUnanswered(): boolean;
   };
 
-  function reserve(evaluation: Evaluation, view: CandidateView): Held {
+  function reserve(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
-    const { model } = evaluation;
+    const { model, promptTokens } = evaluation;
     const { endpoint, matchedTokens } = view;
+    const decidedMs = clock.nowMs();
+    let firstByteMs: number | null = null;
     const { blockSizeTokens } = deps.knowledge(endpoint);
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
     const load = inFlight.reserve(endpoint.slot, view.uncachedTokens, answer);
@@ -248,6 +277,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const reservation: Reservation = {
       firstByte() {
         unanswered = false;
+        firstByteMs ??= clock.nowMs();
         load.firstByte();
       },
       observe: (seen) => {
@@ -266,8 +296,14 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
           endpoint,
           model,
           outcome,
+          promptTokens,
           predictedCachedTokens: matchedTokens,
           usage,
+          receivedMs,
+          decidedMs,
+          firstByteMs,
+          endMs: clock.nowMs(),
+          answer,
         });
       },
     };
@@ -312,11 +348,18 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
   }
 
+  async function decide(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
+    const evaluation = await evaluate(pick, signal);
+    if (evaluation.kind === 'error') return evaluation;
+    const waitsMs = evaluation.candidates.map(({ load }) => load.waitMs);
+    return shed(options.shedding, pick, waitsMs, evaluation.model) ?? evaluation;
+  }
+
   return {
-    evaluate,
+    evaluate: decide,
     async pick(pick, signal): Promise<Decision> {
       const startMs = clock.nowMs();
-      const evaluation = await evaluate(pick, signal);
+      const evaluation = await decide(pick, signal);
       const durationMs = clock.nowMs() - startMs;
       // Nobody waits for the answer: nothing was sent anywhere, so nothing is booked or counted as routed.
       if (signal.aborted) return CLIENT_GONE;
@@ -325,7 +368,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         return evaluation;
       }
       const view = evaluation.candidates[evaluation.order[0]!]!;
-      const held = reserve(evaluation, view);
+      const held = reserve(evaluation, view, startMs);
+      sessions.went(pick, view.endpoint.id);
       void evaluation.exact?.then((result) => reconcile(evaluation, view, held, result));
       record({
         kind: 'routed',
@@ -343,6 +387,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     },
   };
 }
+
+/** By what a request is weighed. */
+type How = { readonly strategy: Strategy; readonly session: Session | null };
 
 type TokenizerAnswer = {
   readonly chains: readonly TokenChain[];

@@ -1,4 +1,5 @@
 import { expect, test } from '@jest/globals';
+import { strategyTable } from '../src/scheduling/strategy-names.ts';
 import { generatedDocuments, readDocument } from './support/docs.ts';
 
 test.each(generatedDocuments().map((document) => [document.path, document] as const))(
@@ -18,4 +19,8 @@ test('every relative link of the documents leads to a file', async () => {
       expect([page, target, existsSync(file)]).toEqual([page, target, true]);
     }
   }
+});
+
+test('the README says what every strategy chooses', () => {
+  expect(readDocument('README.md')).toContain(strategyTable());
 });

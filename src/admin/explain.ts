@@ -7,7 +7,7 @@ import { SUBSET_ALL } from '../extproc/endpoint-picker.ts';
 export type ExplainAnswer = { readonly status: number; readonly body: unknown };
 
 /** @param input `{path, headers?, body?}`; a body that is not a string is sent as JSON. */
-export async function explain(picker: Picker, strategy: string, input: unknown): Promise<ExplainAnswer> {
+export async function explain(picker: Picker, input: unknown): Promise<ExplainAnswer> {
   const request = parseExplainRequest(input);
   if (typeof request === 'string') return { status: 400, body: { error: request } };
   const evaluation = await picker.evaluate(request, new AbortController().signal);
@@ -15,7 +15,7 @@ export async function explain(picker: Picker, strategy: string, input: unknown):
     const { status, message, type, code, param, reason } = evaluation;
     return { status, body: { error: { message, type, code, param }, reason } };
   }
-  return { status: 200, body: explanation(evaluation, strategy) };
+  return { status: 200, body: explanation(evaluation) };
 }
 
 function parseExplainRequest(input: unknown): PickRequest | string {
@@ -37,7 +37,7 @@ function parseExplainRequest(input: unknown): PickRequest | string {
   };
 }
 
-function explanation(evaluation: Evaluation, strategy: string): object {
+function explanation(evaluation: Evaluation): object {
   const { candidates, order, named } = evaluation;
   return {
     model: evaluation.model,
@@ -46,7 +46,7 @@ function explanation(evaluation: Evaluation, strategy: string): object {
     tokenizer: evaluation.tokenizeFailure ?? 'ok',
     promptTokens: evaluation.promptTokens,
     blockSizeTokens: evaluation.blockSizeTokens,
-    strategy,
+    strategy: evaluation.strategy,
     endpoint: named[0],
     fallbacks: named.slice(1),
     reason: evaluation.reason,

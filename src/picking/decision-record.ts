@@ -1,17 +1,18 @@
 /** Words of flow (a): what was weighed, what was decided, how it ended. No behaviour. */
 import type { Endpoint, Trust } from '../endpoints/endpoint.ts';
 import type { PickError } from '../extproc/endpoint-picker.ts';
-import type { Load } from '../load/in-flight.ts';
+import type { AnswerForm, Load } from '../load/in-flight.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import type { Usage } from '../openai/usage.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
 import type { Medium } from '../prefix/prefix-match.ts';
-import type { ScheduleResult } from '../scheduling/scheduler.ts';
+import type { Ranking } from '../scheduling/strategies.ts';
 import type { MemoClaim } from '../tokenizer/token-memo.ts';
 import type { PromptView, Rung } from '../tokenizer/tokenizer-ladder.ts';
 import type { TokenizeFailure, TokenizeResult } from '../tokenizer/tokenizer.ts';
 
-export type { Rung };
+/** With how much knowledge a request was decided; `random` where a strategy wants to know nothing. */
+export type DecisionRung = Rung | 'random';
 
 /** What the event streams say about an endpoint, ranks merged. */
 export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
@@ -36,7 +37,7 @@ export type Evaluation = {
   /** Canonical model; '' where the request names none. */
   readonly model: string;
   readonly adapter: string | null;
-  readonly rung: Rung;
+  readonly rung: DecisionRung;
   readonly tokenizeFailure: TokenizeFailure | null;
   readonly promptTokens: number;
   readonly blockSizeTokens: number;
@@ -44,7 +45,9 @@ export type Evaluation = {
   readonly order: readonly number[];
   /** `ip:port` as the data plane gets them: the choice, then its fallbacks. */
   readonly named: readonly string[];
-  readonly reason: ScheduleResult['reason'];
+  /** As it is written in the configuration or the header. */
+  readonly strategy: string;
+  readonly reason: Ranking['reason'];
   /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
   readonly doubtMs: number;
   /** Hashes per block size, one chain per prompt; what a reservation books. */
@@ -82,6 +85,14 @@ export type EndRecord = {
   readonly endpoint: Endpoint;
   readonly model: string;
   readonly outcome: 'completed' | 'cancelled' | 'failed';
+  readonly promptTokens: number;
   readonly predictedCachedTokens: number;
   readonly usage: Usage | null;
+  /** Milliseconds of the clock: request complete, decided, first byte of the answer (null = not seen), end. */
+  readonly receivedMs: number;
+  readonly decidedMs: number;
+  readonly firstByteMs: number | null;
+  readonly endMs: number;
+  /** Whether the first byte came with the first token. */
+  readonly answer: AnswerForm;
 };

@@ -27,6 +27,7 @@ import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
 import { CLIENT_OPTIONS, startFakeTokenizer, type Behaviour } from '../support/fake-tokenizer.ts';
+import { PREFIX_CACHE_ONLY } from '../support/routing.ts';
 import { createBenchEngine } from './memo-fleet.ts';
 
 const BLOCK = 16;
@@ -157,7 +158,7 @@ async function multiTurn(nConversations: number): Promise<void> {
   let last: DecisionRecord | null = null;
   let nClaimed = 0;
   let nWrong = 0;
-  const options = { budgetMs: BUDGET_MS, fallbackEndpoints: 2 };
+  const options = { budgetMs: BUDGET_MS, fallbackEndpoints: 2, ...PREFIX_CACHE_ONLY };
   const ladder = createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 64 << 20, budgetMs: BUDGET_MS });
   const picker = createEndpointPicker(
     {
@@ -346,7 +347,7 @@ async function trouble({ name, behaviour, delayMs, perSecond }: Trouble, seconds
       },
       recordEnd: () => undefined,
     },
-    { budgetMs: BUDGET_MS, fallbackEndpoints: 2 },
+    { budgetMs: BUDGET_MS, fallbackEndpoints: 2, ...PREFIX_CACHE_ONLY },
   );
   let nAsked = 0;
   let nFailed = 0;
@@ -404,5 +405,11 @@ for (const one of TROUBLES) await trouble(one, 3);
 /** Engines that say nothing of themselves. */
 function ownLoad(clock: Clock) {
   const inFlight = createInFlight(clock);
-  return { inFlight, expectedLoad: createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 }), isDown: () => false };
+  return {
+    inFlight,
+    expectedLoad: createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 }),
+    isDown: () => false,
+    signals: () => ({ kvUsage: null, answerMs: null, tokensPerSecond: 0 }),
+    random: () => 0.5,
+  };
 }

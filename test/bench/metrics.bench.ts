@@ -126,7 +126,9 @@ async function main(seconds: number): Promise<void> {
   };
   say(`${N_ENDPOINTS} endpoints, ${pageBytes} bytes per page, every ${INTERVAL_MS} ms`);
   const [found, parsed] = [perPage(read), perPage(parseEverything)];
-  say(`one page: byte search ${found.toFixed(3)} ms, full parse ${parsed.toFixed(3)} ms (${(parsed / found).toFixed(1)} ×)`);
+  say(
+    `one page: byte search ${found.toFixed(3)} ms, full parse ${parsed.toFixed(3)} ms (${(parsed / found).toFixed(1)} ×)`,
+  );
   try {
     await measure('byte search', ports, seconds, null);
     await measure('not parsed at all', ports, seconds, () => NOTHING);

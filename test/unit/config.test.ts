@@ -36,6 +36,9 @@ function noticesOf(given: Given): readonly string[] {
   return loaded.kind === 'config' ? loaded.notices : [];
 }
 
+const STRATEGY_WORDS =
+  'one of prefix-cache, random, least-request, least-busy-time, least-latency, least-kv-cache, least-utilization, throughput, power-of-two, session-affinity, aibrix-prefix-cache, prefix-cache-preble, or a mix like a:2,b';
+
 describe('a file that changes while it is in use', () => {
   const before = configOf({});
   const after = configOf({ sets: ['log.level=debug', 'kvEvents.port=6000', 'discovery.endpoints=[]'] });
@@ -153,7 +156,8 @@ describe('kinds of values', () => {
     ['server.bodyMaxBytes', '1', 'a size from 1 KiB to 1 GiB'],
     ['server.bodyMaxBytes', '-5 MiB', 'a size from 1 KiB to 1 GiB'],
     ['server.failureMode', 'Open', 'one of open, closed'],
-    ['routing.strategy', 'fastest', 'prefix-cache'],
+    ['routing.strategy', 'fastest', STRATEGY_WORDS],
+    ['routing.strategy', 'random,least-request', 'a mix without random, power-of-two, aibrix-prefix-cache'],
     ['kvEvents.enabled', 'maybe', 'true or false'],
     ['server.grpcListen', '9002', 'host:port, an IPv6 host in brackets'],
     ['server.grpcListen', '0.0.0.0:65536', 'host:port, an IPv6 host in brackets'],

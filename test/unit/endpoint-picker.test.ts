@@ -1,5 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
-import { createEndpointPicker } from '../../src/endpoint-picker.ts';
+import { createEndpointPicker, type PickerOptions } from '../../src/endpoint-picker.ts';
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
@@ -14,8 +14,10 @@ import {
   openPrefixIndexWriter,
 } from '../../src/prefix/prefix-index.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
+import { knownNames } from '../../src/scheduling/strategy-names.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
+import { aStrategy, PREFIX_CACHE_ONLY } from '../support/routing.ts';
 import { createFakeClock } from '../support/fake-clock.ts';
 
 const BLOCK = 16;
@@ -89,9 +91,19 @@ const hangingTokenizer: Tokenizer = {
 };
 
 function aPicker(
-  options: { specs?: readonly EndpointSpec[]; tokenizer?: Tokenizer; trust?: EndpointKnowledge['trust'] } = {},
+  options: {
+    specs?: readonly EndpointSpec[];
+    tokenizer?: Tokenizer;
+    trust?: EndpointKnowledge['trust'];
+    routing?: Partial<PickerOptions>;
+  } = {},
 ) {
-  const { specs = [1, 2, 3].map((n) => aSpec(n)), tokenizer = characterTokenizer, trust = 'exact' } = options;
+  const {
+    specs = [1, 2, 3].map((n) => aSpec(n)),
+    tokenizer = characterTokenizer,
+    trust = 'exact',
+    routing = {},
+  } = options;
   const clock = createFakeClock();
   const endpoints = createEndpointStore();
   endpoints.replace(specs);
@@ -116,12 +128,14 @@ function aPicker(
       inFlight,
       expectedLoad: { of: ({ slot }) => inFlight.load(slot) },
       isDown: (id) => down.has(id),
+      signals: () => ({ kvUsage: null, answerMs: null, tokensPerSecond: 0 }),
+      random: () => 0.5,
       tokenizer,
       ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: 50 }),
       record: (record) => records.push(record),
       recordEnd: (end) => ends.push(end),
     },
-    { budgetMs: 50, fallbackEndpoints: 1 },
+    { budgetMs: 50, fallbackEndpoints: 1, ...PREFIX_CACHE_ONLY, ...routing },
   );
   return {
     picker,
@@ -476,5 +490,138 @@ describe('a reservation', () => {
     expect(routed.stats().nBlocks).toBeGreaterThan(0);
     decision.reservation.release('failed');
     expect(routed.stats().nBlocks).toBe(0);
+  });
+});
+
+describe('the strategy of a request', () => {
+  const routing = {
+    strategy: { default: aStrategy('prefix-cache'), header: 'routing-strategy', allowed: ['least-request', 'random'] },
+  };
+  const asking = (strategy: string | undefined): PickRequest =>
+    aRequest(
+      { model: 'demo', prompt: TEXT },
+      {
+        header: (name) =>
+          name === 'routing-strategy' ? strategy : name === 'content-type' ? 'application/json' : undefined,
+      },
+    );
+
+  test('a header chooses among the allowed ones, alone or mixed, and needs no tokens for it', async () => {
+    const { picker, warm } = aPicker({ routing, tokenizer: hangingTokenizer });
+    warm(2, TEXT);
+    for (const strategy of ['least-request', 'random', 'least-request:3']) {
+      const evaluation = await picker.evaluate(asking(strategy), signal);
+      if (evaluation.kind === 'error') throw new Error(evaluation.message);
+      expect(evaluation.strategy).toBe(strategy);
+      expect(evaluation.rung).toBe(strategy === 'random' ? 'random' : 'load');
+    }
+  });
+
+  test.each([undefined, '', '  ', 'prefix-cache'])('"%s" is the default one', async (strategy) => {
+    const { picker, warm } = aPicker({ routing });
+    warm(2, TEXT);
+    const evaluation = await picker.evaluate(asking(strategy), signal);
+    if (evaluation.kind === 'error') throw new Error(evaluation.message);
+    expect([evaluation.strategy, evaluation.named[0]]).toEqual(['prefix-cache', '10.0.0.2:8000']);
+  });
+
+  test.each(['fastest', 'power-of-two', 'least-request:2,throughput', 'least-request,,'])(
+    '"%s" is refused with the names of the allowed ones',
+    async (strategy) => {
+      const { picker } = aPicker({ routing });
+      const decision = await picker.pick(asking(strategy), signal);
+      expect(decision).toMatchObject({
+        status: 400,
+        param: 'routing-strategy',
+        message: `routing-strategy must be one of prefix-cache, least-request, random or a mix like a:2,b, got "${strategy}"`,
+      });
+    },
+  );
+
+  test.each([
+    ['nothing is allowed', { ...routing.strategy, allowed: [] }],
+    ['no header is named', { ...routing.strategy, header: '' }],
+  ])('where %s, no header steers or refuses', async (_where, strategy) => {
+    const { picker, warm } = aPicker({ routing: { strategy } });
+    warm(2, TEXT);
+    for (const text of ['random', 'fastest']) {
+      const evaluation = await picker.evaluate(asking(text), signal);
+      if (evaluation.kind === 'error') throw new Error(evaluation.message);
+      expect(evaluation.strategy).toBe('prefix-cache');
+    }
+  });
+
+  test.each(knownNames())(
+    '%s never chooses what is not ready, of another model or excluded by the data plane',
+    async (name) => {
+      const specs = [1, 2, 3, 4, 5, 6].map((n) => aSpec(n, { ready: n !== 2, models: n === 3 ? ['other'] : ['demo'] }));
+      const { picker, warm } = aPicker({
+        specs,
+        routing: { strategy: { ...routing.strategy, default: aStrategy(name) } },
+      });
+      warm(2, TEXT);
+      warm(6, TEXT);
+      const subset = { kind: 'only', addresses: [1, 2, 3, 4, 5].map((n) => `10.0.0.${n}:8000`) } as const;
+      for (let i = 0; i < 30; i++) {
+        const header = (of: string): string | undefined => (of === 'x-session-id' ? `session ${i}` : undefined);
+        const request = aRequest({ model: 'demo', prompt: `${TEXT} ${i}` }, { subset, header });
+        for (const address of endpointsOf(await picker.pick(request, signal))) {
+          expect(['10.0.0.1:8000', '10.0.0.4:8000', '10.0.0.5:8000']).toContain(address);
+        }
+      }
+    },
+  );
+
+  test('a session goes back to the endpoint it was at, as long as that is no burden; naming one is no use', async () => {
+    const { picker, down, endpoints } = aPicker();
+    const inSession = (session: string, prompt: string): PickRequest =>
+      aRequest({ model: 'demo', prompt }, { header: (name) => (name === 'x-session-id' ? session : undefined) });
+    const served = async (session: string, prompt: string): Promise<string> => {
+      const decision = await picker.pick(inSession(session, prompt), signal);
+      if (decision.kind === 'routed') decision.reservation.release('completed');
+      return endpointsOf(decision)[0]!;
+    };
+    const chosen = new Set<string>();
+    for (let i = 0; i < 12; i++) {
+      const first = await served(`s${i}`, `${i} first`);
+      expect(await served(`s${i}`, `${i} something else`)).toBe(first);
+      chosen.add(first);
+    }
+    expect(chosen.size).toBe(3);
+    const home = await served('s0', 'again');
+    down.add(endpoints.all().find(({ address }) => address === home)!.id);
+    expect(await served('s0', 'and again')).not.toBe(home);
+  });
+});
+
+describe('work that gives way', () => {
+  const routing = { shedding: { sheddableObjectives: ['batch'], shedWaitMs: 2000 } };
+  const withObjective = (objective: string | undefined, name = 'x-gateway-inference-objective'): PickRequest =>
+    aRequest(
+      { model: 'demo', prompt: 'x'.repeat(30) },
+      { header: (of) => (of === name ? objective : of === 'content-type' ? 'application/json' : undefined) },
+    );
+
+  test.each([
+    ['batch', 'x-gateway-inference-objective', 429],
+    ['batch', 'x-llm-d-inference-objective', 429],
+    ['-1', 'x-gateway-inference-objective', 429],
+    ['0', 'x-gateway-inference-objective', null],
+    ['chat', 'x-gateway-inference-objective', null],
+    [undefined, 'x-gateway-inference-objective', null],
+  ])('objective %s in %s, every endpoint busy: %s', async (objective, name, status) => {
+    const { picker, inFlight, endpoints } = aPicker({ routing });
+    for (const { slot } of endpoints.all()) inFlight.reserve(slot, 40_000);
+    const decision = await picker.pick(withObjective(objective, name), signal);
+    expect(decision.kind === 'error' ? decision.status : null).toBe(status);
+    if (decision.kind === 'error') {
+      expect(decision).toMatchObject({ reason: 'shed', type: 'rate_limit_error', retryAfterSeconds: 3 });
+    }
+  });
+
+  test('one endpoint with less wait is enough', async () => {
+    const { picker, inFlight, endpoints } = aPicker({ routing });
+    for (const { slot } of endpoints.all().slice(1)) inFlight.reserve(slot, 40_000);
+    expect((await picker.pick(withObjective('batch'), signal)).kind).toBe('routed');
   });
 });

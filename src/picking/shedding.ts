@@ -1,0 +1,39 @@
+/**
+ * Work nobody waits for gives way: a request whose objective is below zero is refused while every endpoint that could
+ * serve it has a longer wait than allowed. Nothing else is ever refused for load.
+ */
+import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
+
+export type SheddingOptions = {
+  /** Names of objectives whose priority is below zero. */
+  readonly sheddableObjectives: readonly string[];
+  readonly shedWaitMs: number;
+};
+
+const OBJECTIVE_HEADERS = ['x-gateway-inference-objective', 'x-llm-d-inference-objective'];
+
+/** @param waitsMs of every endpoint that could serve the request, never empty */
+export function shed(
+  { sheddableObjectives, shedWaitMs }: SheddingOptions,
+  pick: Pick<PickRequest, 'header'>,
+  waitsMs: readonly number[],
+  model: string,
+): PickError | null {
+  const least = Math.min(...waitsMs);
+  if (least <= shedWaitMs) return null;
+  const objective = OBJECTIVE_HEADERS.map((name) => pick.header(name)?.trim()).find((value) => value !== undefined);
+  if (objective === undefined) return null;
+  const isSheddable = /^-\d{1,9}$/.test(objective) ? Number(objective) < 0 : sheddableObjectives.includes(objective);
+  if (!isSheddable) return null;
+  return {
+    kind: 'error',
+    status: 429,
+    type: 'rate_limit_error',
+    code: 'overloaded',
+    param: null,
+    message: 'Every endpoint is busy, and requests of this objective give way. Try again later.',
+    reason: 'shed',
+    model,
+    retryAfterSeconds: Math.max(1, Math.ceil((least - shedWaitMs) / 1000)),
+  };
+}

@@ -1,0 +1,14 @@
+/** Options of the picker that a test or bench has no opinion on. */
+import type { PickerOptions } from '../../src/endpoint-picker.ts';
+import { parseStrategy, type Strategy } from '../../src/scheduling/strategy-names.ts';
+
+export const PREFIX_CACHE_ONLY: Pick<PickerOptions, 'strategy' | 'shedding'> = {
+  strategy: { default: aStrategy('prefix-cache'), header: '', allowed: [] },
+  shedding: { sheddableObjectives: [], shedWaitMs: 2000 },
+};
+
+export function aStrategy(text: string): Strategy {
+  const parsed = parseStrategy(text);
+  if (parsed.kind === 'mistake') throw new Error(`expected ${parsed.expected}, got ${text}`);
+  return parsed.strategy;
+}
