@@ -85,11 +85,20 @@ function valuesOf(name: StrategyName, { schedule, scheduled, signals, session }:
     case 'throughput':
       return signals().map(({ tokensPerSecond }) => tokensPerSecond);
     case 'session-affinity':
-      if (session !== null) return candidates.map(({ address }) => -rendezvousWeight(session.key, address));
-      break;
+      return session === null
+        ? requestsOf(schedule)
+        : candidates.map((one) => -rendezvousWeight(session.key, one.address));
     case 'prefix-cache':
       return scheduled.costsMs;
+    case 'least-request':
+    case 'random':
+    case 'power-of-two':
+    case 'aibrix-prefix-cache':
+      return requestsOf(schedule);
   }
+}
+
+function requestsOf({ candidates }: ScheduleInput): number[] {
   return candidates.map(({ load }) => load.requests);
 }
 
@@ -139,7 +148,7 @@ function powerOfTwo({ schedule, random }: RankInput): readonly number[] {
 /** The selection gates of the AIBrix gateway's prefix cache router. σ is that of a sample, over all endpoints. */
 function aibrixPrefixCache(input: RankInput): readonly number[] {
   const { candidates } = input.schedule;
-  const requests = candidates.map(({ load }) => load.requests);
+  const requests = requestsOf(input.schedule);
   const byRequests = byValue(requests, input);
   if (Math.max(...requests) - Math.min(...requests) > AIBRIX_IMBALANCE) return byRequests;
   const mean = requests.reduce((sum, n) => sum + n, 0) / requests.length;

@@ -9,7 +9,7 @@ import type { AddressInfo } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { systemClock } from '../../src/clock.ts';
-import type { Endpoint, EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
+import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createEngineMetrics } from '../../src/load/engine-metrics.ts';
 import { createHttpGet } from '../../src/load/http-get.ts';
 import { createMetricsReader, type EngineReading, type MetricsReader } from '../../src/load/metrics-page.ts';
