@@ -8,13 +8,17 @@
 import type { ByteRange } from '../openai/json-scan.ts';
 import type { FieldName, InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
+import { mediaRanges, surplusBytes } from './media-bytes.ts';
 
 export type PromptKeys = {
   /** [hi, lo] per key; a key stands for everything before it too. */
   readonly keys: BlockHashes;
-  /** Bytes of the prompt up to the end of each key; tools and template arguments count as its first bytes. */
+  /**
+   * Bytes of the prompt up to the end of each key; tools and template arguments count as its first bytes, an image in
+   * base64 as the text it is worth.
+   */
   readonly endBytes: readonly number[];
-  /** All bytes of the prompt; more than the last key's where the prompt has more keys than are made. */
+  /** All bytes of the prompt, counted so; more than the last key's where the prompt has more keys than are made. */
   readonly nBytes: number;
 };
 
@@ -85,7 +89,9 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
     let nBytes = headBytes;
     state[0] = root[0];
     state[1] = root[1];
-    for (const { start, end } of segments) {
+    for (const segment of segments) {
+      const { start, end } = segment;
+      const media = mediaRanges(body, segment);
       const nChunks = Math.min(Math.floor((end - start) / CHUNK_BYTES), MAX_KEYS - endBytes.length);
       if (nChunks > 0) {
         reserve(nChunks * CHUNK_BYTES);
@@ -94,12 +100,13 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
         hasher.continueBlocks(state[0]!, state[1]!, words, nChunks, CHUNK_BYTES / 4, null, out);
         for (let i = 0; i < nChunks; i++) {
           hashes.push(out[2 * i]!, out[2 * i + 1]!);
-          endBytes.push(nBytes + (i + 1) * CHUNK_BYTES);
+          const at = (i + 1) * CHUNK_BYTES;
+          endBytes.push(nBytes + at - surplusBytes(media, start + at));
         }
         state[0] = out[2 * nChunks - 2]!;
         state[1] = out[2 * nChunks - 1]!;
       }
-      nBytes += end - start;
+      nBytes += end - start - surplusBytes(media, end);
       if (endBytes.length >= MAX_KEYS) continue;
       absorb(end - start, body, { start: start + nChunks * CHUNK_BYTES, end });
       hashes.push(state[0], state[1]);

@@ -104,3 +104,35 @@ test('a prompt of more text than keys are made for has keys of its beginning', (
   expect(keys!.endBytes).toHaveLength(4096);
   expect(keys!.endBytes.at(-1)).toBeLessThan(keys!.nBytes);
 });
+
+describe('images in a body', () => {
+  const base64 = (letter: string): string => letter.repeat(300_000);
+  const chatWith = (part: object): InferenceRequest =>
+    chat([
+      { role: 'user', content: [{ type: 'text', text: 'before' }, part, { type: 'text', text: 'after' }] },
+      user('b'),
+    ]);
+  const nBytes = (request: InferenceRequest): number => keyer.keysOf(request, 'm', null)[0]!.nBytes;
+
+  test.each<[string, (data: string) => object]>([
+    ['a data URL', (data) => ({ type: 'image_url', image_url: { url: `data:image/png;base64,${data}` } })],
+    ['a sound', (data) => ({ type: 'input_audio', input_audio: { format: 'wav', data } })],
+    ["Anthropic's form", (data) => ({ type: 'image', source: { type: 'base64', media_type: 'image/png', data } })],
+  ])('(%s) tell prompts apart by all of their bytes, and count as a few thousand', (_, part) => {
+    const request = chatWith(part(base64('A')));
+    expect(nBytes(request)).toBeLessThan(6000);
+    expect(nBytes(request)).toBeGreaterThan(4000);
+    const other = chatWith(part(`${base64('A').slice(0, -1)}B`));
+    const shared = nShared(textKeys(request), textKeys(other));
+    expect(shared).toBeGreaterThan(250);
+    expect(shared).toBeLessThan(textKeys(request).length - 1);
+    const { endBytes } = keyer.keysOf(request, 'm', null)[0]!;
+    expect(endBytes.every((end, i) => i === 0 || end >= endBytes[i - 1]!)).toBe(true);
+  });
+
+  test('are not what a text says of them', () => {
+    const said = JSON.stringify({ url: `data:image/png;base64,${base64('A')}` });
+    expect(nBytes(chat([user(said)]))).toBeGreaterThan(300_000);
+    expect(nBytes(chat([user(`"data" ${base64('A')}`)]))).toBeGreaterThan(300_000);
+  });
+});
