@@ -83,7 +83,7 @@ image-check: setup ## what the image runs, without Docker: tarball, production i
 
 .PHONY: chart kube-schemas
 chart: setup ## lint, render and check the Helm chart and the Envoy Gateway manifests
-	$(JEST) test/unit/chart test/integration/chart test/unit/envoy-gateway
+	$(JEST) test/unit/chart test/integration/chart test/integration/envoy-gateway
 
 kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and pip)
 	sh test/support/kube-schemas.sh

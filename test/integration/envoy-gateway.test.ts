@@ -1,0 +1,104 @@
+import { beforeAll, describe, expect, test } from '@jest/globals';
+import { loadConfig, type Config } from '../../src/config.ts';
+import {
+  gatewayFiles,
+  gatewayManifests,
+  meaning,
+  policy,
+  type BackendPolicy,
+  type ClientPolicy,
+  type ExtensionPolicy,
+} from '../support/gateway-manifests.ts';
+import { createHelm, type Values } from '../support/helm.ts';
+import { createSchemas, type Manifest } from '../support/kube-schemas.ts';
+
+const FILES = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml', 'inference-pool.yaml'];
+const ASKING = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml'];
+const POLICIES = ['EnvoyExtensionPolicy', 'BackendTrafficPolicy', 'ClientTrafficPolicy'];
+const CONFIG = (loadConfig({ file: null, readFile: () => '', env: {}, sets: [] }) as { config: Config }).config;
+const problemsOf = createSchemas();
+
+/** `2s`, `250ms` → milliseconds. */
+function msOf(duration: string): number {
+  const [, value, unit] = /^(\d+)(ms|s)$/.exec(duration)!;
+  return Number(value) * (unit === 's' ? 1000 : 1);
+}
+
+function bytesOf(quantity: string): number {
+  const [, value, unit] = /^(\d+)(Ki|Mi)$/.exec(quantity)!;
+  return Number(value) * (unit === 'Mi' ? 2 ** 20 : 2 ** 10);
+}
+
+describe('the Envoy Gateway manifests', () => {
+  test('are one per scenario', () => {
+    expect(gatewayFiles()).toEqual(FILES);
+  });
+
+  test.each(FILES)('%s is what an API server takes, schemas and rules of the CRDs included', (file) => {
+    const manifests = gatewayManifests(file);
+    expect(manifests.flatMap(problemsOf)).toEqual([]);
+    const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`);
+    expect(new Set(names).size).toBe(names.length);
+  });
+
+  test.each(ASKING)('%s gives up later than Warmpath does, and sees a replica drain before it is gone', (file) => {
+    const [extProc] = policy<ExtensionPolicy>(gatewayManifests(file), 'EnvoyExtensionPolicy').spec.extProc;
+    // server.decisionDeadlineMs is 300 ms after the tokenizer's budget unless set.
+    expect(msOf(extProc.messageTimeout)).toBeGreaterThan(CONFIG.tokenizer.budgetMs + 300);
+    const { interval, timeout } = extProc.backendSettings.healthCheck.active;
+    // Envoy gathers changes of health for a second before its workers act on them.
+    expect(msOf(interval) + msOf(timeout) + 1000).toBeLessThan(CONFIG.server.drainDelayMs);
+    // Node closes a connection at about a thousand resets.
+    expect(extProc.backendSettings.circuitBreaker.maxRequestsPerConnection).toBeLessThan(1000);
+  });
+
+  test.each(ASKING)('%s tries every endpoint Warmpath names, and the balancer once more', (file) => {
+    const { retry } = policy<BackendPolicy>(gatewayManifests(file), 'BackendTrafficPolicy').spec;
+    expect(retry.numRetries).toBe(CONFIG.routing.fallbackEndpoints + 1);
+  });
+
+  test.each(['buffered.yaml', 'full-duplex.yaml', 'inference-pool.yaml'])('%s lets no client name a pod', (file) => {
+    const { headers } = policy<ClientPolicy>(gatewayManifests(file), 'ClientTrafficPolicy').spec;
+    expect(headers.earlyRequestHeaders.remove).toEqual(
+      expect.arrayContaining([CONFIG.routing.destinationHeader, 'x-gateway-destination-endpoint-subset', 'target-pod']),
+    );
+  });
+
+  test('a body that Warmpath takes fits where Envoy collects it', () => {
+    for (const file of ['buffered.yaml', 'inference-pool.yaml']) {
+      const { connection } = policy<ClientPolicy>(gatewayManifests(file), 'ClientTrafficPolicy').spec;
+      expect([file, bytesOf(connection.bufferLimit)]).toEqual([file, CONFIG.server.bodyMaxBytes]);
+    }
+  });
+
+  test('the canary beside AIBrix is asked and balanced exactly as the recommended set-up', () => {
+    for (const kind of ['EnvoyExtensionPolicy', 'BackendTrafficPolicy']) {
+      const canary = policy<Manifest>(gatewayManifests('beside-aibrix.yaml'), kind);
+      expect(meaning(canary)).toEqual(meaning(policy<Manifest>(gatewayManifests('buffered.yaml'), kind)));
+    }
+  });
+});
+
+describe('the chart', () => {
+  const three: Values = { pods: { matchLabels: { app: 'vllm' } }, gateway: { name: 'llm' } };
+  const cases: readonly (readonly [string, Values])[] = [
+    ['buffered.yaml', three],
+    ['full-duplex.yaml', { ...three, gateway: { name: 'llm', bodyMode: 'FullDuplexStreamed', maxBodySize: '1Mi' } }],
+  ];
+  const rendered = new Map<string, readonly Manifest[]>();
+  beforeAll(async () => {
+    const helm = await createHelm();
+    for (const [file, values] of cases) rendered.set(file, await helm.template(values));
+  }, 600_000);
+
+  test.each(cases)('makes the policies of %s, number by number', (file) => {
+    for (const kind of POLICIES) {
+      const ours = meaning(policy<Manifest>(rendered.get(file)!, kind));
+      const theirs = meaning(policy<Manifest>(gatewayManifests(file), kind));
+      // Whatever the mode, a wide window costs nothing.
+      if (kind === 'ClientTrafficPolicy')
+        Object.assign((theirs as { http2: object }).http2, { initialConnectionWindowSize: '64Mi' });
+      expect([kind, ours]).toEqual([kind, theirs]);
+    }
+  });
+});
