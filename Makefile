@@ -85,6 +85,10 @@ image-check: setup ## what the image runs, without Docker: tarball, production i
 chart: setup ## lint, render and check the Helm chart and the Envoy Gateway manifests
 	$(JEST) test/unit/chart test/integration/chart test/integration/envoy-gateway
 
+.PHONY: e2e-gateway
+e2e-gateway: setup ## what Envoy Gateway makes of the manifests and the chart (builds egctl with Go, once)
+	$(NODE) test/support/gateway-e2e.ts
+
 kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and pip)
 	sh test/support/kube-schemas.sh
 
