@@ -119,6 +119,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       expectedLoad: load.expected,
       isDown: load.metrics.isDown,
       signals: load.signals,
+      forecast: load.forecast,
       random: Math.random,
       tokenizer: config.tokenizer.api === 'none' ? null : tokenizer,
       record: reporter.decision,

@@ -104,7 +104,7 @@ const SETTINGS = {
   'server.assumedAnswerMs': setting(
     milliseconds(1, 3_600_000),
     10_000,
-    'how long an answer takes, for `server.completion: estimate`; never ends a request whose stream is open',
+    'how long an answer takes, for `server.completion: estimate`, where neither answers nor metrics of the engine have told; never ends a request whose stream is open',
   ),
   'server.maxStreams': setting(
     integer(1, 1_000_000),

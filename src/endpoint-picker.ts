@@ -10,6 +10,7 @@ import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest, Reservation } from './extproc/endpoint-picker.ts';
 import type { ExpectedLoad } from './load/expected-load.ts';
+import type { FleetLoad } from './load/fleet-load.ts';
 import type { InFlight } from './load/in-flight.ts';
 import { parseRequest, type InferenceRequest } from './openai/request.ts';
 import type { Usage } from './openai/usage.ts';
@@ -49,6 +50,7 @@ export type PickerDeps = {
   /** Refuses connections: discovery may not know yet. */
   readonly isDown: (id: EndpointId) => boolean;
   readonly signals: (endpoint: Endpoint) => EngineSignals;
+  readonly forecast: FleetLoad['forecast'];
   /** 0 ≤ n < 1 */
   readonly random: () => number;
   /** Null where none is configured. */
@@ -267,7 +269,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     let firstByteMs: number | null = null;
     const { blockSizeTokens } = deps.knowledge(endpoint);
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
-    const load = inFlight.reserve(endpoint.slot, view.uncachedTokens, answer);
+    const { uncachedTokens } = view;
+    const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
+    const load = inFlight.reserve(endpoint.slot, uncachedTokens, answer, forecast.outputTokens ?? 0);
     const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
     let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
@@ -275,6 +279,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     let ended: BookingEnd | null = null;
     let unanswered = true;
     const reservation: Reservation = {
+      expectedAnswerMs: forecast.answerMs,
       firstByte() {
         unanswered = false;
         firstByteMs ??= clock.nowMs();
@@ -287,7 +292,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         if (!load.release(computedTokens(usage))) return;
         const { trust } = deps.knowledge(endpoint);
         // Without events the engine's cache is known only from what was sent there and served.
-        const keep = outcome !== 'completed' ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
+        const isServed = outcome === 'completed' || outcome === 'assumed';
+        const keep = !isServed ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
         ended = keep;
         unanswered = false;
         for (const booking of booked) booking.end(keep);
@@ -298,6 +304,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
           outcome,
           promptTokens,
           predictedCachedTokens: matchedTokens,
+          predictedOutputTokens: forecast.outputTokens,
           usage,
           receivedMs,
           decidedMs,

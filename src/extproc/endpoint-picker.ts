@@ -22,11 +22,14 @@ export type PickRequest = {
 
 /** Ends a reservation. Exactly one call has an effect, further ones are ignored. */
 export type Reservation = {
+  /** From the choice to the end of the answer, as far as can be told beforehand; absent or null = nothing to go by. */
+  readonly expectedAnswerMs?: number | null;
   /** First response byte seen: the prefill part of the load is over. */
   firstByte(): void;
   /** Usage as the engine reported it, where the response body is visible. */
   observe(usage: Usage): void;
-  release(outcome: 'completed' | 'cancelled' | 'failed'): void;
+  /** `assumed`: nobody saw an end, the time for it has passed. */
+  release(outcome: 'completed' | 'cancelled' | 'failed' | 'assumed'): void;
 };
 
 export type PickError = {

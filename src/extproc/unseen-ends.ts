@@ -1,6 +1,6 @@
 /**
  * Reservations whose request goes on where nobody sees it: Envoy ended the stream right after the choice. Each is given
- * back a fixed time after its stream ended, the oldest first. What is still visible never comes here: a reservation
+ * back when its answer is expected to be over, or a fixed time after its stream ended where nothing is expected. What is still visible never comes here: a reservation
  * arrives when its stream has ended, so no open stream ever loses one.
  */
 import type { Clock, Timer } from '../clock.ts';
@@ -21,21 +21,28 @@ export type UnseenEndsOptions = {
   onFault(error: unknown): void;
 };
 
+/** Between two looks. */
+const LEAST_PAUSE_MS = 20;
+/** However long an answer is expected to take, it is not waited for longer than so many assumed ones. */
+const MOST_ASSUMED = 10;
+
 export function createUnseenEnds(clock: Clock, { assumedAnswerMs, maxHeld, onFault }: UnseenEndsOptions): UnseenEnds {
-  /** In order of their ends; a Map keeps it and forgets the first at no cost. */
+  /** In order of their coming; a Map keeps it and forgets the first at no cost. */
   const held = new Map<number, { readonly reservation: Reservation; readonly dueMs: number }>();
   let nextId = 0;
   let timer: Timer | null = null;
+  let timerMs = 0;
 
   function giveBack(reservation: Reservation): void {
     try {
-      reservation.release('completed');
+      reservation.release('assumed');
     } catch (error) {
       onFault(error);
     }
   }
 
   function schedule(dueMs: number): void {
+    timerMs = dueMs;
     timer = clock.after(Math.max(0, dueMs - clock.nowMs()), () => {
       timer = null;
       releaseDue();
@@ -44,23 +51,32 @@ export function createUnseenEnds(clock: Clock, { assumedAnswerMs, maxHeld, onFau
 
   function releaseDue(): void {
     const nowMs = clock.nowMs();
+    let nextMs = Infinity;
     for (const [id, { reservation, dueMs }] of held) {
-      if (dueMs > nowMs) return schedule(dueMs);
+      if (dueMs > nowMs) {
+        nextMs = Math.min(nextMs, dueMs);
+        continue;
+      }
       held.delete(id);
       giveBack(reservation);
     }
+    // All are looked through: not for every single end.
+    if (nextMs < Infinity) schedule(Math.max(nextMs, nowMs + LEAST_PAUSE_MS));
   }
 
   return {
     hold(reservation) {
-      const dueMs = clock.nowMs() + assumedAnswerMs;
+      const { expectedAnswerMs } = reservation;
+      const dueMs = clock.nowMs() + Math.min(expectedAnswerMs ?? assumedAnswerMs, MOST_ASSUMED * assumedAnswerMs);
       held.set(nextId++, { reservation, dueMs });
       if (held.size > maxHeld) {
         const [id, oldest] = held.entries().next().value!;
         held.delete(id);
         giveBack(oldest.reservation);
       }
-      if (timer === null) schedule(dueMs);
+      if (timer !== null && dueMs >= timerMs) return;
+      timer?.cancel();
+      schedule(Math.max(dueMs, clock.nowMs() + LEAST_PAUSE_MS));
     },
     releaseAll() {
       timer?.cancel();

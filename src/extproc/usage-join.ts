@@ -41,11 +41,13 @@ export function createUsageJoin(): UsageJoin {
     const entry: Joined = { reservation, waiting: null };
     joined.set(requestId, entry);
     return {
+      expectedAnswerMs: reservation.expectedAnswerMs ?? null,
       firstByte: () => reservation.firstByte(),
       observe: (usage) => reservation.observe(usage),
       release(outcome) {
         if (joined.get(requestId) !== entry) return;
-        if (outcome === 'completed' && nObservers.has(requestId)) entry.waiting ??= outcome;
+        const isServed = outcome === 'completed' || outcome === 'assumed';
+        if (isServed && nObservers.has(requestId)) entry.waiting ??= outcome;
         else end(requestId, entry, outcome);
       },
     };

@@ -7,7 +7,8 @@ import { createEngineModels, type EngineModelsDeps } from './engine-models.ts';
 import { createEngineProfiles, type EngineProfiles } from './engine-profile.ts';
 import { createExpectedLoad, type ExpectedLoad } from './expected-load.ts';
 import { createHttpGet } from './http-get.ts';
-import { createInFlight, type AnswerForm, type InFlight } from './in-flight.ts';
+import { createInFlight, type AnswerForm, type InFlight, type Load } from './in-flight.ts';
+import { createOutputPredictor } from './output-predictor.ts';
 
 export type FleetLoad = {
   readonly inFlight: InFlight;
@@ -20,7 +21,9 @@ export type FleetLoad = {
     readonly answerMs: number | null;
     readonly tokensPerSecond: number;
   };
-  /** A request is over; what was cancelled or failed teaches nothing. */
+  /** What a request will take that goes to the endpoint now, as far as anything like it was seen. */
+  forecast(endpoint: Pick<Endpoint, 'slot'>, request: ForecastRequest): Forecast;
+  /** A request is over; what was cancelled, failed or only assumed to be over teaches nothing. */
   ended(request: EndedRequest): void;
   /** The endpoints that are asked, from `start` on. */
   reconcile(endpoints: readonly Endpoint[]): void;
@@ -30,9 +33,24 @@ export type FleetLoad = {
   stop(): Promise<void>;
 };
 
+export type ForecastRequest = {
+  readonly model: string;
+  readonly promptTokens: number;
+  readonly uncachedTokens: number;
+  readonly load: Load;
+};
+
+/** Null = nothing to go by. */
+export type Forecast = {
+  readonly outputTokens: number | null;
+  /** From the choice to the end of the answer, milliseconds. */
+  readonly answerMs: number | null;
+};
+
 export type EndedRequest = {
+  readonly model: string;
   readonly endpoint: Pick<Endpoint, 'slot'>;
-  readonly outcome: 'completed' | 'cancelled' | 'failed';
+  readonly outcome: 'completed' | 'cancelled' | 'failed' | 'assumed';
   readonly promptTokens: number;
   readonly usage: { readonly completionTokens: number } | null;
   readonly decidedMs: number;
@@ -65,6 +83,7 @@ export function createFleetLoad(
   const inFlight = createInFlight(clock);
   const expected = createExpectedLoad({ inFlight, clock }, { intervalMs });
   const profiles = createEngineProfiles(clock, engineProfileCaching ? 'on' : 'off');
+  const outputs = createOutputPredictor(clock);
   const http = createHttpGet(clock, PAGE_LIMITS);
   const metrics = createEngineMetrics(
     {
@@ -98,8 +117,16 @@ export function createFleetLoad(
       const { answerMs, tokensPerSecond } = profiles.of(slot);
       return { kvUsage: metrics.of(id)?.kvUsage ?? null, answerMs, tokensPerSecond };
     },
-    ended({ endpoint, outcome, promptTokens, usage, decidedMs, firstByteMs, endMs, answer }) {
+    forecast({ slot }, { model, promptTokens, uncachedTokens, load }) {
+      const outputTokens = outputs.predict(model, promptTokens);
+      const { answerMs, decodeMsPerToken } = profiles.of(slot);
+      if (outputTokens === null || decodeMsPerToken === null) return { outputTokens, answerMs };
+      const prefillMs = load.waitMs + load.prefillSetupMs + uncachedTokens * load.prefillMsPerToken;
+      return { outputTokens, answerMs: prefillMs + outputTokens * decodeMsPerToken };
+    },
+    ended({ endpoint, model, outcome, promptTokens, usage, decidedMs, firstByteMs, endMs, answer }) {
       if (outcome !== 'completed') return;
+      if (usage !== null) outputs.observe(model, promptTokens, usage.completionTokens);
       profiles.served(endpoint.slot, {
         answerMs: endMs - decidedMs,
         decodeMs: firstByteMs === null || answer === 'whole' ? null : endMs - firstByteMs,

@@ -15,6 +15,8 @@ export type Load = {
   readonly requests: number;
   /** Uncached prompt tokens of those requests. */
   readonly tokens: number;
+  /** Tokens that their answers are expected to have, where anything is known to expect. */
+  readonly outputTokens: number;
   /** Of the requests, those whose prompt is not computed yet. */
   readonly waiting: number;
   /** Requests sent there of late. */
@@ -43,7 +45,7 @@ export type AnswerForm = 'streamed' | 'whole';
 
 export type InFlight = {
   load(slot: number): Load;
-  reserve(slot: number, uncachedTokens: number, answer?: AnswerForm): LoadReservation;
+  reserve(slot: number, uncachedTokens: number, answer?: AnswerForm, outputTokens?: number): LoadReservation;
   /**
    * Another process is behind the slot, or none: what was learnt of its speed and what was sent to it is void. Requests
    * that went to the old one still end exactly once, and change nothing at the new one.
@@ -66,6 +68,7 @@ type Prompt = {
 type SlotState = {
   requests: number;
   tokens: number;
+  outputTokens: number;
   /** Prompts in the order they were sent, from `head` on; computed ones are passed over. */
   queue: Prompt[];
   head: number;
@@ -86,7 +89,7 @@ const ARRIVALS_MEMORY_MS = 60_000;
 const ARRIVALS_LEAST_MS = 1000;
 /** So many answers of the other kind change the mind about what this set-up shows. */
 const SIGHTINGS_KEPT = 16;
-const IDLE = { requests: 0, tokens: 0, waiting: 0, arrivalsPerSecond: 0, utilization: 0, waitMs: 0 };
+const IDLE = { requests: 0, tokens: 0, outputTokens: 0, waiting: 0, arrivalsPerSecond: 0, utilization: 0, waitMs: 0 };
 
 export function createInFlight(
   clock: Clock,
@@ -105,6 +108,7 @@ export function createInFlight(
       state = {
         requests: 0,
         tokens: 0,
+        outputTokens: 0,
         queue: [],
         head: 0,
         nWaiting: 0,
@@ -162,10 +166,10 @@ export function createInFlight(
       const state = slots.get(slot);
       if (!state) return { ...IDLE, ...learnt };
       const waitMs = backlogMs(slot, state);
-      const { requests, tokens, nWaiting: waiting } = state;
-      return { requests, tokens, waiting, ...traffic(state), waitMs, ...learnt };
+      const { requests, tokens, outputTokens, nWaiting: waiting } = state;
+      return { requests, tokens, outputTokens, waiting, ...traffic(state), waitMs, ...learnt };
     },
-    reserve(slot, uncachedTokens, answer = 'streamed') {
+    reserve(slot, uncachedTokens, answer = 'streamed', outputTokens = 0) {
       const state = stateOf(slot);
       const nowMs = clock.nowMs();
       firstMs ??= nowMs;
@@ -180,6 +184,7 @@ export function createInFlight(
       state.waitingTokens += uncachedTokens;
       state.requests += 1;
       state.tokens += uncachedTokens;
+      state.outputTokens += outputTokens;
       nTotal += 1;
       let held = true;
       let serviceMs: number | null = null;
@@ -203,6 +208,8 @@ export function createInFlight(
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;
           state.tokens -= uncachedTokens;
+          // Fractions: what is added and taken away need not cancel out to the last bit.
+          state.outputTokens = state.requests === 0 ? 0 : Math.max(0, state.outputTokens - outputTokens);
           nTotal -= 1;
           return true;
         },

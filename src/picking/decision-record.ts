@@ -84,9 +84,11 @@ export type DecisionRecord =
 export type EndRecord = {
   readonly endpoint: Endpoint;
   readonly model: string;
-  readonly outcome: 'completed' | 'cancelled' | 'failed';
+  /** `assumed`: nobody saw the end, the time for it has passed. */
+  readonly outcome: 'completed' | 'cancelled' | 'failed' | 'assumed';
   readonly promptTokens: number;
   readonly predictedCachedTokens: number;
+  readonly predictedOutputTokens: number | null;
   readonly usage: Usage | null;
   /** Milliseconds of the clock: request complete, decided, first byte of the answer (null = not seen), end. */
   readonly receivedMs: number;

@@ -410,6 +410,7 @@ function ownLoad(clock: Clock) {
     expectedLoad: createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 }),
     isDown: () => false,
     signals: () => ({ kvUsage: null, answerMs: null, tokensPerSecond: 0 }),
+    forecast: () => ({ outputTokens: null, answerMs: null }),
     random: () => 0.5,
   };
 }

@@ -129,6 +129,7 @@ function aPicker(
       expectedLoad: { of: ({ slot }) => inFlight.load(slot) },
       isDown: (id) => down.has(id),
       signals: () => ({ kvUsage: null, answerMs: null, tokensPerSecond: 0 }),
+      forecast: () => ({ outputTokens: null, answerMs: null }),
       random: () => 0.5,
       tokenizer,
       ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: 50 }),

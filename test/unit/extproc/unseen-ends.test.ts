@@ -11,9 +11,9 @@ function setUp(maxHeld = 100) {
     maxHeld,
     onFault: (error) => void faults.push(error),
   });
-  const hold = () => {
+  const hold = (expectedAnswerMs: number | null = null) => {
     const { fate, reservation } = createHeld();
-    ends.hold(reservation);
+    ends.hold({ ...reservation, expectedAnswerMs });
     return fate;
   };
   return { clock, ends, hold, faults };
@@ -28,9 +28,26 @@ describe('reservations whose end nobody sees', () => {
     clock.advance(599);
     expect([first.released, second.released]).toEqual([[], []]);
     clock.advance(1);
-    expect([first.released, second.released]).toEqual([['completed'], []]);
+    expect([first.released, second.released]).toEqual([['assumed'], []]);
     clock.advance(400);
-    expect([first.released, second.released]).toEqual([['completed'], ['completed']]);
+    expect([first.released, second.released]).toEqual([['assumed'], ['assumed']]);
+    expect([ends.size(), clock.nTimers()]).toEqual([0, 0]);
+  });
+
+  test('what is expected of an answer counts instead, up to ten times the assumption', () => {
+    const { clock, hold, ends } = setUp();
+    const [long, short, endless, plain] = [hold(3_000), hold(200), hold(1e9), hold()];
+    const released = (): number[] => [long, short, endless, plain].map((fate) => fate.released.length);
+    clock.advance(199);
+    expect(released()).toEqual([0, 0, 0, 0]);
+    clock.advance(1);
+    expect(released()).toEqual([0, 1, 0, 0]);
+    clock.advance(800);
+    expect(released()).toEqual([0, 1, 0, 1]);
+    clock.advance(2_000);
+    expect(released()).toEqual([1, 1, 0, 1]);
+    clock.advance(7_000);
+    expect(released()).toEqual([1, 1, 1, 1]);
     expect([ends.size(), clock.nTimers()]).toEqual([0, 0]);
   });
 
@@ -45,7 +62,7 @@ describe('reservations whose end nobody sees', () => {
     const { hold, ends, clock } = setUp();
     const fates = [hold(), hold()];
     ends.releaseAll();
-    expect(fates.map(({ released }) => released)).toEqual([['completed'], ['completed']]);
+    expect(fates.map(({ released }) => released)).toEqual([['assumed'], ['assumed']]);
     expect(clock.nTimers()).toBe(0);
     ends.releaseAll();
     expect(fates.map(({ released }) => released.length)).toEqual([1, 1]);
@@ -63,6 +80,6 @@ describe('reservations whose end nobody sees', () => {
     const other = hold();
     clock.advance(1_000);
     expect(faults).toHaveLength(1);
-    expect(other.released).toEqual(['completed']);
+    expect(other.released).toEqual(['assumed']);
   });
 });

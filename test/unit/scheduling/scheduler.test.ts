@@ -15,6 +15,7 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
   const load = {
     requests,
     tokens: 0,
+    outputTokens: 0,
     waiting: 0,
     arrivalsPerSecond,
     utilization: 0.4,

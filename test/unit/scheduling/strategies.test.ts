@@ -32,6 +32,7 @@ function anInput(endpoints: readonly Changes[], session: SessionHint | null = nu
     load: {
       requests,
       tokens: 0,
+      outputTokens: 0,
       waiting: 0,
       arrivalsPerSecond: 0,
       utilization,
