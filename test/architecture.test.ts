@@ -217,6 +217,7 @@ const PURE = [
   'picking/',
   'prefix/',
   'scheduling/',
+  'kvevents/batch-applier.ts',
   'kvevents/decode.ts',
   'kvevents/decode-event.ts',
   'kvevents/engine-blocks.ts',

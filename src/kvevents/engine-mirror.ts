@@ -223,9 +223,10 @@ export function createEngineMirror(
   /** @returns null when the hash means other blocks now than those a block with this parent was computed from */
   function joinNamespace(namespace: string, parent: BlockPosition): string | null {
     const ofParent = namespaceAt(parent);
-    // Told once for a chain and true for all of it, as long as no hash was seen to mean two things.
-    if (namespace === '' && !isAmbiguous) return ofParent;
-    return namespace === ofParent ? namespace : null;
+    if (namespace === ofParent || isAmbiguous) return namespace === ofParent ? namespace : null;
+    // A salt may be told once for a chain, since hashes cover it; whose adapter is meant is told with every event.
+    const [adapter, salt] = partsOf(namespace);
+    return salt === null && adapter === partsOf(ofParent)[0] ? ofParent : null;
   }
 
   /** @returns the parent's engine hash, null at the start of a prompt */
@@ -671,7 +672,11 @@ function mediumIndexOf({ medium, locality }: BlockStored | BlockRemoved): Medium
 /** What hashes of an engine that reports no extra keys may not cover. */
 function namespaceOf({ extraKeys, cacheSalt, loraName }: BlockStored): string {
   if (extraKeys !== undefined || (!cacheSalt && !loraName)) return '';
-  return JSON.stringify([loraName, cacheSalt]);
+  return JSON.stringify([loraName || null, cacheSalt || null]);
+}
+
+function partsOf(namespace: string): readonly [adapter: string | null, salt: string | null] {
+  return namespace === '' ? [null, null] : (JSON.parse(namespace) as [string | null, string | null]);
 }
 
 /** A salt that is told beside the extra keys, put where vLLM has it: last among those of the prompt's first block. */

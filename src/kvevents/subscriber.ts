@@ -1,16 +1,16 @@
 /**
- * Follows one publisher: its payloads are decoded and applied to its engine's blocks, and whatever cannot be understood is
- * counted and ends in less being believed. Sequence rules are in event-stream.ts, sockets in event-connection.ts.
+ * Follows one publisher: what it is, how it is reached, what is counted and told of it. Payloads are applied in
+ * batch-applier.ts, sequence rules are in event-stream.ts, sockets in event-connection.ts and topic-connection.ts.
  */
 import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
+import { createBatchApplier } from './batch-applier.ts';
 import type { KvEventDecoder } from './decode.ts';
-import type { ApplyResult, EngineBlocksSource } from './engine-blocks.ts';
+import type { EngineBlocksSource } from './engine-blocks.ts';
 import { createEventConnection, type EventConnectionDeps } from './event-connection.ts';
-import type { ApplyOutcome, EventStreamOptions, StreamState } from './event-stream.ts';
-import type { KvEventBatch } from './kv-event.ts';
+import type { EventStreamOptions, StreamState } from './event-stream.ts';
 import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
 import type { CounterSink, IngestSource, SourceStatus } from './source-status.ts';
@@ -70,63 +70,16 @@ export function createSubscriber(
     counters.error(reason);
   };
 
-  const apply = (payload: Uint8Array, _seq: bigint, origin: 'live' | 'replay'): ApplyOutcome => {
-    let batch: KvEventBatch;
-    try {
-      batch = decoder.decode(payload);
-    } catch (problem) {
-      error('payload');
-      log.debug('kv event payload refused', { problem: errorText(problem) });
-      return 'refused';
-    }
-    try {
-      const outcome = applyBatch(batch);
-      if (origin === 'live') noteLag(batch.ts);
-      return outcome;
-    } catch (problem) {
-      // A fault of ours must cost this source its blocks, and nobody else anything.
-      error('internal');
-      log.error('kv event batch not applied', { problem: errorText(problem) });
-      return 'refused';
-    }
-  };
-
-  const isBatch = (payload: Uint8Array): boolean => {
-    try {
-      decoder.decode(payload);
-      return true;
-    } catch (problem) {
-      error('payload');
-      log.debug('kv event payload refused', { problem: errorText(problem) });
-      return false;
-    }
-  };
-
-  const applyBatch = (batch: KvEventBatch): ApplyOutcome => {
-    let isComplete = true;
-    for (const reason of batch.skipped) {
-      if (reason === 'unknown_type') counters.events('unknown', 1, 0);
-      else {
-        isComplete = false;
-        error(reason);
-      }
-    }
-    if (batch.doubt) {
-      // An event that may have removed anything: believe what follows it.
-      blocks.clear();
-      count(blocks.apply({ ...batch, events: batch.events.slice(batch.doubt.nEventsBefore) }));
-      return 'incomplete';
-    }
-    const result = blocks.apply(batch);
-    count(result);
-    return !isComplete ? 'incomplete' : result.nCleared > 0 ? 'cleared' : 'applied';
-  };
-
-  const count = (result: ApplyResult): void => {
-    counters.events('BlockStored', result.nStored, result.blocksStored);
-    counters.events('BlockRemoved', result.nRemoved, result.blocksRemoved);
-    counters.events('AllBlocksCleared', result.nCleared, 0);
-  };
+  const applier = createBatchApplier({
+    decoder,
+    blocks,
+    onEvents: counters.events,
+    onError(reason, problem) {
+      error(reason);
+      if (reason === 'internal') log.error('kv event batch not applied', { problem });
+      else if (problem !== null) log.debug('kv event payload refused', { problem });
+    },
+  });
 
   const noteLag = (ts: number): void => {
     const sentUnixMs = ts < MAX_UNIX_SECONDS ? ts * 1000 : ts;
@@ -141,8 +94,8 @@ export function createSubscriber(
     context: deps.context,
     permits: deps.permits,
     redials: deps.redials,
-    apply,
-    isBatch,
+    apply: (payload, _seq, origin) => applier.apply(payload, origin === 'live' ? noteLag : undefined),
+    isBatch: applier.isBatch,
     clear: () => blocks.clear(),
     onStanding: () => deps.onStanding(),
     onGap() {
