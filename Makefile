@@ -65,7 +65,7 @@ bench: bench-extproc bench-tokens bench-kv bench-routing ## every bench, one aft
 bench-extproc: setup ## CPU and latency of one ext_proc request, next to a server that only answers (ARGS="--quick")
 	@$(NODE) test/bench/extproc.bench.ts $(ARGS)
 
-bench-tokens: setup ## reading of bodies and token ids, next to JSON.parse
+bench-tokens: setup ## reading, exact calls, the memo, tokenizers in trouble, one table (ARGS="--quick --only PART")
 	@$(NODE) test/bench/tokens.bench.ts $(ARGS)
 
 bench-kv: setup ## KV events and their index, next to msgpackr and Map<bigint, Set> (ARGS="--quick")

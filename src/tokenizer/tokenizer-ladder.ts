@@ -78,7 +78,7 @@ const WAIT_SMOOTHING = 0.1;
 const WORTHWHILE_IN_TIME = 0.2;
 /**
  * A wait delays for sure, a doubt is the worst case, so even 1 loses nothing on average; with 0.25 the choice is the exact
- * one in 99 % of cases and the share of waits hardly grows (`test/bench/memo.bench.ts`).
+ * one in 99 % of cases and the share of waits hardly grows (`make bench-tokens`).
  */
 const DOUBT_PER_WAIT = 0.25;
 

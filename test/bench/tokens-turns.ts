@@ -1,18 +1,9 @@
 /**
- * Decisions without waiting for tokens: `node test/bench/memo.bench.ts [conversations]`.
- *
- * Part one, in virtual time, seeded: multi-turn chats over eight engines, a tokenizer that answers in 5 to 80 ms, and beside
- * every decision the one that exact tokens would have given at that moment. Part two, in real time over real sockets: a
- * tokenizer that is saturated, dead, hangs, or answers garbage or too much.
+ * Decisions without waiting for tokens, in virtual time, seeded: multi-turn chats over eight engines, a tokenizer that
+ * answers in 5 to 80 ms, and beside every decision the one that exact tokens would have given at that moment.
  */
 import { createEndpointPicker } from '../../src/endpoint-picker.ts';
 import type { DecisionRecord } from '../../src/picking/decision-record.ts';
-import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
-import { systemClock, type Clock } from '../../src/clock.ts';
-import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
-import { silentLog } from '../../src/log.ts';
-import { createExpectedLoad } from '../../src/load/expected-load.ts';
-import { createInFlight } from '../../src/load/in-flight.ts';
 import { createBlockHasher, createHashSeed, type BlockHashes } from '../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
@@ -25,51 +16,23 @@ import { createVirtualClock } from '../../src/replay/virtual-clock.ts';
 import { encodeText, SPECIAL } from '../../src/simulator/tokenizer.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
-import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
-import { CLIENT_OPTIONS, startFakeTokenizer, type Behaviour } from '../support/fake-tokenizer.ts';
 import { PREFIX_CACHE_ONLY } from '../support/routing.ts';
 import { createBenchEngine } from './memo-fleet.ts';
+import {
+  BLOCK,
+  BUDGET_MS,
+  chatRequest,
+  endpointsOf,
+  N_ENGINES,
+  NEVER,
+  ownLoad,
+  percentile,
+  tell,
+} from './tokens-parts.ts';
 
-const BLOCK = 16;
-const N_ENGINES = 8;
 const CAPACITY_BLOCKS = 40_000;
-const BUDGET_MS = 50;
 const TURNS = 6;
 const MAX_PROMPT_TOKENS = 30_000;
-const signal = new AbortController().signal;
-const say = (text: string): void => void process.stdout.write(`${text}\n`);
-
-function percentile(sorted: readonly number[], part: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))] ?? Number.NaN;
-}
-
-function endpointsOf(n: number) {
-  const endpoints = createEndpointStore();
-  endpoints.replace(
-    Array.from({ length: n }, (_, i) => ({
-      name: `pod-${i}`,
-      address: `10.0.0.${i + 1}:8000`,
-      models: ['m'],
-      adapters: [],
-      kvEvents: [],
-      labels: {},
-      ready: true,
-      incarnation: '',
-    })),
-  );
-  return endpoints;
-}
-
-function chatRequest(body: Buffer): PickRequest {
-  return {
-    method: 'POST',
-    path: '/v1/chat/completions',
-    header: () => undefined,
-    body,
-    bodyTruncated: false,
-    subset: { kind: 'all' },
-  };
-}
 
 type Message = { readonly role: string; readonly content: string; readonly ids: readonly number[] };
 
@@ -111,7 +74,7 @@ function tokensOf(messages: readonly Message[], end: readonly number[]): Uint32A
   return ids;
 }
 
-async function multiTurn(nConversations: number): Promise<void> {
+export async function multiTurn(nConversations: number): Promise<void> {
   const random = createRandom(1);
   const texts = createTexts(random);
   const clock = createVirtualClock();
@@ -200,12 +163,12 @@ async function multiTurn(nConversations: number): Promise<void> {
     const ids = tokensOf(messages, GENERATION_PROMPT);
     tokens.set(body, ids);
     nTokens += ids.length;
-    const ideal = await exactPicker.evaluate(chatRequest(body), signal);
+    const ideal = await exactPicker.evaluate(chatRequest(body), NEVER);
     if (ideal.kind === 'error') throw new Error(ideal.message);
     const startMs = clock.nowMs();
     const startReal = performance.now();
     const startCpu = process.threadCpuUsage();
-    const decision = await picker.pick(chatRequest(body), signal);
+    const decision = await picker.pick(chatRequest(body), NEVER);
     const { user, system } = process.threadCpuUsage(startCpu);
     const realMs = performance.now() - startReal;
     if (decision.kind === 'error' || last?.kind !== 'routed') throw new Error('a request failed');
@@ -254,7 +217,7 @@ async function multiTurn(nConversations: number): Promise<void> {
   }
 
   const fail = (error: unknown): void => {
-    say(String(error));
+    process.stderr.write(`${String(error)}\n`);
     process.exit(1);
   };
   const realStart = performance.now();
@@ -273,144 +236,47 @@ async function multiTurn(nConversations: number): Promise<void> {
   const later = byTurn.slice(1);
   const share = later.reduce((sum, { memo }) => sum + memo, 0) / later.reduce((sum, { n }) => sum + n, 0);
   const nAll = byTurn.reduce((sum, { n }) => sum + n, 0);
-  say(`${nConversations} conversations × ${TURNS} turns, mean prompt ${Math.round(nTokens / nAll)} tokens`);
-  say(`  at once, by turn         ${byTurn.map(({ n, memo }) => `${((100 * memo) / n).toFixed(1)} %`).join('  ')}`);
-  say(`  at once after turn one   ${(100 * share).toFixed(1)} %   must be ≥ 80 %`);
-  say(`  added latency            p50 ${percentile(latencies, 0.5).toFixed(2)} ms   must be < 1 ms`);
-  say(
-    `                           p99 ${percentile(latencies, 0.99).toFixed(1)} ms   must be ≤ ${BUDGET_MS} ms (and a step of 1 ms)`,
-  );
-  say(`  of our own processor     ${(cpuMs / nImmediate).toFixed(3)} ms on average, where nothing was waited for`);
-  say(`  same choice as exact     ${((100 * nSame) / nMemo).toFixed(2)} % of ${nMemo}   must be ≥ 99 %`);
   regrets.sort((a, b) => a - b);
-  say(
-    `  where another            ${percentile(regrets, 0.5).toFixed(1)} ms dearer (p50), ${percentile(regrets, 1).toFixed(1)} ms (max), by the scheduler's price`,
-  );
-  const { memoEntries, memoBytes, memoEvicted } = ladder.stats();
-  say(
-    `  blocks claimed wrongly   ${((100 * nWrong) / nClaimed).toFixed(3)} %, published accuracy ${(100 * (ladder.stats().accuracy.get('m')?.accuracy ?? 0)).toFixed(2)} %`,
-  );
-  say(
-    `  memory                   ${(memoBytes / 2 ** 20).toFixed(1)} MiB in ${memoEntries} entries, ${memoEvicted} evicted`,
-  );
-  say(
-    `  (${((performance.now() - realStart) / 1000).toFixed(1)} s, ${(clock.nowMs() / 1000).toFixed(0)} s of virtual time)\n`,
-  );
-}
-
-type Trouble = {
-  readonly name: string;
-  readonly behaviour: Behaviour;
-  readonly delayMs: number;
-  readonly perSecond: number;
-};
-
-const TROUBLES: readonly Trouble[] = [
-  { name: 'healthy, 10 ms', behaviour: 'answer', delayMs: 10, perSecond: 100 },
-  // 16 calls at once of 160 ms each are 100 a second.
-  { name: 'at 2× saturation', behaviour: 'answer', delayMs: 160, perSecond: 200 },
-  { name: 'dead', behaviour: 'reset', delayMs: 0, perSecond: 100 },
-  { name: 'hanging', behaviour: 'hang', delayMs: 0, perSecond: 100 },
-  { name: 'garbage', behaviour: 'garbage', delayMs: 0, perSecond: 100 },
-  { name: '16 MiB', behaviour: 'huge', delayMs: 0, perSecond: 100 },
-];
-
-/** A tokenizer in trouble, asked for prompts never seen before, so that nothing but it could help. */
-async function trouble({ name, behaviour, delayMs, perSecond }: Trouble, seconds: number): Promise<void> {
-  const fake = await startFakeTokenizer();
-  fake.behaviour = behaviour;
-  fake.delayMs = delayMs;
-  const clock: Clock = systemClock;
-  const endpoints = endpointsOf(N_ENGINES);
-  const hasher = createBlockHasher(createHashSeed());
-  const tokenizer = createVllmTokenizer(
-    { log: silentLog, clock, onCall: () => undefined },
-    { ...CLIENT_OPTIONS, urls: [fake.url], timeoutMs: 500, maxInFlight: 16 },
-  );
-  const rungs = new Map<string, number>();
-  let lastRung = '';
-  const picker = createEndpointPicker(
-    {
-      clock,
-      endpoints,
-      knowledge: () => ({ trust: 'exact', blockSizeTokens: BLOCK }),
-      index: openPrefixIndexReader(createPrefixIndexMemory({ maxBytes: 1 << 20 })),
-      hasher,
-      routed: createRoutedPrefixes(clock),
-      ...ownLoad(clock),
-      tokenizer,
-      ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: BUDGET_MS }),
-      record(record) {
-        if (record.kind !== 'routed') return;
-        lastRung = record.evaluation.rung;
-        rungs.set(lastRung, (rungs.get(lastRung) ?? 0) + 1);
-      },
-      recordEnd: () => undefined,
-    },
-    { budgetMs: BUDGET_MS, fallbackEndpoints: 2, ...PREFIX_CACHE_ONLY },
-  );
-  let nAsked = 0;
-  let nFailed = 0;
-  const latencies: number[] = [];
-  const ask = async (): Promise<void> => {
-    const content = `${nAsked++} ${'never seen before '.repeat(40)}`;
-    const startMs = performance.now();
-    const decision = await picker.pick(
-      chatRequest(Buffer.from(JSON.stringify({ model: 'm', messages: [{ role: 'user', content }] }))),
-      signal,
-    );
-    latencies.push(performance.now() - startMs);
-    if (decision.kind === 'error') nFailed += 1;
-    else decision.reservation.release('completed');
-  };
-  const memoryBefore = process.memoryUsage().rss;
-  const startMs = performance.now();
-  const pending: Promise<void>[] = [];
-  let worstStallMs = 0;
-  let before = startMs;
-  for (let n = 0; performance.now() < startMs + 1000 * seconds; n++) {
-    const dueMs = startMs + (1000 * n) / perSecond;
-    while (performance.now() < dueMs) {
-      await new Promise((resolve) => setTimeout(resolve, 1));
-      // What the machine or the fake itself keeps the loop from is no doing of ours.
-      worstStallMs = Math.max(worstStallMs, performance.now() - before - 1);
-      before = performance.now();
-    }
-    pending.push(ask());
-  }
-  await Promise.all(pending);
-  const grownMiB = (process.memoryUsage().rss - memoryBefore) / 2 ** 20;
-  const sorted = latencies.slice().sort((a, b) => a - b);
-  const counts = [...rungs].map(([rung, n]) => `${rung} ${n}`).join(', ');
-  fake.behaviour = 'answer';
-  fake.delayMs = 0;
-  const wellMs = performance.now();
-  while (performance.now() < wellMs + 5000) {
-    await ask();
-    if (lastRung === 'exact') break;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-  say(
-    `  ${name.padEnd(18)} p50 ${percentile(sorted, 0.5).toFixed(1).padStart(5)}  p99 ${percentile(sorted, 0.99).toFixed(1).padStart(5)}  max ${percentile(sorted, 1).toFixed(1).padStart(5)} ms (loop stalls ${worstStallMs.toFixed(0)} ms)  failed ${nFailed}  ${counts}  ` +
-      `rss ${grownMiB >= 0 ? '+' : ''}${grownMiB.toFixed(0)} MiB  exact again after ${(performance.now() - wellMs).toFixed(0)} ms`,
-  );
-  await tokenizer.close();
-  await fake.stop();
-}
-
-await multiTurn(Number(process.argv[2] ?? 2000));
-say(`tokenizer in trouble, budget ${BUDGET_MS} ms: latency must be ≤ ${BUDGET_MS + 5} ms, nothing may fail`);
-for (const one of TROUBLES) await trouble(one, 3);
-
-/** Engines that say nothing of themselves. */
-function ownLoad(clock: Clock) {
-  const inFlight = createInFlight(clock);
-  return {
-    inFlight,
-    expectedLoad: createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 }),
-    isDown: () => false,
-    signals: () => ({ kvUsage: null, answerMs: null, tokensPerSecond: 0 }),
-    forecast: () => ({ outputTokens: null, answerMs: null }),
-    random: () => 0.5,
-  };
+  const percent = (part: number): string => `${(100 * part).toFixed(1)} %`;
+  const p50 = percentile(latencies, 0.5);
+  const p99 = percentile(latencies, 0.99);
+  tell({
+    what: `${nConversations} conversations × ${TURNS} turns, mean prompt ${Math.round(nTokens / nAll)} tokens`,
+    measured: `${((performance.now() - realStart) / 1000).toFixed(0)} s, ${(clock.nowMs() / 1000).toFixed(0)} s of virtual time`,
+  });
+  tell({
+    what: '  decided from the memo, by turn',
+    measured: byTurn.map(({ n, memo }) => percent(memo / n)).join('  '),
+  });
+  tell({ what: '  after the first turn', measured: percent(share), must: '≥ 80 %', met: share >= 0.8 });
+  tell({
+    what: '  added latency',
+    measured: `p50 ${p50.toFixed(2)} ms, p99 ${p99.toFixed(1)} ms`,
+    must: `< 1 ms, ≤ ${BUDGET_MS} ms`,
+    // Virtual time goes in steps of a millisecond.
+    met: p50 < 1 && p99 <= BUDGET_MS + 1,
+  });
+  tell({
+    what: '  CPU where nothing was waited for',
+    measured: `${((1000 * cpuMs) / nImmediate).toFixed(0)} µs on average`,
+  });
+  tell({
+    what: '  same choice as with exact tokens',
+    measured: `${((100 * nSame) / nMemo).toFixed(2)} % of ${nMemo}`,
+    must: '≥ 99 %',
+    met: nSame >= 0.99 * nMemo,
+  });
+  tell({
+    what: '  where another, dearer by',
+    measured: `p50 ${percentile(regrets, 0.5).toFixed(1)} ms, max ${percentile(regrets, 1).toFixed(1)} ms, by the scheduler's price`,
+  });
+  const { memoEntries, memoBytes, memoEvicted, accuracy } = ladder.stats();
+  tell({
+    what: '  blocks claimed wrongly',
+    measured: `${((100 * nWrong) / nClaimed).toFixed(3)} %, published accuracy ${percent(accuracy.get('m')?.accuracy ?? 0)}`,
+  });
+  tell({
+    what: '  memory of the memo',
+    measured: `${(memoBytes / 2 ** 20).toFixed(1)} MiB in ${memoEntries} entries, ${memoEvicted} evicted`,
+  });
 }
