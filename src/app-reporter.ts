@@ -13,6 +13,7 @@ import type { MissingPublishers } from './kvevents/missing-publishers.ts';
 import type { KvEventCounters } from './kvevents/ingest.ts';
 import type { EngineMetrics, ScrapeResult } from './load/engine-metrics.ts';
 import type { InFlight } from './load/in-flight.ts';
+import type { RequestTrace } from './load/request-trace.ts';
 import type { CompletionSignal, Metrics, RequestOutcome } from './metrics.ts';
 import { OTHER } from './metrics.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
@@ -22,6 +23,7 @@ import type { OnTokenizerCall } from './tokenizer/sharing-tokenizer.ts';
 export type ReporterDeps = {
   readonly metrics: Metrics;
   readonly decisions: DecisionLog;
+  readonly trace: Pick<RequestTrace, 'add'>;
   readonly endpoints: EndpointStore;
   readonly inFlight: InFlight;
   readonly engineMetrics: Pick<EngineMetrics, 'of' | 'isDown'>;
@@ -86,6 +88,35 @@ export function createReporter(deps: ReporterDeps): Reporter {
   const ageMs = (unixMs: number | null): number | null =>
     unixMs === null ? null : Math.max(0, deps.unixMs() - unixMs);
 
+  function trace(record: EndRecord): void {
+    const { model, outcome, usage, receivedMs, decidedMs, firstByteMs, endMs, predictedOutputTokens } = record;
+    const sinceReceived = (ms: number): number => Math.round((ms - receivedMs) * 1000) / 1000;
+    if (firstByteMs !== null) metrics.requestFirstByteSeconds.observe({ model }, (firstByteMs - decidedMs) / 1000);
+    if (outcome === 'completed') metrics.requestDurationSeconds.observe({ model }, (endMs - decidedMs) / 1000);
+    if (usage !== null) {
+      metrics.requestOutputTokens.observe({ model }, usage.completionTokens);
+      if (predictedOutputTokens !== null) {
+        metrics.requestOutputTokensError.observe({ model }, Math.abs(usage.completionTokens - predictedOutputTokens));
+      }
+    }
+    deps.trace.add({
+      unixMs: Math.round(deps.unixMs() - (endMs - receivedMs)),
+      model,
+      strategy: record.strategy,
+      rung: record.rung,
+      endpoint: record.endpoint.address,
+      outcome,
+      promptTokens: record.promptTokens,
+      predictedCachedTokens: record.predictedCachedTokens,
+      observedCachedTokens: usage?.cachedTokens ?? null,
+      predictedOutputTokens: predictedOutputTokens === null ? null : Math.round(predictedOutputTokens),
+      outputTokens: usage?.completionTokens ?? null,
+      decidedMs: sinceReceived(decidedMs),
+      firstByteMs: firstByteMs === null ? null : sinceReceived(firstByteMs),
+      endMs: sinceReceived(endMs),
+    });
+  }
+
   return {
     decision(record) {
       if (record.kind === 'counted') {
@@ -130,7 +161,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
         durationMs,
       });
     },
-    end({ endpoint, model, usage }) {
+    end(record) {
+      trace(record);
+      const { endpoint, model, usage } = record;
       const cached = usage?.cachedTokens ?? null;
       if (cached === null) return;
       metrics.observedCachedTokensTotal.inc({ model }, cached);

@@ -21,6 +21,7 @@ import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import { createFleetLoad } from './load/fleet-load.ts';
+import { createRequestTrace } from './load/request-trace.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
@@ -50,6 +51,8 @@ export type App = {
 };
 
 const DECISION_LOG_ENTRIES = 1000;
+/** A few hundred bytes each. */
+const TRACE_ENTRIES = 10_000;
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
@@ -62,6 +65,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const readiness = createReadiness(['config', 'endpoints', 'grpc', 'kvEvents']);
   const endpoints = createEndpointStore();
   const decisions = createDecisionLog(DECISION_LOG_ENTRIES);
+  const trace = createRequestTrace(TRACE_ENTRIES);
   const load = createFleetLoad(
     {
       log,
@@ -95,6 +99,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const reporter = createReporter({
     metrics,
     decisions,
+    trace,
     endpoints,
     inFlight,
     engineMetrics: load.metrics,
@@ -167,6 +172,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       excluded: () => kubernetes?.excluded() ?? [],
       explain: (input) => explain(picker, input),
       decisions: (limit) => decisions.recent(limit),
+      requests: trace.jsonLines,
       config: () => ({ ...redactedConfig(current), completionSignals: reporter.completions() }),
     },
     { listen: config.server.adminListen },

@@ -263,7 +263,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 
   function reserve(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
-    const { model, promptTokens } = evaluation;
+    const { model, promptTokens, strategy, rung } = evaluation;
     const { endpoint, matchedTokens } = view;
     const decidedMs = clock.nowMs();
     let firstByteMs: number | null = null;
@@ -301,6 +301,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         deps.recordEnd({
           endpoint,
           model,
+          strategy,
+          rung,
           outcome,
           promptTokens,
           predictedCachedTokens: matchedTokens,

@@ -41,6 +41,10 @@ export type Metrics = {
   readonly requestsTotal: LabelledCounter<Model & { readonly outcome: RequestOutcome }>;
   readonly decisionsTotal: LabelledCounter<Model & { readonly rung: DecisionRung }>;
   readonly decisionDurationSeconds: LabelledHistogram<{ readonly rung: DecisionRung }>;
+  readonly requestFirstByteSeconds: LabelledHistogram<Model>;
+  readonly requestDurationSeconds: LabelledHistogram<Model>;
+  readonly requestOutputTokens: LabelledHistogram<Model>;
+  readonly requestOutputTokensError: LabelledHistogram<Model>;
   readonly promptTokensTotal: LabelledCounter<Model>;
   readonly predictedCachedTokensTotal: LabelledCounter<Model>;
   readonly observedCachedTokensTotal: LabelledCounter<Model>;
@@ -99,6 +103,9 @@ const DECISION_BUCKETS = [
   0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 10,
 ];
 const TOKENIZER_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.35, 0.5, 1, 2, 5];
+/** From a warm first token to a long answer. */
+const ANSWER_BUCKETS = [0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 40, 80, 160, 320];
+const TOKEN_BUCKETS = [1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384];
 const LAG_BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 
 /** A registry of its own: two apps in one process do not meet. */
@@ -125,6 +132,30 @@ export function createMetrics(): Metrics {
       'end of body to answer',
       ['rung'],
       DECISION_BUCKETS,
+    ),
+    requestFirstByteSeconds: histogram.labelled(
+      'request_first_byte_seconds',
+      'choice to first byte of the answer, where it was seen',
+      ['model'],
+      ANSWER_BUCKETS,
+    ),
+    requestDurationSeconds: histogram.labelled(
+      'request_duration_seconds',
+      'choice to end of the answer, of completed requests',
+      ['model'],
+      ANSWER_BUCKETS,
+    ),
+    requestOutputTokens: histogram.labelled(
+      'request_output_tokens',
+      'tokens of the answer, as the engine reported them',
+      ['model'],
+      TOKEN_BUCKETS,
+    ),
+    requestOutputTokensError: histogram.labelled(
+      'request_output_tokens_error',
+      'by how much they were predicted wrongly',
+      ['model'],
+      TOKEN_BUCKETS,
     ),
     promptTokensTotal: counter.labelled('prompt_tokens_total', 'prompt tokens of routed requests', ['model']),
     predictedCachedTokensTotal: counter.labelled(

@@ -239,6 +239,7 @@ const PURE = [
   'load/in-flight.ts',
   'load/metrics-page.ts',
   'load/output-predictor.ts',
+  'load/request-trace.ts',
   'extproc/answers.ts',
   'extproc/exchange.ts',
   'extproc/message-reader.ts',

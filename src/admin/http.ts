@@ -19,6 +19,8 @@ export type AdminDeps = {
   explain(input: unknown): Promise<{ readonly status: number; readonly body: unknown }>;
   /** Newest first. */
   decisions(limit: number): readonly object[];
+  /** Ended requests as JSON lines, oldest first. */
+  requests(limit: number): string;
   /** Effective configuration without secrets. */
   config(): object;
   readonly log: Log;
@@ -32,8 +34,9 @@ export type AdminServer = {
 
 /** An explain request carries one prompt: what `server.bodyMaxBytes` allows by default, and room for its envelope. */
 const EXPLAIN_MAX_BYTES = 17 * 1024 * 1024;
-const DEFAULT_DECISIONS = 100;
-const MAX_DECISIONS = 10_000;
+const JSON_LINES = 'application/x-ndjson; charset=utf-8';
+const DEFAULT_NEWEST = 100;
+const MAX_NEWEST = 10_000;
 /** Probes and scrapers are quick and few; everything slower or more is a mistake or an attack. */
 const HEADERS_TIMEOUT_MS = 5_000;
 const REQUEST_TIMEOUT_MS = 15_000;
@@ -90,7 +93,11 @@ function createRoutes(deps: AdminDeps): ReadonlyMap<string, Route> {
       }),
     ],
     ['/api/v1/endpoints', get((query) => json(200, endpoints(deps, query)))],
-    ['/api/v1/decisions', get((query) => decisions(deps, query))],
+    ['/api/v1/decisions', get((query) => newest(query, (limit) => json(200, deps.decisions(limit))))],
+    [
+      '/api/v1/requests',
+      get((query) => newest(query, (limit) => ({ status: 200, type: JSON_LINES, body: deps.requests(limit) }))),
+    ],
     ['/api/v1/config', get(() => json(200, deps.config()))],
     ['/api/v1/explain', { method: 'POST', answer: (request) => explain(deps, request) }],
     ['/', get(() => ({ status: 200, type: 'text/html; charset=utf-8', body: statusPage() }))],
@@ -115,13 +122,13 @@ function endpoints(deps: AdminDeps, query: URLSearchParams): readonly object[] {
   return [...deps.endpoints(), ...deps.excluded().map(({ name, reason }) => ({ name, ready: false, reason }))];
 }
 
-function decisions(deps: AdminDeps, query: URLSearchParams): Answer {
-  const text = query.get('limit') ?? String(DEFAULT_DECISIONS);
+function newest(query: URLSearchParams, answer: (limit: number) => Answer): Answer {
+  const text = query.get('limit') ?? String(DEFAULT_NEWEST);
   const limit = /^\d{1,9}$/.test(text) ? Number(text) : 0;
-  if (limit < 1 || limit > MAX_DECISIONS) {
-    return json(400, { error: `limit must be an integer from 1 to ${MAX_DECISIONS}, got ${JSON.stringify(text)}` });
+  if (limit < 1 || limit > MAX_NEWEST) {
+    return json(400, { error: `limit must be an integer from 1 to ${MAX_NEWEST}, got ${JSON.stringify(text)}` });
   }
-  return json(200, deps.decisions(limit));
+  return answer(limit);
 }
 
 async function explain(deps: AdminDeps, request: IncomingMessage): Promise<Answer> {

@@ -84,6 +84,8 @@ export type DecisionRecord =
 export type EndRecord = {
   readonly endpoint: Endpoint;
   readonly model: string;
+  readonly strategy: string;
+  readonly rung: DecisionRung;
   /** `assumed`: nobody saw the end, the time for it has passed. */
   readonly outcome: 'completed' | 'cancelled' | 'failed' | 'assumed';
   readonly promptTokens: number;

@@ -3,6 +3,7 @@ import { connect } from 'node:net';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { createAdminServer, type AdminDeps, type AdminServer } from '../../../src/admin/http.ts';
 import { createReadiness } from '../../../src/admin/readiness.ts';
+import { createRequestTrace, type TraceEntry } from '../../../src/load/request-trace.ts';
 import { createLog, silentLog } from '../../../src/log.ts';
 import { createMetrics } from '../../../src/metrics.ts';
 
@@ -21,6 +22,7 @@ function anAdmin(given: Partial<AdminDeps> = {}, listen = '127.0.0.1:0'): AdminS
       excluded: () => [],
       explain: async () => ({ status: 200, body: {} }),
       decisions: () => [],
+      requests: () => '',
       config: () => ({}),
       log: silentLog,
       ...given,
@@ -36,9 +38,48 @@ async function started(given: Partial<AdminDeps> = {}): Promise<string> {
   return `http://${(await anAdmin(given).start()).address}`;
 }
 
+const anEntry = (promptTokens: number): TraceEntry => ({
+  unixMs: 1,
+  model: 'm',
+  strategy: 'prefix-cache',
+  rung: 'exact',
+  endpoint: '10.0.0.1:8000',
+  outcome: 'completed',
+  promptTokens,
+  predictedCachedTokens: 0,
+  observedCachedTokens: null,
+  predictedOutputTokens: null,
+  outputTokens: null,
+  decidedMs: 0.4,
+  firstByteMs: null,
+  endMs: 100,
+});
+
 const post = (url: string, body: string): Promise<Response> => fetch(`${url}/api/v1/explain`, { method: 'POST', body });
 
 describe('what is shown', () => {
+  test('/api/v1/requests is a page of JSON lines, the newest', async () => {
+    const trace = createRequestTrace(3);
+    for (let n = 1; n <= 5; n++) trace.add(anEntry(n));
+    const url = await started({ requests: trace.jsonLines });
+    const lines = async (query: string): Promise<number[]> => {
+      const answer = await fetch(`${url}/api/v1/requests${query}`);
+      expect(answer.headers.get('content-type')).toBe('application/x-ndjson; charset=utf-8');
+      const text = await answer.text();
+      return text
+        .split('\n')
+        .slice(0, -1)
+        .map((line) => (JSON.parse(line) as TraceEntry).promptTokens);
+    };
+    expect(await lines('')).toEqual([3, 4, 5]);
+    expect(await lines('?limit=2')).toEqual([4, 5]);
+    const wrong = await fetch(`${url}/api/v1/requests?limit=0`);
+    expect([wrong.status, await wrong.json()]).toEqual([
+      400,
+      { error: 'limit must be an integer from 1 to 10000, got "0"' },
+    ]);
+  });
+
   test('/api/v1/endpoints?all=1 adds what discovery does not use, with its reason', async () => {
     const url = await started({
       endpoints: () => [{ name: 'pod-a' }],
