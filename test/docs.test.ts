@@ -11,7 +11,17 @@ test.each(generatedDocuments().map((document) => [document.path, document] as co
 
 test('every relative link of the documents leads to a file', async () => {
   const { existsSync } = await import('node:fs');
-  for (const page of ['README.md', 'envoy/README.md', 'ARCHITECTURE.md', 'docs/design.md']) {
+  const pages = [
+    'README.md',
+    'ARCHITECTURE.md',
+    'charts/warmpath/README.md',
+    'docs/design.md',
+    'docs/migrating.md',
+    'docs/operations.md',
+    'envoy/README.md',
+    'envoy/gateway/README.md',
+  ];
+  for (const page of pages) {
     if (!existsSync(new URL(`../${page}`, import.meta.url))) continue;
     const links = readDocument(page).matchAll(/\]\((?!https?:|#)([^)#]+)/g);
     for (const [, target] of links) {

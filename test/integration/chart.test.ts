@@ -314,6 +314,17 @@ describe('the Deployment', () => {
   });
 });
 
+describe('an InferencePool', () => {
+  test('gets one address per request, by TLS: what data planes that dial the destination need', () => {
+    for (const name of ['an InferencePool', 'an InferencePool of eight ports', 'an InferencePool that is there']) {
+      const { server, routing, discovery } = configOf(ofCase(name));
+      expect(routing.fallbackEndpoints).toBe(0);
+      expect(server.tls.selfSigned || server.tls.certFile !== null).toBe(true);
+      expect(discovery.kubernetes.inferencePool).not.toBeNull();
+    }
+  });
+});
+
 describe('a mistake in the values', () => {
   test.each<[string, Values, RegExp]>([
     ['a value that does not exist', { replica: 3 }, /'replica' not allowed/],

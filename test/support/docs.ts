@@ -4,6 +4,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { parse } from 'yaml';
 import { configTable } from '../../src/config.ts';
 import { chartLiveKeys, chartReadme, chartSchema } from './chart-docs.ts';
 
@@ -14,6 +15,7 @@ export type GeneratedDocument = { readonly path: string; readonly text: string }
 export function generatedDocuments(): readonly GeneratedDocument[] {
   return [
     { path: 'docs/configuration.md', text: configurationPage() },
+    { path: 'docs/operations.md', text: withAlerts(readDocument('docs/operations.md')) },
     { path: 'charts/warmpath/README.md', text: chartReadme() },
     { path: 'charts/warmpath/values.schema.json', text: chartSchema() },
     { path: 'charts/warmpath/files/live-keys.txt', text: chartLiveKeys() },
@@ -22,6 +24,29 @@ export function generatedDocuments(): readonly GeneratedDocument[] {
 
 export function readDocument(path: string): string {
   return readFileSync(new URL(path, ROOT), 'utf8');
+}
+
+type Alert = {
+  readonly alert: string;
+  readonly expr: string;
+  readonly for: string;
+  readonly annotations: { readonly summary: string };
+};
+
+/** The alerts of the chart, with what each one means. */
+export function alerts(): readonly Alert[] {
+  const { groups } = parse(readDocument('charts/warmpath/files/alerts.yaml')) as { groups: { rules: Alert[] }[] };
+  return groups.flatMap(({ rules }) => rules);
+}
+
+/** A page written by hand, with the list of alerts between its two marks. */
+function withAlerts(page: string): string {
+  const rows = alerts().map(({ alert, expr, for: held, annotations }) => {
+    const promql = expr.replaceAll('|', '\\|');
+    return `| \`${alert}\` | ${annotations.summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, 'a $1')} | \`${promql}\` for ${held} |`;
+  });
+  const table = ['| alert | means | PromQL |', '|---|---|---|', ...rows].join('\n');
+  return page.replace(/<!-- alerts -->[^]*<!-- \/alerts -->/, `<!-- alerts -->\n${table}\n<!-- /alerts -->`);
 }
 
 function configurationPage(): string {

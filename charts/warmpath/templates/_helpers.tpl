@@ -98,6 +98,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if ne (default "kubernetes" $given.mode) "static" -}}{{- $_ := set $discovery "kubernetes" $kubernetes -}}{{- end -}}
 {{- $base := dict "discovery" $discovery -}}
 {{- if $server -}}{{- $_ := set $base "server" $server -}}{{- end -}}
+{{- if include "warmpath.inferencePool" . -}}
+{{- /* Many data planes dial the destination as it is written: one address. */ -}}
+{{- $_ := set $base "routing" (dict "fallbackEndpoints" 0) -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $base (deepCopy .Values.config)) -}}
 {{- end }}
 
