@@ -5,7 +5,7 @@
  * The two directions are independent (request-side.ts, response-side.ts), the question to the picker is picking.ts; here
  * lies what joins them: the mode of the stream, the failure mode, the reservation, and the end.
  */
-import type { Clock } from '../clock.ts';
+import type { Clock, Timer } from '../clock.ts';
 import type { Usage } from '../openai/usage.ts';
 import { answersRequestHeaders, immediateResponse } from './answers.ts';
 import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
@@ -116,6 +116,9 @@ export type Exchange = {
   expire(): void;
 };
 
+/** Envoy waits a second for our end of a stream it half-closed; then it resets it. */
+const HALF_CLOSE_GRACE_MS = 500;
+
 export function createExchange(
   options: ExchangeOptions,
   clock: Clock,
@@ -142,7 +145,8 @@ export function createExchange(
   let answeredAtMs: number | null = null;
   let requestId: string | null = null;
   let draining = false;
-  let halfClosed = false;
+  /** Set by a half-close while the picker is asked: what ends the wait for it. */
+  let halfClosed: Timer | null = null;
   /** Set by a fault before the picker was asked: then it is not asked any more. */
   let faulted: FaultReason | null = null;
 
@@ -150,9 +154,13 @@ export function createExchange(
 
   function message(incoming: EnvoyMessage): void {
     if (phase === 'finished') return;
-    if (phase === 'new' && !begin(incoming)) return;
     nMessages += 1;
     if (nMessages > options.maxMessages) return tooManyMessages();
+    if (phase === 'new') {
+      // Not the first message of a request yet: it says nothing of how the filter is configured.
+      if (incoming.kind === 'unknown' && incoming.protocolConfig === null && !incoming.observabilityMode) return;
+      if (!begin(incoming)) return;
+    }
     if (incoming.subset !== null) request?.hint(incoming.subset);
     if (incoming.served !== null) served = incoming.served;
     switch (incoming.kind) {
@@ -243,7 +251,7 @@ export function createExchange(
   function routed(destination: string, first: string, decision: Routed): void {
     reservation = decision.reservation;
     // Envoy has nothing more to send before its answer only when the client is gone. Others may wait for it all the same.
-    outcome = halfClosed ? 'cancelled' : 'routed';
+    outcome = halfClosed === null ? 'routed' : 'cancelled';
     model = decision.model ?? null;
     endpoint = first;
     request?.answer({ kind: 'routed', destination, first });
@@ -260,7 +268,7 @@ export function createExchange(
   function answered(): void {
     phase = 'answered';
     answeredAtMs = clock.nowMs();
-    if (halfClosed) endCleanly('half_close');
+    if (halfClosed !== null) endCleanly('half_close');
     else if (draining) drain();
   }
 
@@ -326,9 +334,9 @@ export function createExchange(
 
   function onHalfClose(): void {
     if (phase === 'finished') return;
-    halfClosed = true;
-    // A half-close is no reset: what was asked for is still answered.
-    if (picking.state() !== 'asked') endCleanly('half_close');
+    if (picking.state() !== 'asked') return endCleanly('half_close');
+    // A half-close is no reset: what was asked for is still answered, if soon.
+    halfClosed = clock.after(HALF_CLOSE_GRACE_MS, () => endCleanly('half_close'));
   }
 
   function endCleanly(ending: ExchangeEnding): void {
@@ -359,6 +367,7 @@ export function createExchange(
 
   function finish(ending: ExchangeEnding): void {
     phase = 'finished';
+    halfClosed?.cancel();
     const endedAtMs = clock.nowMs();
     const responseOver = response?.state() === 'over';
     if (usage === null) usage = response?.usageSoFar() ?? null;

@@ -276,6 +276,22 @@ describe('mistakes', () => {
       ['server.tls.clientCaFile=a'],
       'server.tls.clientCaFile needs server.tls.certFile and server.tls.keyFile, got neither (--set)',
     ],
+    [
+      ['server.tls.selfSigned=true', 'server.tls.certFile=a', 'server.tls.keyFile=b'],
+      'server.tls.selfSigned must be false where server.tls.certFile is set, got true (--set, --set)',
+    ],
+    [
+      ['server.tls.certFile=a', 'server.tls.keyFile=b', 'server.tls.allowedClients=["DNS:envoy"]'],
+      'server.tls.allowedClients needs server.tls.clientCaFile, got nothing (--set)',
+    ],
+    [
+      ['server.decisionDeadlineMs=50', 'tokenizer.budgetMs=50'],
+      'server.decisionDeadlineMs must be above tokenizer.budgetMs (50), got 50 (--set)',
+    ],
+    [
+      ['server.healthListen=127.0.0.1:9090', 'server.adminListen=127.0.0.1:9090'],
+      'server.adminListen must differ from server.healthListen, got "127.0.0.1:9090" for both (--set)',
+    ],
     [['tokenizer.api=local'], 'tokenizer.file must be given where tokenizer.api is local, got nothing (--set)'],
     [['tokenizer.file=a'], 'tokenizer.file needs tokenizer.api: local, got auto (--set, default)'],
     [['kvEvents.replayPort=5557'], 'kvEvents.replayPort must differ from kvEvents.port, got 5557 for both (--set)'],

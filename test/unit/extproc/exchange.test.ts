@@ -1,8 +1,10 @@
 import { describe, expect, test } from '@jest/globals';
+import { readMessage } from '../../../src/extproc/message-reader.ts';
 import type { BodySendMode } from '../../../src/extproc/messages.ts';
 import { aPickError, createHarness, createHeld } from '../../support/exchange-harness.ts';
 import {
   announced,
+  encodeRequest,
   hint,
   requestBody,
   requestHeaders,
@@ -744,6 +746,52 @@ describe('response phases', () => {
   });
 });
 
+describe('what a later Envoy may send', () => {
+  // flow_control_init (12) and client_window_update (13): members this version does not know, and never answers.
+  const flowControl = [Buffer.from([0x62, 0x04, 0x08, 0x80, 0x80, 0x04]), Buffer.from([0x6a, 0x02, 0x08, 0x01])];
+
+  test.each(['BUFFERED', 'FULL_DUPLEX_STREAMED', 'NONE'] as const)('in %s changes nothing at any place', (mode) => {
+    const said = (withFlowControl: 'yes' | 'no'): unknown => {
+      const h = createHarness();
+      const between = (): void => {
+        if (withFlowControl === 'yes') for (const bytes of flowControl) h.exchange.message(readMessage(bytes));
+      };
+      h.envoy(requestHeaders(), announced(mode, { responseBody: 'STREAMED' }));
+      between();
+      if (mode !== 'NONE') h.envoy(requestBody(BODY));
+      between();
+      h.route(POD);
+      between();
+      h.envoy(responseHeaders());
+      between();
+      h.envoy(responseBody('x'));
+      between();
+      h.exchange.halfClosed();
+      between();
+      return { answers: h.answers, results: h.results, ended: h.ended(), nPicks: h.picks.length };
+    };
+    expect(said('yes')).toEqual(said('no'));
+  });
+
+  test('before the headers does not stand for them: the mode is what they announce', () => {
+    const h = createHarness({ defaultBodyMode: 'BUFFERED' });
+    for (const bytes of flowControl) h.exchange.message(readMessage(bytes));
+    h.envoy(requestHeaders(), announced('NONE'));
+    h.route(POD);
+    h.exchange.halfClosed();
+    expect(kinds(h.answers)).toEqual(['request_headers']);
+    expect(h.results).toMatchObject([{ mode: 'NONE', outcome: 'routed' }]);
+  });
+
+  test('in the message with the headers is passed over', () => {
+    const h = createHarness();
+    const first = encodeRequest({ ...requestHeaders({ endOfStream: true }), ...announced('BUFFERED') });
+    h.exchange.message(readMessage(Buffer.concat([...flowControl, first, ...flowControl])));
+    h.route(POD);
+    expect(kinds(h.answers)).toEqual(['request_headers']);
+  });
+});
+
 describe('endings', () => {
   test.each([
     ['after the headers', 0],
@@ -810,6 +858,21 @@ describe('endings', () => {
       expect(h.results).toMatchObject([{ outcome: 'cancelled', ending: 'half_close' }]);
     },
   );
+
+  test('a half-close is not waited on for long: the question is given up before Envoy resets the stream', () => {
+    const h = createHarness({ deadlineMs: 5_000 });
+    h.envoy(requestHeaders(), announced('FULL_DUPLEX_STREAMED'));
+    h.envoy(requestBody(BODY));
+    h.exchange.halfClosed();
+    h.clock.advance(499);
+    expect(h.ended()).toBeNull();
+    h.clock.advance(1);
+    expect(h.ended()).toBe('ok');
+    expect(h.picks[0]!.signal.aborted).toBe(true);
+    expect(h.results).toMatchObject([{ outcome: 'cancelled', ending: 'half_close' }]);
+    expect(h.route(POD).released).toEqual(['cancelled']);
+    expect(h.clock.nTimers()).toBe(0);
+  });
 
   test('a half-close in the middle of the body ends the stream', () => {
     const h = createHarness();
