@@ -147,7 +147,7 @@ function anEvent(random: Random, pod: Pod, aPrompt: (size: number) => Prompt): o
     return [pod.store({ ...prompt, blocks }, from, to, random(5) === 0 ? random(3) : 0)];
   }
   if (chosen < 17) return [pod.remove(held.path, held.medium, random(30) === 0 ? 'broken' : 'good')];
-  if (chosen < 18) return [pod.locate(held.path)];
+  if (chosen < 18) return pod.sendsPlaceholders() ? [pod.locate(held.path)] : [];
   if (chosen < 19) return [{ type: 'BlockTouched', block_hashes: [1] }];
   return random(4) === 0 ? [pod.clear()] : [];
 }

@@ -204,6 +204,11 @@ export class Pod {
     return this.dialect !== 'sglang';
   }
 
+  /** Whether it sends hashes alone, without tokens. */
+  sendsPlaceholders(): boolean {
+    return this.dialect !== 'sglang';
+  }
+
   private change(path: string, medium: number, by: number): void {
     const copies = this.holding.get(path)?.slice() ?? new Array<number>(N_MEDIA).fill(0);
     copies[medium] = Math.max(0, copies[medium]! + by);
