@@ -26,7 +26,7 @@ export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
   const kind = scanner.peekKind();
   const start = scanner.pos;
   if (kind === 'string') return readTexts(scanner, name, 'one');
-  if (kind === 'null') {
+  if (kind === 'null' || start === scanner.end) {
     scanner.skipValue();
     return { kind: 'absent' };
   }
@@ -34,7 +34,12 @@ export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
     return wrong(scanner, start, `\`${name}\` must be ${FORMS}, got ${kindText(kind)} at byte ${start}`);
   scanner.pos = start + 1;
   const first = scanner.peekKind();
+  const isCut = scanner.pos === scanner.end;
   scanner.pos = start;
+  if (isCut) {
+    scanner.skipValue();
+    return { kind: 'absent' };
+  }
   if (first === 'string') return readTexts(scanner, name, 'list');
   if (first === 'number') return readOneList(scanner, name);
   if (first === 'array') return readLists(scanner, name);

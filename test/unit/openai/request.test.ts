@@ -552,6 +552,17 @@ describe('a body that was cut on the way', () => {
     });
   });
 
+  test.each([
+    '{"model":"m","prompt":',
+    '{"model":"m","prompt": ',
+    '{"model":"m","prompt":[',
+    '{"model":"m","prompt":[\n',
+    '{"model":"m","prompt":[[',
+  ])('right before its prompt (%j) is not refused for it', (body) => {
+    expect(parse(COMPLETIONS_PATH, body, 'yes')).toMatchObject({ kind: 'request', request: { model: 'm' } });
+    expect(parse(COMPLETIONS_PATH, body)).toMatchObject({ kind: 'bad_request', param: null });
+  });
+
   test('gives no text, as a tokenizer would have to see all of it', () => {
     expect(parse(COMPLETIONS_PATH, '{"model":"m","prompt":"abc","us', 'yes')).toMatchObject({
       request: { model: 'm', prompt: { kind: 'none' } },
