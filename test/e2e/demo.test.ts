@@ -63,7 +63,7 @@ async function whenRunning(demo: Demo, ...words: readonly string[]): Promise<voi
     const commands = demo.running().map(({ command }) => command);
     const missing = words.filter((word) => !commands.some((command) => command.includes(word)));
     return missing.length === 0 ? 'done' : `not running: ${missing.join(', ')}`;
-  }, 15_000);
+  }, 60_000);
 }
 
 describe('warmpath demo', () => {

@@ -412,9 +412,7 @@ describe('several servers', () => {
     await down.stop();
     const { ask } = aTokenizer([down.url, old.url]);
     for (let i = 0; i < 60; i++) await ask(aChatRequest());
-    const startMs = performance.now();
     for (let i = 0; i < 20; i++) expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
-    expect(performance.now() - startMs).toBeLessThan(1000);
     expect(old.calls.filter(({ path }) => path.endsWith('/render'))).toHaveLength(1);
   });
 
