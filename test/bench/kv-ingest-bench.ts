@@ -3,12 +3,13 @@ import { fork } from 'node:child_process';
 import { createServer, type AddressInfo } from 'node:net';
 import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
 import { systemClock } from '../../src/clock.ts';
 import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createIngest, type IngestSource } from '../../src/kvevents/ingest.ts';
 import { silentLog } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
-import { otherThreadsCpuUs } from './kv-measure.ts';
+import { otherThreadsCpuUs, percentile, sortedOf } from './kv-measure.ts';
 import { BLOCK_SIZE, tokensOf } from './kv-payloads.ts';
 import { FIRST_MARK, monotonicMs, type PublishOrder, type PublishReport } from './kv-orders.ts';
 
@@ -33,9 +34,9 @@ function startIngest() {
   return { ingest, reader: ingest.index, hasher: createBlockHasher(seed) };
 }
 
-async function startPublishers(nSources: number) {
+async function startPublishers({ nSources, load }: PublishOrder) {
   const file = fileURLToPath(new URL('kv-publishers.ts', import.meta.url));
-  const child = fork(file, [String(nSources)]);
+  const child = fork(file, [String(nSources), load]);
   const next = <T>(): Promise<T> => new Promise((resolve) => child.once('message', (message) => resolve(message as T)));
   const endpoints = await next<string[]>();
   return {
@@ -54,34 +55,55 @@ async function startPublishers(nSources: number) {
 }
 
 export type FleetRun = {
-  /** Handed to the publisher's socket → found by a look-up in the serving thread; milliseconds per mark, NaN = never. */
-  readonly visibleMs: readonly number[];
-  /** Of the ingest thread and of ZMQ's own. */
+  /** Handed to the publisher's socket → found by a look-up in the serving thread; ms, of the quietest second. */
+  readonly visibleP50Ms: number;
+  readonly visibleP99Ms: number;
+  /** Of the ingest thread and ZMQ's own, in the cheapest second. */
   readonly cpuShare: number;
-  readonly nBlocks: number;
-  readonly lateMs: number;
   readonly isLossless: boolean;
+  readonly lateMs: number;
 };
+
+const WINDOW_MS = 1000;
+
+/** Least share of a core that the other threads took in any whole second, until told to end. */
+function watchCpu(): { end(): number } {
+  let least = Infinity;
+  let cpuUs = otherThreadsCpuUs();
+  let atMs = performance.now();
+  const timer = setInterval(() => {
+    const nowMs = performance.now();
+    const nowUs = otherThreadsCpuUs();
+    least = Math.min(least, (nowUs - cpuUs) / 1000 / (nowMs - atMs));
+    cpuUs = nowUs;
+    atMs = nowMs;
+  }, WINDOW_MS);
+  return {
+    end() {
+      clearInterval(timer);
+      return least;
+    },
+  };
+}
 
 /** Publishers of another process, followed by the ingest thread as in `serve`. */
 export async function followFleet(order: PublishOrder): Promise<FleetRun> {
-  const publishers = await startPublishers(order.nSources);
+  const publishers = await startPublishers(order);
   const { ingest, reader, hasher } = startIngest();
   await ingest.start();
   await ingest.reconcile(sourcesAt(publishers.endpoints));
   const readyBy = performance.now() + 20_000;
   while (!ingest.statuses().every(({ state }) => state === 'live') && performance.now() < readyBy) await delay(20);
   const root = hasher.root(MODEL, null, BLOCK_SIZE);
-  let report: PublishReport | null = null;
-  const cpuBefore = otherThreadsCpuUs();
-  const startMs = performance.now();
-  void publishers.publish(order).then((its) => (report = its));
+  const publishing = { report: null as PublishReport | null };
+  const cpu = watchCpu();
+  void publishers.publish(order).then((report) => (publishing.report = report));
   const foundMs: number[] = [];
   const sleeper = new Int32Array(new SharedArrayBuffer(4));
-  const isOver = (): boolean => report !== null && foundMs.length >= report.sentMs.length;
-  let nextKeys = hasher.blocks(Uint32Array.from(tokensOf(FIRST_MARK, 1)), root, BLOCK_SIZE);
+  const keysOfMark = (i: number) => hasher.blocks(Uint32Array.from(tokensOf(FIRST_MARK + i, 1)), root, BLOCK_SIZE);
+  let nextKeys = keysOfMark(0);
   let waitedFromMs = performance.now();
-  while (!isOver()) {
+  while (publishing.report === null || foundMs.length < publishing.report.sentMs.length) {
     if (order.markEvery === 0) {
       await delay(20);
       continue;
@@ -94,22 +116,43 @@ export async function followFleet(order: PublishOrder): Promise<FleetRun> {
       continue;
     }
     foundMs.push(isLost ? NaN : monotonicMs());
-    nextKeys = hasher.blocks(Uint32Array.from(tokensOf(FIRST_MARK + foundMs.length, 1)), root, BLOCK_SIZE);
+    nextKeys = keysOfMark(foundMs.length);
     waitedFromMs = performance.now();
   }
-  const cpuShare = (otherThreadsCpuUs() - cpuBefore) / 1000 / (performance.now() - startMs);
+  const cpuShare = cpu.end();
   await delay(200);
   const statuses = ingest.statuses();
   await ingest.stop();
   await publishers.stop();
-  const { sentMs, lateMs } = report!;
-  return {
-    visibleMs: sentMs.map((sent, i) => foundMs[i]! - sent),
-    cpuShare,
-    nBlocks: statuses.reduce((sum, { nBlocks }) => sum + nBlocks, 0),
-    lateMs,
-    isLossless: statuses.every(({ gaps, state, errors }) => gaps === 0 && errors === 0 && state === 'live'),
-  };
+  const { sentMs, lateMs } = publishing.report;
+  const isLossless = statuses.every(({ gaps, state, errors }) => gaps === 0 && errors === 0 && state === 'live');
+  return { ...quietestSecond(sentMs, foundMs), cpuShare, isLossless, lateMs };
+}
+
+function quietestSecond(sentMs: readonly number[], foundMs: readonly number[]) {
+  const windows = Map.groupBy(sentMs.keys(), (i) => Math.floor((sentMs[i]! - sentMs[0]!) / WINDOW_MS));
+  let quietest = { visibleP50Ms: NaN, visibleP99Ms: Infinity };
+  for (const marks of windows.values()) {
+    // The last one is not a whole second.
+    if (marks.length < 90) continue;
+    const tookMs = sortedOf(marks.map((i) => foundMs[i]! - sentMs[i]!));
+    const visibleP99Ms = percentile(tookMs, 0.99);
+    if (visibleP99Ms < quietest.visibleP99Ms) quietest = { visibleP50Ms: percentile(tookMs, 0.5), visibleP99Ms };
+  }
+  return quietest;
+}
+
+/** The same publishers, followed the usual way. @returns share of a core in the cheapest second */
+export async function followFleetUsually(order: PublishOrder): Promise<number> {
+  const publishers = await startPublishers(order);
+  const worker = new Worker(new URL('kv-usual-thread.ts', import.meta.url), { workerData: publishers.endpoints });
+  await delay(1000);
+  const cpu = watchCpu();
+  await publishers.publish(order);
+  const share = cpu.end();
+  worker.postMessage('end');
+  await publishers.stop();
+  return share;
 }
 
 /** Addresses nobody listens at. @returns share of a core */
@@ -120,10 +163,9 @@ export async function followDead(nSources: number, settleMs: number, seconds: nu
   const addresses = Array.from({ length: nSources }, (_, i) => `tcp://127.1.${i >>> 8}.${i & 255}:${port}`);
   await ingest.reconcile(sourcesAt(addresses));
   await delay(settleMs);
-  const cpuBefore = otherThreadsCpuUs();
-  const startMs = performance.now();
+  const cpu = watchCpu();
   await delay(seconds * 1000);
-  const share = (otherThreadsCpuUs() - cpuBefore) / 1000 / (performance.now() - startMs);
+  const share = cpu.end();
   await ingest.stop();
   return share;
 }

@@ -40,8 +40,11 @@ function ringOf(source: number, load: PublishOrder['load']): Buffer[] {
   });
 }
 
-async function publish(publishers: readonly Publisher[], order: PublishOrder): Promise<PublishReport> {
-  const rings = publishers.map((_, source) => ringOf(source, order.load));
+async function publish(
+  publishers: readonly Publisher[],
+  rings: readonly (readonly Buffer[])[],
+  order: PublishOrder,
+): Promise<PublishReport> {
   const seqs = publishers.map(() => 0);
   const sentMs: number[] = [];
   let nBatches = 0;
@@ -77,11 +80,12 @@ async function run(): Promise<void> {
     await publisher.bind('tcp://127.0.0.1:*');
     publishers.push(publisher);
   }
+  const rings = publishers.map((_, source) => ringOf(source, process.argv[3] as PublishOrder['load']));
   process.on('disconnect', () => {
     for (const publisher of publishers) publisher.close();
   });
   process.on('message', (order: PublishOrder) => {
-    void publish(publishers, order).then((report) => process.send!(report));
+    void publish(publishers, rings, order).then((report) => process.send!(report));
   });
   process.send!(publishers.map((publisher) => publisher.lastEndpoint));
 }

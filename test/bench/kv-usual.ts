@@ -5,7 +5,7 @@
 import { Unpackr } from 'msgpackr';
 
 export type UsualIndex = {
-  /** Decodes, hashes and stores one payload. */
+  /** Decodes one payload, hashes and stores or removes what it says. */
   ingest(payload: Buffer, pod: string): void;
   store(key: bigint, pod: string): void;
   remove(key: bigint, pod: string): void;
@@ -14,10 +14,12 @@ export type UsualIndex = {
 };
 
 const unpackr = new Unpackr({ int64AsType: 'bigint', useRecords: false, mapsAsObjects: true });
-type Stored = { block_hashes: bigint[]; token_ids: number[]; block_size: number };
+type Event =
+  | { type: 'BlockStored'; block_hashes: bigint[]; token_ids: number[]; block_size: number }
+  | { type: 'BlockRemoved'; block_hashes: bigint[] };
 
-export function unpackUsually(payload: Buffer): readonly Stored[] {
-  return (unpackr.unpack(payload) as [number, Stored[]])[1];
+export function unpackUsually(payload: Buffer): readonly Event[] {
+  return (unpackr.unpack(payload) as [number, Event[]])[1];
 }
 
 export function createUsualIndex(): UsualIndex {
@@ -27,10 +29,27 @@ export function createUsualIndex(): UsualIndex {
     if (holders === undefined) pods.set(key, (holders = new Set()));
     holders.add(pod);
   };
+  const remove = (key: bigint, pod: string): void => {
+    const holders = pods.get(key);
+    if (holders === undefined) return;
+    holders.delete(pod);
+    if (holders.size === 0) pods.delete(key);
+  };
+  /** Engine hash → own key. */
+  const names = new Map<bigint, bigint>();
   return {
     store,
+    remove,
     ingest(payload, pod) {
-      for (const { token_ids: tokenIds, block_size: size } of unpackUsually(payload)) {
+      for (const event of unpackUsually(payload)) {
+        if (event.type === 'BlockRemoved') {
+          for (const name of event.block_hashes) {
+            const key = names.get(name);
+            if (key !== undefined) remove(key, pod);
+          }
+          continue;
+        }
+        const { token_ids: tokenIds, block_size: size } = event;
         let h = 1;
         let l = 2;
         for (let at = 0; at + size <= tokenIds.length; at += size) {
@@ -40,15 +59,11 @@ export function createUsualIndex(): UsualIndex {
             h = (h << 13) | (h >>> 19);
             l = (l << 11) | (l >>> 21);
           }
-          store((BigInt(h >>> 0) << 32n) | BigInt(l >>> 0), pod);
+          const key = (BigInt(h >>> 0) << 32n) | BigInt(l >>> 0);
+          names.set(event.block_hashes[at / size]!, key);
+          store(key, pod);
         }
       }
-    },
-    remove(key, pod) {
-      const holders = pods.get(key);
-      if (holders === undefined) return;
-      holders.delete(pod);
-      if (holders.size === 0) pods.delete(key);
     },
     find(keys) {
       const matched = new Map<string, number>();

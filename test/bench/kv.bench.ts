@@ -18,7 +18,7 @@ import {
 } from '../../src/prefix/prefix-index.ts';
 import { countHostileCollisions } from '../support/hostile-blocks.ts';
 import { createIndexLoad, keysOf, storeUsually, usualKey, type EngineHashes } from './kv-index-load.ts';
-import { followDead, followFleet } from './kv-ingest-bench.ts';
+import { followDead, followFleet, followFleetUsually } from './kv-ingest-bench.ts';
 import { best, costUs, percentile, printTable, rate, sortedOf, type Row } from './kv-measure.ts';
 import { BLOCK_SIZE, packBatch, storedMap, tokensOf } from './kv-payloads.ts';
 import {
@@ -309,38 +309,30 @@ function usualFindUs(workload: Workload, length: number): number {
 async function benchFleet(): Promise<void> {
   const nSources = 100;
   const seconds = isQuick ? 3 : 10;
-  const small = await followFleet({
-    load: 'small',
-    nSources,
-    batchesPerSecond: 10_000,
-    seconds,
-    markEvery: 101,
-  });
-  const visible = sortedOf(small.visibleMs);
-  rows.push({
-    what: `event → visible at 10,000 messages/s over ${nSources} sources, p50 / p99`,
-    ours: `${percentile(visible, 0.5).toFixed(2)} / ${percentile(visible, 0.99).toFixed(2)} ms`,
-    target: '≤ 5 ms',
-    isMet: percentile(visible, 0.99) <= 5 && small.isLossless,
-  });
-  say(
-    `small: cpu ${(100 * small.cpuShare).toFixed(1)} %, late ${small.lateMs.toFixed(1)} ms, lossless ${small.isLossless}`,
+  const share = (part: number): string => `${(100 * part).toFixed(1)} % of a core`;
+  const small = { load: 'small', nSources, batchesPerSecond: 10_000, seconds, markEvery: 101 } as const;
+  const ofSmall = await followFleet(small);
+  const { visibleP50Ms: p50, visibleP99Ms: p99 } = ofSmall;
+  rows.push(
+    {
+      what: `event → visible at 10,000 messages/s over ${nSources} sources, p50 / p99`,
+      ours: `${p50.toFixed(2)} / ${p99.toFixed(2)} ms`,
+      target: '≤ 5 ms',
+      isMet: p99 <= 5 && ofSmall.isLossless,
+    },
+    { what: 'ingest of those messages', ours: share(ofSmall.cpuShare), usual: share(await followFleetUsually(small)) },
   );
-  const engine = await followFleet({
-    load: 'engine',
-    nSources,
-    batchesPerSecond: nSources * ENGINE_BATCHES_PER_SECOND,
-    seconds,
-    markEvery: 0,
-  });
-  const perSecond = nSources * ENGINE_BATCHES_PER_SECOND * ENGINE_BLOCKS_PER_BATCH;
+  const batchesPerSecond = nSources * ENGINE_BATCHES_PER_SECOND;
+  const engine = { load: 'engine', nSources, batchesPerSecond, seconds, markEvery: 0 } as const;
+  const ofEngine = await followFleet(engine);
   rows.push({
-    what: `ingest of ${nSources} loaded engines: ${million(perSecond)} blocks/s stored and removed`,
-    ours: `${(100 * engine.cpuShare).toFixed(1)} % of a core`,
+    what: `ingest of ${nSources} loaded engines: ${million(batchesPerSecond * ENGINE_BLOCKS_PER_BATCH)} blocks/s stored, as many removed`,
+    ours: share(ofEngine.cpuShare),
+    usual: share(await followFleetUsually(engine)),
     target: '≤ 20 %',
-    isMet: engine.cpuShare <= 0.2 && engine.isLossless,
+    isMet: ofEngine.cpuShare <= 0.2 && ofEngine.isLossless,
   });
-  say(`engine: late ${engine.lateMs.toFixed(1)} ms, lossless ${engine.isLossless}, ${engine.nBlocks} blocks`);
+  say(`publishers were late by ${ofSmall.lateMs.toFixed(0)} and ${ofEngine.lateMs.toFixed(0)} ms at most`);
 }
 
 async function benchDead(): Promise<void> {
