@@ -67,7 +67,9 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   const epoch = new Int32Array(1);
   let nextUnit = 0;
   const freeUnits: number[] = [];
-  const spill = { lo: new Int32Array(MAX_UNITS * UNIT_ENTRIES), value: new Int32Array(MAX_UNITS * UNIT_ENTRIES) };
+  const spill = createSpill();
+  const upperSpill = createSpill();
+  const nInBucket = new Uint8Array(MAX_UNITS * UNIT_BUCKETS);
   const cursor = { sub: 0, bucket: 0, entry: 0, hi: 0, lo: 0, nBucketsLeft: 0 };
   addSub(0, 1);
 
@@ -128,20 +130,40 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
 
   /** Takes all entries of a sub-table out into `spill`. */
   function empty(sub: number): number {
+    const { lo, value } = spill;
     let n = 0;
     epoch[0]!++;
     for (let bucket = 0; bucket < subUnits[sub]! * UNIT_BUCKETS; bucket++) {
       const at = bucketAt(sub, bucket);
       for (let k = at; k < at + BUCKET_ENTRIES; k++) {
-        if (words[k + VALUES] === 0) continue;
-        spill.lo[n] = words[k]!;
-        spill.value[n++] = words[k + VALUES]!;
+        // No branch: which places are taken cannot be predicted.
+        const its = words[k + VALUES]!;
+        lo[n] = words[k]!;
+        value[n] = its;
+        n += its === 0 ? 0 : 1;
         words[k + VALUES] = 0;
       }
       words[at + PASSED] = 0;
     }
     subCount[sub] = 0;
     return n;
+  }
+
+  /** Puts n entries into an empty sub-table, without looking for free places as `place` does. */
+  function fill(sub: number, { lo, value }: Spill, n: number): void {
+    const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+    nInBucket.fill(0);
+    for (let i = 0; i < n; i++) {
+      let bucket = homeOf(sub, lo[i]!);
+      while (nInBucket[bucket] === BUCKET_ENTRIES) {
+        words[bucketAt(sub, bucket) + PASSED]!++;
+        if (++bucket === nBuckets) bucket = 0;
+      }
+      const k = bucketAt(sub, bucket) + nInBucket[bucket]!++;
+      words[k] = lo[i]!;
+      words[k + VALUES] = value[i]!;
+    }
+    subCount[sub] = n;
   }
 
   /** Some units more, or two sub-tables instead of one. @param someHi upper word of any name that belongs there */
@@ -151,7 +173,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
       if (!hasUnits(more)) return false;
       const n = empty(sub);
       addUnits(sub, more);
-      for (let i = 0; i < n; i++) place(sub, spill.lo[i]!, spill.value[i]!);
+      fill(sub, spill, n);
       return true;
     }
     const itsDepth = subDepth[sub]!;
@@ -164,8 +186,7 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     }
     const n = empty(sub);
     const bit = 31 - itsDepth;
-    let nUpper = 0;
-    for (let i = 0; i < n; i++) nUpper += (hiOf(spill.value[i]!) >>> bit) & 1;
+    const nUpper = splitSpill(n, bit);
     const half = 2 ** (depth - itsDepth - 1);
     const entry = someHi >>> (32 - depth);
     const first = entry - (entry % (2 * half));
@@ -175,18 +196,33 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     subDepth[sub] = itsDepth + 1;
     const upper = addSub(itsDepth + 1, unitsFor(nUpper));
     directory.fill(upper, first + half, first + 2 * half);
-    for (let i = 0; i < n; i++) {
-      const isUpper = (hiOf(spill.value[i]!) >>> bit) & 1;
-      place(isUpper === 0 ? sub : upper, spill.lo[i]!, spill.value[i]!);
-    }
+    fill(sub, spill, n - nUpper);
+    fill(upper, upperSpill, nUpper);
     return true;
+  }
+
+  /** Moves what has the bit in its upper word from `spill` to `upperSpill`. @returns how many that are */
+  function splitSpill(n: number, bit: number): number {
+    const { lo, value } = spill;
+    let nLower = 0;
+    let nUpper = 0;
+    for (let i = 0; i < n; i++) {
+      const isUpper = (hiOf(value[i]!) >>> bit) & 1;
+      upperSpill.lo[nUpper] = lo[i]!;
+      upperSpill.value[nUpper] = value[i]!;
+      lo[nLower] = lo[i]!;
+      value[nLower] = value[i]!;
+      nUpper += isUpper;
+      nLower += 1 - isUpper;
+    }
+    return nUpper;
   }
 
   /** The sub-table is emptied and filled again: few entries, rarely. */
   function shrink(sub: number): void {
     const n = empty(sub);
     shrinkTo(sub, unitsFor(n));
-    for (let i = 0; i < n; i++) place(sub, spill.lo[i]!, spill.value[i]!);
+    fill(sub, spill, n);
   }
 
   function scan(): number {
@@ -291,6 +327,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
       return read;
     },
   };
+}
+
+type Spill = { readonly lo: Int32Array; readonly value: Int32Array };
+
+/** Room for the entries of the largest sub-table, and one that is overwritten. */
+function createSpill(): Spill {
+  const n = MAX_UNITS * UNIT_ENTRIES + 1;
+  return { lo: new Int32Array(n), value: new Int32Array(n) };
 }
 
 /** The size that has so many units at least. */
