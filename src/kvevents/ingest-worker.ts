@@ -21,6 +21,8 @@ import { createTopicListeners } from './topic-listeners.ts';
 import { createZmqContext } from './zmq-frames.ts';
 
 const TICK_MS = 50;
+/** Some tenths of a millisecond. */
+const TIDY_BLOCKS = 512;
 
 if (parentPort === null) throw new WarmpathError('worker_died', 'ingest-worker must be started as a worker thread');
 run(parentPort, workerData as IngestWorkerOptions);
@@ -77,6 +79,14 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     if (counted !== null) post({ kind: 'counted', counters: counted });
   };
 
+  let isOver = false;
+  let isTidying = false;
+  /** What sources that left have held goes in slices, between everything else there is to do. */
+  const tidyUp = (): void => {
+    isTidying = !isOver && engineBlocks.tidy(TIDY_BLOCKS);
+    if (isTidying) setImmediate(tidyUp);
+  };
+
   const tick = (): void => {
     // The serving thread had given this one up: whatever held it back, there is another one now.
     if (board.isReplaced()) {
@@ -86,11 +96,13 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     board.beat();
     subscriptions.tick();
     listeners?.tick();
+    if (!isTidying) tidyUp();
   };
 
   const timers = [setInterval(tick, TICK_MS), setInterval(report, options.reportMs)];
 
   const stop = async (): Promise<void> => {
+    isOver = true;
     timers.forEach(clearInterval);
     await subscriptions.stop();
     await listeners?.close();
@@ -103,7 +115,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   let isDying = false;
   const die = (error: unknown): void => {
     if (isDying) return;
-    isDying = true;
+    isDying = isOver = true;
     timers.forEach(clearInterval);
     post({ kind: 'dying', problem: errorText(error) });
     void Promise.allSettled([subscriptions.abandon(), listeners?.close()]).then(() => port.close());

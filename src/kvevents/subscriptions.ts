@@ -9,7 +9,7 @@ import type { Subscriber } from './subscriber.ts';
 export type Subscriptions = {
   /** Opens, keeps and closes; idempotent. Resolves when the blocks of every source that left are out of the index. */
   reconcile(sources: readonly PlacedSource[]): Promise<void>;
-  /** To be called several times a second. */
+  /** To be called twenty times a second: of very many sources, each call looks after a part. */
   tick(): void;
   /** Tells of sources to which something happened since the last call of this. */
   report(told: (source: PlacedSource, status: SourceStatus) => void): void;
@@ -23,11 +23,16 @@ export type PlacedSource = IngestSource & { readonly place: StatusPlace };
 
 type Followed = { source: PlacedSource; readonly subscriber: Subscriber; toldRevision: number };
 
+const MAX_TICKS_AT_ONCE = 250;
+/** No source is looked after less often than at every fourth call, five times a second. */
+const MAX_PARTS = 4;
+
 export function createSubscriptions(open: (source: PlacedSource) => Subscriber): Subscriptions {
   const followed = new Map<string, Followed>();
   const closing = new Set<Promise<void>>();
   /** Wishes are carried out one after another: an address may leave one slot and come back in another. */
   let last: Promise<void> = Promise.resolve();
+  let nTicks = 0;
 
   const close = ({ subscriber }: Followed): void => {
     const closed = subscriber.stop().finally(() => closing.delete(closed));
@@ -64,7 +69,9 @@ export function createSubscriptions(open: (source: PlacedSource) => Subscriber):
   return {
     reconcile: (sources) => enqueue(() => carryOut(sources)),
     tick() {
-      for (const { subscriber } of followed.values()) subscriber.tick();
+      const nParts = Math.min(MAX_PARTS, Math.ceil(followed.size / MAX_TICKS_AT_ONCE));
+      let i = nTicks++;
+      for (const { subscriber } of followed.values()) if (i++ % nParts === 0) subscriber.tick();
     },
     report(told) {
       for (const one of followed.values()) {

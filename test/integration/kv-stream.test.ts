@@ -106,6 +106,21 @@ async function aFollowedPublisher(options: Parameters<typeof FakePublisher.start
   return publisher;
 }
 
+describe('a source that left', () => {
+  test('gives its memory back although no event comes any more', async () => {
+    const publisher = await aFollowedPublisher();
+    const atFirst = ingest.index.stats().nBytes;
+    const blocks = Array.from({ length: 3000 }, (_, i) => i + 2);
+    await publisher.publish(stored(blocks.map((i) => 100 + i), 101, tokens(...blocks))); // prettier-ignore
+    await until('applied', () => status().nBlocks === 3002);
+    const atMost = ingest.index.stats().nBytes;
+    await ingest.reconcile([]);
+    expect(matched(0, 0, 1)).toBe(0);
+    // A fifth stays: tables that have grown are kept.
+    await until('given back', () => ingest.index.stats().nBytes - atFirst < (atMost - atFirst) / 5);
+  });
+});
+
 describe('starting mid-stream', () => {
   test.each([3, 4] as const)('what was announced before is learnt from replies of %d frames', async (replayFrames) => {
     await aFollowedPublisher({ replayFrames });

@@ -52,6 +52,24 @@ function someSubscriptions() {
   };
 }
 
+describe('ticking', () => {
+  test.each([
+    [3, 3],
+    [250, 250],
+    [1000, 250],
+    [4000, 1000],
+  ])('of %i sources looks after %i at once, and after all within four calls', async (nSources, atOnce) => {
+    const it = someSubscriptions();
+    await it.subscriptions.reconcile(Array.from({ length: nSources }, (_, i) => aSource(`s${i}`)));
+    it.did();
+    it.subscriptions.tick();
+    const ticked = it.did();
+    expect(ticked).toHaveLength(atOnce);
+    for (let i = 1; i < 4; i++) it.subscriptions.tick();
+    expect(new Set([...ticked, ...it.did()]).size).toBe(nSources);
+  });
+});
+
 describe('reconciling', () => {
   test('opens what is new, keeps what stays, closes what left', async () => {
     const it = someSubscriptions();
