@@ -12,6 +12,8 @@ import { startServerProcess } from './tokens-server-process.ts';
 
 const AT_ONCE = 16;
 const PER_ROUND = 2000;
+/** Every decision with a call is to have its tokens, however busy the machine is. */
+const PATIENT_MS = 10_000;
 /** The fake's tokens are bytes of the text. */
 const TEXT = 'The quick brown fox jumps over the lazy dog. '.repeat(21);
 
@@ -31,13 +33,12 @@ export async function callCost(rounds: number): Promise<void> {
   );
   let nBodies = 0;
   const least = [Infinity, Infinity];
-  let exactAt = 0;
+  let nWithCall = 0;
   for (let round = 0; round < rounds; round++) {
     for (const [which, picker] of pickers.entries()) {
       const bodies = Array.from({ length: PER_ROUND }, () =>
         Buffer.from(JSON.stringify({ model: 'm', messages: [{ role: 'user', content: `${nBodies++} ${TEXT}` }] })),
       );
-      const before = rungs.get('exact') ?? 0;
       const start = process.cpuUsage();
       let next = 0;
       const client = async (): Promise<void> => {
@@ -49,17 +50,18 @@ export async function callCost(rounds: number): Promise<void> {
       await Promise.all(Array.from({ length: AT_ONCE }, client));
       const { user, system } = process.cpuUsage(start);
       least[which] = Math.min(least[which]!, (user + system) / PER_ROUND);
-      if (which === 1) exactAt = Math.max(exactAt, ((rungs.get('exact') ?? 0) - before) / PER_ROUND);
+      if (which === 1) nWithCall += PER_ROUND;
     }
   }
   await calling.close();
   await server.stop();
+  const exactShare = (rungs.get('exact') ?? 0) / nWithCall;
   const [without, withCall] = least as [number, number];
   tell({ what: 'CPU of a decision, chat of 1k tokens, without tokens', measured: `${without.toFixed(0)} µs` });
   tell({
     what: '  with an exact call over HTTP',
-    measured: `${withCall.toFixed(0)} µs, ${(withCall - without).toFixed(0)} above (${(withCall / without).toFixed(1)}×), ${(100 * exactAt).toFixed(0)} % exact`,
+    measured: `${withCall.toFixed(0)} µs, ${(withCall - without).toFixed(0)} above (${(withCall / without).toFixed(1)}×), ${(100 * exactShare).toFixed(0)} % exact`,
     must: '≤ 60 µs above',
-    met: withCall - without <= 60,
+    met: withCall - without <= 60 && exactShare === 1,
   });
 }

@@ -78,7 +78,12 @@ export function ownLoad(clock: Clock) {
 }
 
 /** A picker over engines that hold nothing. */
-export function anIdlePicker(clock: Clock, tokenizer: Tokenizer, record: (record: DecisionRecord) => void): Picker {
+export function anIdlePicker(
+  clock: Clock,
+  tokenizer: Tokenizer,
+  record: (record: DecisionRecord) => void,
+  budgetMs = BUDGET_MS,
+): Picker {
   const hasher = createBlockHasher(createHashSeed());
   return createEndpointPicker(
     {
@@ -90,10 +95,10 @@ export function anIdlePicker(clock: Clock, tokenizer: Tokenizer, record: (record
       routed: createRoutedPrefixes(clock),
       ...ownLoad(clock),
       tokenizer,
-      ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs: BUDGET_MS }),
+      ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs }),
       record,
       recordEnd: () => undefined,
     },
-    { budgetMs: BUDGET_MS, fallbackEndpoints: 2, ...PREFIX_CACHE_ONLY },
+    { budgetMs, fallbackEndpoints: 2, ...PREFIX_CACHE_ONLY },
   );
 }
