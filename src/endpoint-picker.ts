@@ -251,6 +251,12 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     };
   }
 
+  /** Whether events have said that every full block of the prompt is there. */
+  function isAnnounced(chains: readonly BlockHashes[], endpoint: Endpoint): boolean {
+    if (chains.every((chain) => chain.length === 0) || deps.knowledge(endpoint).trust === 'fallback') return false;
+    return chains.every((chain) => deps.index.longestMatch(chain).blocks(endpoint.slot) === chain.length / 2);
+  }
+
   type Held = {
     readonly reservation: Reservation;
     /** Takes the booking made at the choice back. */
@@ -271,8 +277,13 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
     const { uncachedTokens } = view;
     const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
-    const load = inFlight.reserve(endpoint.slot, uncachedTokens, answer, forecast.outputTokens ?? 0);
     const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
+    const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
+      answer,
+      outputTokens: forecast.outputTokens ?? 0,
+      // Of a prompt known in part the rest may still be to compute.
+      isComputed: () => rung === 'exact' && isAnnounced(chains, endpoint),
+    });
     let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
     let usage: Usage | null = null;

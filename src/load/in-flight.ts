@@ -3,8 +3,9 @@
  * signal beside the engines' slower metrics.
  *
  * Prefill is a queue: an engine computes prompts one after the other in the order they were sent. A prompt leaves the
- * queue when its first token is seen, and what it took teaches how fast the engine is. Where no first token can be seen
- * (an answer that comes in one piece, an Envoy that reports only the end) the prompt leaves when by that speed it is due.
+ * queue when its first token is seen, or when the engine's events say that it is computed, and what it took teaches how
+ * fast the engine is. Where neither can be seen (an answer that comes in one piece, an Envoy that reports only the end, no
+ * events) the prompt leaves when by that speed it is due.
  * Deliberately not here: what an engine says of itself.
  */
 import type { Clock } from '../clock.ts';
@@ -43,9 +44,18 @@ export type LoadReservation = {
 /** Whether the first byte of the answer comes with the first token, or with the last one. */
 export type AnswerForm = 'streamed' | 'whole';
 
+export type ReservationDetails = {
+  /** `streamed` unless said. */
+  readonly answer?: AnswerForm;
+  /** Expected tokens of the answer, 0 = nothing to go by. */
+  readonly outputTokens?: number;
+  /** True once events say that the engine has computed the prompt; asked now and then while it waits. */
+  readonly isComputed?: () => boolean;
+};
+
 export type InFlight = {
   load(slot: number): Load;
-  reserve(slot: number, uncachedTokens: number, answer?: AnswerForm, outputTokens?: number): LoadReservation;
+  reserve(slot: number, uncachedTokens: number, more?: ReservationDetails): LoadReservation;
   /**
    * Another process is behind the slot, or none: what was learnt of its speed and what was sent to it is void. Requests
    * that went to the old one still end exactly once, and change nothing at the new one.
@@ -62,7 +72,12 @@ type Prompt = {
   readonly uncachedTokens: number;
   readonly sentMs: number;
   readonly answer: AnswerForm;
+  readonly isComputed: (() => boolean) | null;
   computed: boolean;
+  /** When the engine was free for it; known once it is computed. */
+  startMs: number;
+  /** What computing it took, null = not seen. */
+  serviceMs: number | null;
 };
 
 type SlotState = {
@@ -76,6 +91,8 @@ type SlotState = {
   waitingTokens: number;
   /** When the last prompt was done: from then on the engine was free for the next one. */
   freeSinceMs: number;
+  /** When the first of the queue was last asked for. */
+  askedMs: number;
   /** Requests sent, each weighing less the longer ago it was, as of `arrivalsMs`. */
   arrivals: number;
   arrivalsMs: number;
@@ -89,6 +106,10 @@ const ARRIVALS_MEMORY_MS = 60_000;
 const ARRIVALS_LEAST_MS = 1000;
 /** So many answers of the other kind change the mind about what this set-up shows. */
 const SIGHTINGS_KEPT = 16;
+/** Events are looked up in the index: not for every request. */
+const ASK_EVERY_MS = 20;
+/** A time known to within this part of itself is worth learning from. */
+const EVENT_PRECISION = 0.25;
 const IDLE = { requests: 0, tokens: 0, outputTokens: 0, waiting: 0, arrivalsPerSecond: 0, utilization: 0, waitMs: 0 };
 
 export function createInFlight(
@@ -114,6 +135,7 @@ export function createInFlight(
         nWaiting: 0,
         waitingTokens: 0,
         freeSinceMs: -Infinity,
+        askedMs: -Infinity,
         arrivals: 0,
         arrivalsMs: 0,
         workMs: 0,
@@ -133,6 +155,7 @@ export function createInFlight(
 
   function leaveQueue(state: SlotState, prompt: Prompt, doneMs: number): void {
     prompt.computed = true;
+    prompt.startMs = Math.max(prompt.sentMs, state.freeSinceMs);
     state.nWaiting -= 1;
     state.waitingTokens -= prompt.uncachedTokens;
     state.freeSinceMs = Math.max(state.freeSinceMs, doneMs);
@@ -142,10 +165,26 @@ export function createInFlight(
     state.head = 0;
   }
 
+  /** Takes out what events say is computed. */
+  function heedEvents(state: SlotState, nowMs: number): void {
+    const sinceMs = nowMs - state.askedMs;
+    if (sinceMs < ASK_EVERY_MS) return;
+    state.askedMs = nowMs;
+    while (state.nWaiting > 0) {
+      const first = state.queue[state.head]!;
+      if (first.isComputed?.() !== true) return;
+      leaveQueue(state, first, nowMs);
+      const serviceMs = nowMs - first.startMs;
+      // Computed at some time since it was last asked for: if that is long ago, this tells nothing of the speed.
+      if (sinceMs <= EVENT_PRECISION * serviceMs) first.serviceMs = serviceMs;
+    }
+  }
+
   /** Milliseconds until everything sent is computed; takes out what nobody will report. */
   function backlogMs(slot: number, state: SlotState): number {
     const { setupMs, msPerToken } = models.of(slot);
     const nowMs = clock.nowMs();
+    if (state.nWaiting > 0) heedEvents(state, nowMs);
     while (state.nWaiting > 0) {
       const first = state.queue[state.head]!;
       const dueMs = Math.max(state.freeSinceMs, first.sentMs) + setupMs + first.uncachedTokens * msPerToken;
@@ -169,7 +208,7 @@ export function createInFlight(
       const { requests, tokens, outputTokens, nWaiting: waiting } = state;
       return { requests, tokens, outputTokens, waiting, ...traffic(state), waitMs, ...learnt };
     },
-    reserve(slot, uncachedTokens, answer = 'streamed', outputTokens = 0) {
+    reserve(slot, uncachedTokens, { answer = 'streamed', outputTokens = 0, isComputed } = {}) {
       const state = stateOf(slot);
       const nowMs = clock.nowMs();
       firstMs ??= nowMs;
@@ -178,7 +217,15 @@ export function createInFlight(
       state.arrivals = state.arrivals * fading + 1;
       state.workMs = state.workMs * fading + setupMs + uncachedTokens * msPerToken;
       state.arrivalsMs = nowMs;
-      const prompt: Prompt = { uncachedTokens, sentMs: nowMs, answer, computed: false };
+      const prompt: Prompt = {
+        uncachedTokens,
+        sentMs: nowMs,
+        answer,
+        isComputed: isComputed ?? null,
+        computed: false,
+        startMs: nowMs,
+        serviceMs: null,
+      };
       state.queue.push(prompt);
       state.nWaiting += 1;
       state.waitingTokens += uncachedTokens;
@@ -187,24 +234,23 @@ export function createInFlight(
       state.outputTokens += outputTokens;
       nTotal += 1;
       let held = true;
-      let serviceMs: number | null = null;
+      let seen = false;
       return {
         firstByte() {
-          if (!held || answer === 'whole' || serviceMs !== null) return;
+          if (!held || answer === 'whole' || seen) return;
+          seen = true;
           sightings = Math.min(SIGHTINGS_KEPT, sightings + 1);
           const nowMs = clock.nowMs();
-          serviceMs = nowMs - Math.max(prompt.sentMs, state.freeSinceMs);
           if (!prompt.computed) leaveQueue(state, prompt, nowMs);
+          prompt.serviceMs = nowMs - prompt.startMs;
         },
         release(computedTokens) {
           if (!held) return false;
           held = false;
           const isSameProcess = slots.get(slot) === state;
-          if (serviceMs !== null) {
-            if (isSameProcess) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
-          } else if (answer === 'streamed') {
-            sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
-          }
+          const { serviceMs } = prompt;
+          if (serviceMs !== null && isSameProcess) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
+          if (!seen && answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;
           state.tokens -= uncachedTokens;

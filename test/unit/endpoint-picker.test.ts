@@ -228,6 +228,21 @@ describe('one request', () => {
     expect(endpointsOf(await picker.pick(only2, signal))).toEqual(['10.0.0.2:8000']);
   });
 
+  test('events of its blocks end the wait of a prompt whose first token nobody sees', async () => {
+    const { picker, warm, inFlight, clock, endpoints } = aPicker();
+    const prompt = 'abcdefghijklmnop'.repeat(50);
+    const choice = endpointsOf(await picker.pick(aRequest({ model: 'demo', prompt }), signal))[0];
+    const { slot, name } = endpoints.all().find(({ address }) => address === choice)!;
+    const n = Number(name.slice('pod-'.length));
+    expect(inFlight.load(slot).waiting).toBe(1);
+    clock.advance(30);
+    warm(n, prompt.slice(0, 400));
+    expect(inFlight.load(slot).waiting).toBe(1);
+    clock.advance(30);
+    warm(n, prompt);
+    expect(inFlight.load(slot)).toMatchObject({ requests: 1, waiting: 0 });
+  });
+
   test('an alias finds the blocks of its model; a salt, another salt or an adapter does not', async () => {
     const { picker, warm } = aPicker({ specs: [1, 2, 3].map((n) => aSpec(n, { adapters: ['lora'] })) });
     warm(2, TEXT);

@@ -18,8 +18,8 @@ describe('own load per endpoint', () => {
   test('without first tokens in sight the backlog of several requests adds up and drains with time', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
-    inFlight.reserve(0, 300, 'whole');
-    inFlight.reserve(0, 200, 'whole');
+    inFlight.reserve(0, 300, { answer: 'whole' });
+    inFlight.reserve(0, 200, { answer: 'whole' });
     expect(inFlight.load(0).waitMs).toBe(500);
     clock.advance(400);
     expect(inFlight.load(0)).toMatchObject({ waiting: 1, waitMs: 100 });
@@ -53,7 +53,7 @@ describe('own load per endpoint', () => {
   test('the first byte of an answer in one piece says nothing of its prompt', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
-    const whole = inFlight.reserve(0, 300, 'whole');
+    const whole = inFlight.reserve(0, 300, { answer: 'whole' });
     clock.advance(10_000);
     whole.firstByte();
     whole.release();
@@ -115,6 +115,76 @@ describe('own load per endpoint', () => {
     expect(inFlight.total()).toBe(0);
   });
 
+  describe('events that say a prompt is computed', () => {
+    const setUp = (isComputed: () => boolean) => {
+      const clock = createFakeClock();
+      const inFlight = createInFlight(clock, 1000);
+      return { clock, inFlight, reserve: () => inFlight.reserve(0, 1000, { answer: 'whole', isComputed }) };
+    };
+
+    test('take it out of the queue, though no first token was seen and it is not due', () => {
+      let computed = false;
+      const { clock, inFlight, reserve } = setUp(() => computed);
+      reserve();
+      clock.advance(100);
+      expect(inFlight.load(0)).toMatchObject({ waiting: 1, waitMs: 900 });
+      computed = true;
+      clock.advance(100);
+      expect(inFlight.load(0)).toMatchObject({ requests: 1, waiting: 0, waitMs: 0 });
+    });
+
+    test('teach the speed where nothing else can, if they were looked for often enough', () => {
+      const speedAfter = (lookEveryMs: number): number => {
+        let doneMs = 0;
+        const { clock, inFlight, reserve } = setUp(() => clock.nowMs() >= doneMs);
+        for (let i = 0; i < 80; i++) {
+          doneMs = clock.nowMs() + 500;
+          const request = reserve();
+          for (let ms = 0; ms < 1000; ms += lookEveryMs) {
+            clock.advance(lookEveryMs);
+            inFlight.load(0);
+          }
+          request.release();
+        }
+        const { prefillSetupMs, prefillMsPerToken } = inFlight.load(0);
+        return prefillSetupMs + 1000 * prefillMsPerToken;
+      };
+      expect(speedAfter(50) / 500).toBeLessThan(1.2);
+      expect(speedAfter(1000)).toBeCloseTo(1000, 6);
+    });
+
+    test('and a first token that comes later corrects what they taught', () => {
+      const clock = createFakeClock();
+      const inFlight = createInFlight(clock, 1000);
+      for (let i = 0; i < 80; i++) {
+        const request = inFlight.reserve(0, 1000, { isComputed: () => true });
+        for (let ms = 0; ms < 100; ms += 25) {
+          inFlight.load(0);
+          clock.advance(25);
+        }
+        clock.advance(400);
+        request.firstByte();
+        request.release();
+      }
+      const { prefillSetupMs, prefillMsPerToken } = inFlight.load(0);
+      expect((prefillSetupMs + 1000 * prefillMsPerToken) / 500).toBeGreaterThan(0.95);
+    });
+
+    test('are not looked up for every request', () => {
+      let nAsked = 0;
+      const { clock, inFlight, reserve } = setUp(() => {
+        nAsked += 1;
+        return false;
+      });
+      reserve();
+      for (let i = 0; i < 1000; i++) {
+        clock.advance(0.1);
+        inFlight.load(0);
+      }
+      expect(nAsked).toBeLessThanOrEqual(6);
+    });
+  });
+
   test('ten thousand lifecycles, cut short by processes that go, end at zero', () => {
     const step = fc.record({
       slot: fc.nat(7),
@@ -128,7 +198,7 @@ describe('own load per endpoint', () => {
         const inFlight = createInFlight(clock);
         const open: ReturnType<typeof inFlight.reserve>[] = [];
         for (const { slot, tokens, what, which } of steps) {
-          open.push(inFlight.reserve(slot, tokens, tokens % 2 === 0 ? 'streamed' : 'whole'));
+          open.push(inFlight.reserve(slot, tokens, { answer: tokens % 2 === 0 ? 'streamed' : 'whole' }));
           const at = which % open.length;
           if (what === 'first byte') open[at]!.firstByte();
           if (what === 'release' || what === 'release twice') {
