@@ -9,7 +9,7 @@ import { createReadiness } from './admin/readiness.ts';
 import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
 import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
-import { createEndpointPicker } from './endpoint-picker.ts';
+import { createEndpointPicker, DEFAULT_BLOCK_SIZE_TOKENS } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
 import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
@@ -76,7 +76,12 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     { ...config.load, adapterIntervalMs: config.discovery.adapterIntervalMs },
   );
   const { inFlight } = load;
-  const routed = createRoutedPrefixes(clock);
+  const routed = createRoutedPrefixes(clock, {
+    keptBlocks(slot) {
+      const { capacityTokens } = load.profiles.of(slot);
+      return capacityTokens === null ? null : Math.floor(capacityTokens / DEFAULT_BLOCK_SIZE_TOKENS);
+    },
+  });
   const seed = createHashSeed();
   const hasher = createBlockHasher(seed);
   const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);

@@ -13,8 +13,8 @@ export type EngineProfile = {
   readonly decodeMsPerToken: number | null;
   /** Prompt and answer tokens of requests that ended of late. */
   readonly tokensPerSecond: number;
-  /** Capacity of the KV cache as the engine says. */
-  readonly nBlocks: number | null;
+  /** Capacity of the KV cache in tokens, as the engine says. */
+  readonly capacityTokens: number | null;
 };
 
 export type ServedRequest = {
@@ -29,7 +29,7 @@ export type ServedRequest = {
 export type EngineProfiles = {
   of(slot: number): EngineProfile;
   served(slot: number, request: ServedRequest): void;
-  read(slot: number, reading: Pick<EngineReading, 'answers' | 'decode' | 'nBlocks'>): void;
+  read(slot: number, reading: Pick<EngineReading, 'answers' | 'decode' | 'nBlocks' | 'blockSizeTokens'>): void;
   /** Another process is behind the slot. */
   forget(slot: number): void;
 };
@@ -42,7 +42,7 @@ type State = {
   reportedDecode: Reported;
   tokens: number;
   tokensMs: number;
-  nBlocks: number | null;
+  capacityTokens: number | null;
 };
 type Reported = { base: Total | null; ms: number | null };
 
@@ -53,7 +53,7 @@ const TOKENS_MEMORY_MS = 60_000;
 /** Fewer new ones than that in an engine's totals say little about their mean. */
 const LEAST_ANSWERS = 4;
 const LEAST_TOKENS = 50;
-const NOTHING: EngineProfile = { answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, nBlocks: null };
+const NOTHING: EngineProfile = { answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: null };
 
 /** @param learning `off`: only what an engine says of its capacity is kept */
 export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'): EngineProfiles {
@@ -69,7 +69,7 @@ export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'
         reportedDecode: { base: null, ms: null },
         tokens: 0,
         tokensMs: clock.nowMs(),
-        nBlocks: null,
+        capacityTokens: null,
       };
       bySlot.set(slot, state);
     }
@@ -87,7 +87,7 @@ export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'
         answerMs: state.answer.weight > 0 ? state.answer.value : state.reportedAnswer.ms,
         decodeMsPerToken: state.decode.weight > 0 ? state.decode.value : state.reportedDecode.ms,
         tokensPerSecond: (1000 * state.tokens * fading(state)) / TOKENS_MEMORY_MS,
-        nBlocks: state.nBlocks,
+        capacityTokens: state.capacityTokens,
       };
     },
     served(slot, { answerMs, decodeMs, promptTokens, completionTokens }) {
@@ -100,9 +100,9 @@ export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'
         learn(state.decode, decodeMs / (completionTokens - 1));
       }
     },
-    read(slot, { answers, decode, nBlocks }) {
+    read(slot, { answers, decode, nBlocks, blockSizeTokens }) {
       const state = stateOf(slot);
-      state.nBlocks = nBlocks ?? state.nBlocks;
+      if (nBlocks !== null && blockSizeTokens !== null) state.capacityTokens = nBlocks * blockSizeTokens;
       if (learning === 'off') return;
       follow(state.reportedAnswer, answers, LEAST_ANSWERS);
       follow(state.reportedDecode, decode, LEAST_TOKENS);

@@ -40,8 +40,10 @@ export type RoutedPrefixes = {
 export type RoutedPrefixesOptions = {
   /** (block, slot) entries over all slots. */
   readonly maxBlocks?: number;
-  /** Blocks kept of one endpoint that publishes no events. */
+  /** Blocks kept of one endpoint that publishes no events: where `keptBlocks` says nothing of it. */
   readonly keptBlocksPerSlot?: number;
+  /** What the engine of a slot can keep, by its own word; null = it said nothing. */
+  readonly keptBlocks?: (slot: number) => number | null;
   /** An event batch leaves with the end of its engine step: milliseconds, seconds for long prompts. */
   readonly graceMs?: number;
 };
@@ -54,7 +56,7 @@ const GRACE_MS = 2_000;
 const KEPT_REPEATS = 8;
 
 export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOptions = {}): RoutedPrefixes {
-  const { maxBlocks = MAX_BLOCKS, keptBlocksPerSlot = KEPT_BLOCKS_PER_SLOT, graceMs = GRACE_MS } = options;
+  const { maxBlocks = MAX_BLOCKS, keptBlocksPerSlot = KEPT_BLOCKS_PER_SLOT, graceMs = GRACE_MS, keptBlocks } = options;
   const counts = createCountTable();
   const blocksOfSlot = new Int32Array(MAX_ENDPOINT_SLOTS);
   /** Changes when a slot is forgotten: older bookings then have nothing left to give back. */
@@ -77,11 +79,12 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
     if (!ofSlot) kept.set(slot, (ofSlot = { chains: [], nBlocks: 0 }));
     ofSlot.chains.push(hashes);
     ofSlot.nBlocks += hashes.length / 2;
+    const mostBlocks = keptBlocks?.(slot) ?? keptBlocksPerSlot;
     // Distinct blocks decide, as in the engine: ten turns of one chat are one chain, not ten. The second bound is for the
     // memory of one chain sent over and over.
     while (
       ofSlot.chains.length > 1 &&
-      (blocksOfSlot[slot]! > keptBlocksPerSlot || ofSlot.nBlocks > KEPT_REPEATS * keptBlocksPerSlot)
+      (blocksOfSlot[slot]! > mostBlocks || ofSlot.nBlocks > KEPT_REPEATS * mostBlocks)
     ) {
       dropOldest(slot, ofSlot);
     }

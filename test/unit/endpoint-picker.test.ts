@@ -3,7 +3,7 @@ import { createEndpointPicker, type PickerOptions } from '../../src/endpoint-pic
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
-import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
 import { textOfString } from '../../src/openai/json-scan.ts';
@@ -14,6 +14,7 @@ import {
   openPrefixIndexWriter,
 } from '../../src/prefix/prefix-index.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
+import { below, createRandom } from '../../src/replay/random.ts';
 import { knownNames } from '../../src/scheduling/strategy-names.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
@@ -507,6 +508,55 @@ describe('a reservation', () => {
     decision.reservation.release('failed');
     expect(routed.stats().nBlocks).toBe(0);
   });
+});
+
+test('any lifecycle of a request over a fleet that changes ends at zero, in load and in prefixes', async () => {
+  const { picker, inFlight, routed, endpoints, ends, clock } = aPicker();
+  const random = createRandom(3);
+  endpoints.onChange(({ removed, changed }) => {
+    for (const { before, what } of changed) if (what === 'restarted') inFlight.forget(before.slot);
+    for (const { slot } of removed) {
+      routed.forget(slot);
+      inFlight.forget(slot);
+      endpoints.freed(slot);
+    }
+  });
+  const outcomes = ['completed', 'cancelled', 'failed', 'assumed'] as const;
+  let open: Reservation[] = [];
+  let nRouted = 0;
+  for (let i = 0; i < 1_500; i++) {
+    const prompt = TEXT.slice(0, 1 + below(random, TEXT.length)) + below(random, 40);
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt, stream: random() < 0.5 }), signal);
+    if (decision.kind === 'routed') {
+      open.push(decision.reservation);
+      nRouted += 1;
+    }
+    if (random() < 0.3) open[below(random, open.length)]?.firstByte();
+    while (open.length > 40 * random()) {
+      const [reservation] = open.splice(below(random, open.length), 1);
+      const outcome = outcomes[below(random, 4)]!;
+      for (let n = 0; n <= below(random, 3); n++) reservation!.release(outcome);
+    }
+    if (random() < 0.02) {
+      const specs = [1, 2, 3, 4]
+        .filter(() => random() < 0.8)
+        .map((n) => {
+          return aSpec(n, { ready: random() < 0.9, incarnation: String(below(random, 3)) });
+        });
+      endpoints.replace(specs);
+    }
+    clock.advance(below(random, 50));
+    expect(inFlight.total()).toBe(open.length);
+  }
+  for (const reservation of open) reservation.release('completed');
+  open = [];
+  clock.advance(60_000);
+  expect(nRouted).toBeGreaterThan(800);
+  expect(ends).toHaveLength(nRouted);
+  expect([inFlight.total(), routed.stats().nBlocks, clock.nTimers()]).toEqual([0, 0, 0]);
+  for (let slot = 0; slot < 8; slot++) {
+    expect(inFlight.load(slot)).toMatchObject({ requests: 0, tokens: 0, outputTokens: 0, waiting: 0, waitMs: 0 });
+  }
 });
 
 describe('the strategy of a request', () => {

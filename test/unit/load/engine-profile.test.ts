@@ -15,7 +15,7 @@ const total = (seconds: number, count: number) => ({ seconds, count });
 describe('what an engine has shown', () => {
   test('nothing before it served anything', () => {
     const { of } = createEngineProfiles(createFakeClock());
-    expect(of(0)).toEqual({ answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, nBlocks: null });
+    expect(of(0)).toEqual({ answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: null });
   });
 
   test('time per answer and per token of late, per endpoint', () => {
@@ -52,30 +52,30 @@ describe('what an engine has shown', () => {
 
   test("where no end is seen the engine's own totals tell, by what was added to them", () => {
     const { of, read } = createEngineProfiles(createFakeClock());
-    read(0, { answers: total(1000, 100), decode: total(50, 5000), nBlocks: 2048 });
-    expect(of(0)).toMatchObject({ answerMs: null, decodeMsPerToken: null, nBlocks: 2048 });
-    read(0, { answers: total(1006, 103), decode: total(50.5, 5020), nBlocks: null });
-    expect(of(0)).toMatchObject({ answerMs: null, decodeMsPerToken: null, nBlocks: 2048 });
-    read(0, { answers: total(1020, 110), decode: total(52, 5100), nBlocks: null });
+    read(0, { answers: total(1000, 100), decode: total(50, 5000), nBlocks: 2048, blockSizeTokens: 16 });
+    expect(of(0)).toMatchObject({ answerMs: null, decodeMsPerToken: null, capacityTokens: 32_768 });
+    read(0, { answers: total(1006, 103), decode: total(50.5, 5020), nBlocks: null, blockSizeTokens: null });
+    expect(of(0)).toMatchObject({ answerMs: null, decodeMsPerToken: null, capacityTokens: 32_768 });
+    read(0, { answers: total(1020, 110), decode: total(52, 5100), nBlocks: null, blockSizeTokens: null });
     expect(of(0)).toMatchObject({ answerMs: 2000, decodeMsPerToken: 20 });
   });
 
   test('totals that fell are of a process begun anew: no difference is made of them', () => {
     const { of, read } = createEngineProfiles(createFakeClock());
-    read(0, { answers: total(1000, 100), decode: null, nBlocks: null });
-    read(0, { answers: total(5, 10), decode: null, nBlocks: null });
+    read(0, { answers: total(1000, 100), decode: null, nBlocks: null, blockSizeTokens: null });
+    read(0, { answers: total(5, 10), decode: null, nBlocks: null, blockSizeTokens: null });
     expect(of(0).answerMs).toBeNull();
-    read(0, { answers: total(15, 20), decode: null, nBlocks: null });
+    read(0, { answers: total(15, 20), decode: null, nBlocks: null, blockSizeTokens: null });
     expect(of(0).answerMs).toBe(1000);
   });
 
   test('with learning off only the capacity is kept; what another process showed is forgotten', () => {
     const off = createEngineProfiles(createFakeClock(), 'off');
     off.served(0, aServed());
-    off.read(0, { answers: total(1, 1), decode: null, nBlocks: 7 });
-    off.read(0, { answers: total(100, 100), decode: null, nBlocks: 7 });
-    expect(off.of(0)).toEqual({ answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, nBlocks: 7 });
+    off.read(0, { answers: total(1, 1), decode: null, nBlocks: 7, blockSizeTokens: 16 });
+    off.read(0, { answers: total(100, 100), decode: null, nBlocks: 7, blockSizeTokens: 16 });
+    expect(off.of(0)).toEqual({ answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: 112 });
     off.forget(0);
-    expect(off.of(0).nBlocks).toBeNull();
+    expect(off.of(0).capacityTokens).toBeNull();
   });
 });

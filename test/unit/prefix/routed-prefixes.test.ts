@@ -52,6 +52,20 @@ describe('prefixes on their way to an endpoint', () => {
     expect(['aaa', 'bbb', 'ccc'].map((text) => routed.longestMatch(aChain(text)).blocks(0))).toEqual([0, 3, 3]);
   });
 
+  test('an engine that says how much it keeps is believed, one that says nothing gets the common bound', () => {
+    const routed = createRoutedPrefixes(createFakeClock(), {
+      keptBlocksPerSlot: 6,
+      keptBlocks: (slot) => (slot === 1 ? 3 : null),
+    });
+    for (const slot of [0, 1]) {
+      for (const chain of ['abc', 'def']) routed.book(slot, aChain(chain)).end('keep');
+    }
+    const kept = (slot: number): number[] =>
+      ['abc', 'def'].map((chain) => routed.longestMatch(aChain(chain)).blocks(slot));
+    expect(kept(0)).toEqual([3, 3]);
+    expect(kept(1)).toEqual([0, 3]);
+  });
+
   test('a forgotten slot is empty, and bookings made before it do not take from those made after', () => {
     const routed = createRoutedPrefixes(createFakeClock());
     const before = routed.book(0, aChain('abc'));
