@@ -8,7 +8,7 @@ import { Unpackr } from 'msgpackr';
 import { createKvEventDecoder } from '../../src/kvevents/decode.ts';
 import { batchJson } from '../../src/kvevents/event-json.ts';
 
-const N_PAYLOADS = 4000;
+const N_PAYLOADS = 2500;
 
 /** Picks one of n ways to write something. */
 type Choose = (n: number) => number;
@@ -160,10 +160,21 @@ function plain(value: unknown): unknown {
   return value ?? null;
 }
 
-function reference(payload: Buffer): object {
+type Json = Record<string, unknown>;
+
+/** One entry per removed hash, however many an event has. */
+function flat(events: readonly Json[]): Json[] {
+  return events.flatMap((event) =>
+    event['type'] === 'BlockRemoved'
+      ? (event['block_hashes'] as string[]).map((hash) => ({ ...event, block_hashes: [hash] }))
+      : [event],
+  );
+}
+
+function reference(payload: Buffer): { events: Json[] } {
   const read = unpackr.unpack(payload) as unknown;
   const [ts, events, rank] = Array.isArray(read) ? (read as unknown[]) : Object.values(read as object);
-  const known: object[] = [];
+  const known: Json[] = [];
   for (const event of events as (unknown[] | Record<string, unknown>)[]) {
     const type = (Array.isArray(event) ? event[0] : event['type']) as string;
     const names = type === 'BlockStored' ? STORED : type === 'BlockRemoved' ? REMOVED : ['type'];
@@ -178,21 +189,26 @@ function reference(payload: Buffer): object {
     }
     known.push(json);
   }
-  return {
+  const batch = {
     ts: Number(ts),
     events: known,
     data_parallel_rank: plain(rank),
     skipped: (events as unknown[]).slice(known.length).map(() => 'unknown_type'),
   };
+  return batch;
 }
 
 describe('random payloads', () => {
   const decoder = createKvEventDecoder();
+  const joining = createKvEventDecoder({}, 'joined');
   test('valid ones of every version decode as msgpackr reads them, however their values are written', () => {
     fc.assert(
       fc.property(batch, fc.infiniteStream(fc.nat(11)), (value, choices) => {
         const payload = write(value, (n) => choices.next().value! % n);
-        expect(batchJson(decoder.decode(payload), 'ids')).toEqual(reference(payload));
+        const want = reference(payload);
+        expect(batchJson(decoder.decode(payload), 'ids')).toEqual(want);
+        const joined = batchJson(joining.decode(payload), 'ids') as typeof want;
+        expect({ ...joined, events: flat(joined.events) }).toEqual({ ...want, events: flat(want.events) });
       }),
       { numRuns: N_PAYLOADS },
     );

@@ -31,6 +31,8 @@ export class FakePublisher {
   /** Called for every reply; false loses it. The end marker has no sequence number. */
   sendsReply: (seq: number | null) => boolean = () => true;
   answersReplays = true;
+  /** Called before every reply: frames to send in between. */
+  replyNoise: () => Buffer[] | null = () => null;
   nextSeq: number;
   private readonly kept: { seq: number; payload: Buffer }[] = [];
   private readonly pub: Publisher;
@@ -122,6 +124,8 @@ export class FakePublisher {
     const topic = (text: string): Buffer[] => (this.options.replayFrames === 4 ? [Buffer.from(text)] : []);
     for (const { seq, payload } of [...this.kept]) {
       if (BigInt(seq) < start || !this.sendsReply(seq)) continue;
+      const noise = this.replyNoise();
+      if (noise !== null) await this.router.send([identity, ...noise]);
       await this.router.send([identity, EMPTY, ...topic('kv@test'), seqFrame(seq), payload]);
     }
     if (this.sendsReply(null)) await this.router.send([identity, EMPTY, ...topic(''), END, EMPTY]);

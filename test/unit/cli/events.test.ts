@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -78,6 +78,33 @@ describe('--decode', () => {
     expect([await absent.code, absent.out]).toEqual([1, []]);
     expect(absent.err[0]).toMatch('ENOENT');
   });
+});
+
+describe('every payload vector', () => {
+  type Vector = {
+    name: string;
+    hex: string;
+    expect: { events: object[]; ts: number; data_parallel_rank: number | null } | null;
+  };
+  const file = new URL('../../fixtures/kv-events/vectors.json', import.meta.url);
+  const { vectors } = JSON.parse(readFileSync(file, 'utf8')) as { vectors: Vector[] };
+
+  test.each(vectors)('$name: printed as one line, or exit 1 with the reason', async ({ hex, expect: want }) => {
+    const { code, out, err } = await run(['--decode', '-', '--tokens'], [Buffer.from(hex, 'hex')]);
+    if (want === null) {
+      expect([await code, out]).toEqual([1, []]);
+      expect(err).toEqual([expect.stringMatching(/^warmpath events: KV (payload|batch) /)]);
+      return;
+    }
+    expect([await code, err, out.length]).toEqual([0, [], 1]);
+    const printed = JSON.parse(out[0]!) as Record<string, unknown> & { events: Record<string, unknown>[]; skipped: string[] };
+    expect(Object.keys(printed)).toEqual(['ts', 'events', 'data_parallel_rank', 'skipped']);
+    expect(printed).toMatchObject({ ts: want.ts, data_parallel_rank: want.data_parallel_rank });
+    expect(printed.events.length + printed.skipped.length).toBe(want.events.length);
+    for (const { block_hashes } of printed.events) {
+      for (const hash of (block_hashes ?? []) as string[]) expect(hash).toMatch(/^\d{1,20}$/);
+    }
+  }); // prettier-ignore
 });
 
 describe('usage', () => {

@@ -182,6 +182,17 @@ describe('holes', () => {
   });
 });
 
+test('27: 5 then 8 fetches 6 and 7 and applies them before 8, duplicates are dropped; then 2 relearns', () => {
+  const it = aStream().connected().replayed([0, 1, 2, 3, 4, 5]);
+  it.did();
+  it.live(8);
+  expect(it.did()).toEqual(['gap', 'replay hole 5']);
+  it.replayed([5, 6, 7, 8]).live(8).live(9);
+  expect(it.did()).toEqual(['apply 6', 'apply 7', 'apply 8', 'replay ok', 'apply 9']);
+  it.live(2, 'b');
+  expect(it.did()).toEqual(['restart', 'clear', 'replay learn 0']);
+});
+
 describe('restarts', () => {
   test('5 then 2 forgets the source and learns it again', () => {
     const it = aLiveStream().live(4).live(5);
