@@ -1,4 +1,4 @@
-import { beforeAll, describe, expect, test } from '@jest/globals';
+import { beforeAll, describe, expect, jest, test } from '@jest/globals';
 import { loadConfig, type Config } from '../../src/config.ts';
 import {
   gatewayFiles,
@@ -16,6 +16,8 @@ const FILES = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml', 'infer
 const ASKING = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml'];
 const POLICIES = ['EnvoyExtensionPolicy', 'BackendTrafficPolicy', 'ClientTrafficPolicy'];
 const CONFIG = (loadConfig({ file: null, readFile: () => '', env: {}, sets: [] }) as { config: Config }).config;
+// Compiling the larger schemas and starting Helm take seconds on a busy machine.
+jest.setTimeout(60_000);
 const problemsOf = createSchemas();
 
 /** `2s`, `250ms` → milliseconds. */
