@@ -51,6 +51,7 @@ const MATRIX: Readonly<Record<string, Values>> = {
       discovery: { mode: 'static', endpoints: [{ name: 'a', address: '10.0.0.1:8000', model: 'm', kvEvents: 'none' }] },
     },
   },
+  'engines that connect': { pods: { matchLabels: { app: 'vllm' } }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
   'no adapters': { config: { discovery: { kubernetes: { modelAdapters: 'off' } } } },
   monitored: {
     serviceMonitor: { enabled: true, labels: { release: 'prometheus' } },
@@ -313,6 +314,36 @@ describe('the Deployment', () => {
     expect(tls).toMatchObject({ certFile: '/etc/warmpath/tls/tls.crt', keyFile: '/etc/warmpath/tls/tls.key' });
     const { volumes } = find<Deployment>(ofCase(name), 'Deployment').spec.template.spec;
     expect(volumes.find((volume) => volume.name === 'tls')!.secret).toMatchObject({ secretName });
+  });
+});
+
+describe('the NetworkPolicy', () => {
+  type Rule = {
+    from?: { namespaceSelector: { matchLabels: Record<string, string> } }[];
+    ports: { port: number | string }[];
+  };
+  const ingressOf = (name: string): readonly (readonly [string, string])[] => {
+    const { ingress } = find<{ spec: { ingress: Rule[] } }>(ofCase(name), 'NetworkPolicy').spec;
+    return ingress.map(({ from, ports }) => [
+      from?.map(({ namespaceSelector }) => Object.values(namespaceSelector.matchLabels).join()).join() ?? 'anybody',
+      ports.map(({ port }) => port).join(),
+    ]);
+  };
+
+  test('lets in the data plane, Prometheus and probes, each where it has business', () => {
+    expect(ingressOf('the three values')).toEqual([
+      ['envoy-gateway-system,llm', 'grpc,admin'],
+      ['monitoring', 'admin'],
+      ['anybody', 'health'],
+    ]);
+    expect(ingressOf('a gateway, a route and pods elsewhere')[0]).toEqual([
+      'envoy-gateway-system,gateways',
+      'grpc,admin',
+    ]);
+  });
+
+  test('lets in engines that connect, and no others', () => {
+    expect(ingressOf('engines that connect')).toContainEqual(['llm', '5557']);
   });
 });
 
