@@ -92,7 +92,7 @@ e2e-gateway: setup ## what Envoy Gateway makes of the manifests and the chart (b
 kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and pip)
 	sh test/support/kube-schemas.sh
 
-soak: setup ## 50,000 requests through a real Envoy in one run, nothing unexpected, nothing left over
-	WARMPATH_SOAK_REQUESTS=50000 $(JEST) test/chaos/soak
+soak: setup ## 50,000 requests through a real Envoy, 200,000 exchanges: nothing unexpected, nothing left over
+	WARMPATH_SOAK_REQUESTS=50000 WARMPATH_SOAK_EXCHANGES=200000 $(JEST) test/chaos/soak test/chaos/memory
 
 .PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq test-zmq-coverage test-kv-sync-benchmark test-kv-sync-chaos test-kv-sync-e2e test-kv-sync-all chaos bench bench-extproc bench-tokens bench-kv bench-routing soak

@@ -12,7 +12,7 @@ import { aChat, eventually, longText, MODEL, stageConfig } from '../e2e/stage.ts
 import { startNullUpstream, startTestEnvoy } from '../support/envoy.ts';
 
 // The one number a caller may choose: how long is long.
-const N_REQUESTS = Number(process.env['WARMPATH_SOAK_REQUESTS'] ?? 3_000);
+const N_REQUESTS = Number(process.env['WARMPATH_SOAK_REQUESTS'] ?? 1_500);
 const PARALLEL = 48;
 
 type Kind = { readonly name: string; readonly expected: string; send(address: string, agent: Agent): Promise<string> };

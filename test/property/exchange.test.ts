@@ -118,7 +118,7 @@ test('no answer is ever spurious, and every ending leaves exactly one result, no
       expect(held.released).toHaveLength(booked ? 1 : 0);
       expect(held.firstBytes).toBeLessThanOrEqual(1);
     }),
-    { numRuns: 1500 },
+    { numRuns: 600 },
   );
 });
 
@@ -143,7 +143,7 @@ test('an exchange left alone answers everything, changes no byte, and no forged 
       const value = plan.decision === 'routed' ? CHOICE.join(',') : undefined;
       expect([headers[DESTINATION], metadata ?? undefined, headers['target-pod']]).toEqual([value, value, undefined]);
     }),
-    { numRuns: 1500 },
+    { numRuns: 600 },
   );
 });
 
