@@ -71,6 +71,9 @@ bench-tokens: setup ## reading, exact calls, the memo, tokenizers in trouble, on
 bench-kv: setup ## KV events and their index, next to msgpackr and Map<bigint, Set> (ARGS="--quick")
 	@$(NODE) test/bench/kv.bench.ts $(ARGS)
 
+bench-metrics: setup ## CPU of reading 64 engines' metrics each second, beside full parsing (ARGS="seconds")
+	@$(NODE) test/bench/metrics.bench.ts $(ARGS)
+
 bench-routing: setup ## every policy on a trace, ours beside the best of the others (ARGS="TRACE")
 	@$(NODE) test/bench/routing.bench.ts $(ARGS)
 
@@ -95,4 +98,4 @@ kube-schemas: setup ## write test/fixtures/kubernetes-schemas anew (needs Go and
 soak: setup ## 50,000 requests through a real Envoy, 200,000 exchanges: nothing unexpected, nothing left over
 	WARMPATH_SOAK_REQUESTS=50000 WARMPATH_SOAK_EXCHANGES=200000 $(JEST) test/chaos/soak test/chaos/memory
 
-.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq test-zmq-coverage test-kv-sync-benchmark test-kv-sync-chaos test-kv-sync-e2e test-kv-sync-all chaos bench bench-extproc bench-tokens bench-kv bench-routing soak
+.PHONY: help setup check test e2e demo docs build format test-kv-sync test-zmq test-zmq-coverage test-kv-sync-benchmark test-kv-sync-chaos test-kv-sync-e2e test-kv-sync-all chaos bench bench-extproc bench-tokens bench-kv bench-metrics bench-routing soak
