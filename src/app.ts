@@ -11,7 +11,7 @@ import type { Clock } from './clock.ts';
 import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
 import { createEndpointPicker, DEFAULT_BLOCK_SIZE_TOKENS } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
-import type { Endpoint, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
+import type { Endpoint, EndpointId, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
@@ -72,6 +72,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       clock,
       onScrape: (result, nIgnored) => reporter.scrape(result, nIgnored),
       onAdapters: (id, adapters) => endpoints.learnAdapters(id, adapters),
+      onReplaced: forgetReplaced,
     },
     { ...config.load, adapterIntervalMs: config.discovery.adapterIntervalMs },
   );
@@ -240,6 +241,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   );
   const discovery = kubernetes ?? staticEndpoints;
 
+  /** Endpoints whose replay is not asked any more. */
+  const liveOnly = new Set<EndpointId>();
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
   const emptied = new Set<EndpointSlot>();
   let ingestRunning = false;
@@ -282,7 +285,23 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
 
   async function reconcileIngest(): Promise<void> {
     if (!ingestRunning) return;
-    await ingest.reconcile(config.kvEvents.enabled ? endpoints.all().flatMap(sourcesOf) : []);
+    for (const id of liveOnly) if (!endpoints.all().some((endpoint) => endpoint.id === id)) liveOnly.delete(id);
+    const sources = endpoints
+      .all()
+      .flatMap((endpoint) => sourcesOf(endpoint, liveOnly.has(endpoint.id) ? 'live only' : 'replayed'));
+    await ingest.reconcile(config.kvEvents.enabled ? sources : []);
+  }
+
+  /** A replay would bring the blocks of the old weights back, so from here on only what comes live counts. */
+  function forgetReplaced(endpoint: Endpoint, adapter: string): void {
+    log.warn('an adapter has other weights: the endpoint is learnt anew, from live events only', {
+      endpoint: endpoint.address,
+      adapter,
+    });
+    liveOnly.add(endpoint.id);
+    routed.forget(endpoint.slot);
+    ladder.forget(endpoint.slot);
+    reconcileIngest().catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
   }
 
   readiness.onChange((ready) => extProc.setServing(ready ? 'SERVING' : 'NOT_SERVING'));
@@ -373,13 +392,13 @@ function createTokenizer({ tokenizer }: Config, deps: VllmTokenizerDeps): Starta
   return createLocalTokenizer(deps, { ...tokenizer, file: file! });
 }
 
-function sourcesOf(endpoint: Endpoint): IngestSource[] {
+function sourcesOf(endpoint: Endpoint, history: 'replayed' | 'live only'): IngestSource[] {
   return endpoint.kvEvents.map((kvEvents, rank) => ({
     endpointId: endpoint.id,
     slot: endpoint.slot,
     rank,
     model: endpoint.models[0]!,
-    kvEvents,
+    kvEvents: history === 'live only' ? { ...kvEvents, replayEndpoint: null } : kvEvents,
     incarnation: endpoint.incarnation,
   }));
 }

@@ -21,6 +21,11 @@ export type EngineModelsDeps = {
   readonly random?: () => number;
   /** After every answer, also where nothing changed. */
   readonly onAdapters: (id: EndpointId, adapters: readonly string[]) => void;
+  /**
+   * An adapter's name stands for other weights than before. Engines tell blocks of the two apart, their events do not
+   * (vLLM 0.31): what was announced under the name must be forgotten, and not be learnt again from a replay.
+   */
+  readonly onReplaced: (endpoint: Endpoint, adapter: string) => void;
 };
 
 /** Engines asked at once. */
@@ -35,7 +40,7 @@ export type EngineModelsOptions = {
 };
 
 export function createEngineModels(
-  { log, clock, get, random = Math.random, onAdapters }: EngineModelsDeps,
+  { log, clock, get, random = Math.random, onAdapters, onReplaced }: EngineModelsDeps,
   { intervalMs }: EngineModelsOptions,
 ): EngineModels {
   let fleet = new Map<EndpointId, Endpoint>();
@@ -44,6 +49,8 @@ export function createEngineModels(
   let nAtOnce = 0;
   let timer: Timer | null = null;
   let stopped = false;
+  /** Where each adapter's weights lay when it was last seen, kept while it is unloaded. */
+  const weights = new Map<EndpointId, Map<string, string>>();
   /** Told once while it lasts. */
   const strangers = new Set<EndpointId>();
 
@@ -67,7 +74,11 @@ export function createEngineModels(
     const served = answer.kind === 'page' ? parseModels(answer.body) : null;
     if (served !== null && !stopped && fleet.has(endpoint.id)) {
       checkName(endpoint, served.models);
-      onAdapters(endpoint.id, served.adapters);
+      onAdapters(
+        endpoint.id,
+        served.adapters.map(({ name }) => name),
+      );
+      noteWeights(endpoint, served.adapters);
     }
     work();
   }
@@ -84,12 +95,24 @@ export function createEngineModels(
     log.warn('an engine does not serve the model it is listed for', { endpoint: address, listed: unknown, served });
   }
 
+  function noteWeights(endpoint: Endpoint, adapters: ServedModels['adapters']): void {
+    let known = weights.get(endpoint.id);
+    if (known === undefined) weights.set(endpoint.id, (known = new Map()));
+    for (const { name, path } of adapters) {
+      const before = known.get(name);
+      if (before === path || (before === undefined && known.size >= MAX_ADAPTERS)) continue;
+      known.set(name, path);
+      if (before !== undefined) onReplaced(endpoint, name);
+    }
+  }
+
   return {
     reconcile(endpoints) {
       if (intervalMs === 0) return;
       const before = fleet;
       fleet = new Map(endpoints.map((endpoint) => [endpoint.id, endpoint]));
       for (const id of strangers) if (!fleet.has(id)) strangers.delete(id);
+      for (const id of weights.keys()) if (!fleet.has(id)) weights.delete(id);
       due.push(...[...fleet.keys()].filter((id) => !before.has(id)));
       work();
     },
@@ -101,7 +124,11 @@ export function createEngineModels(
   };
 }
 
-export type ServedModels = { readonly models: readonly string[]; readonly adapters: readonly string[] };
+export type ServedModels = {
+  readonly models: readonly string[];
+  /** By name, each once; `path` is '' where the engine does not say it. */
+  readonly adapters: readonly { readonly name: string; readonly path: string }[];
+};
 
 /**
  * @param body OpenAI's list of models, where vLLM and SGLang name the parent of an adapter
@@ -117,12 +144,13 @@ export function parseModels(body: Buffer): ServedModels | null {
   const list = (page as { data?: unknown } | null)?.data;
   if (!Array.isArray(list)) return null;
   const models: string[] = [];
-  const adapters: string[] = [];
-  for (const entry of list as ({ id?: unknown; parent?: unknown } | null)[]) {
+  const adapters = new Map<string, string>();
+  for (const entry of list as ({ id?: unknown; parent?: unknown; root?: unknown } | null)[]) {
     const name = entry?.id;
     if (typeof name !== 'string' || name === '' || name.length > MAX_NAME_LENGTH) continue;
     if (typeof entry?.parent !== 'string') models.push(name);
-    else if (adapters.length < MAX_ADAPTERS) adapters.push(name);
+    else if (adapters.size < MAX_ADAPTERS) adapters.set(name, typeof entry?.root === 'string' ? entry.root : '');
   }
-  return models.length === 0 ? null : { models, adapters: [...new Set(adapters)].sort() };
+  const byName = [...adapters].map(([name, path]) => ({ name, path })).sort((a, b) => (a.name < b.name ? -1 : 1));
+  return models.length === 0 ? null : { models, adapters: byName };
 }

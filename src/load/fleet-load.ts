@@ -64,6 +64,7 @@ export type FleetLoadDeps = {
   readonly clock: Clock;
   readonly onScrape: EngineMetricsDeps['onScrape'];
   readonly onAdapters: EngineModelsDeps['onAdapters'];
+  readonly onReplaced: EngineModelsDeps['onReplaced'];
 };
 
 export type FleetLoadOptions = {
@@ -77,7 +78,7 @@ export type FleetLoadOptions = {
 const PAGE_LIMITS = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 };
 
 export function createFleetLoad(
-  { log, clock, onScrape, onAdapters }: FleetLoadDeps,
+  { log, clock, onScrape, onAdapters, onReplaced }: FleetLoadDeps,
   { metricsIntervalMs: intervalMs, adapterIntervalMs, engineProfileCaching }: FleetLoadOptions,
 ): FleetLoad {
   const inFlight = createInFlight(clock);
@@ -99,7 +100,10 @@ export function createFleetLoad(
     },
     { intervalMs },
   );
-  const models = createEngineModels({ log, clock, get: http.get, onAdapters }, { intervalMs: adapterIntervalMs });
+  const models = createEngineModels(
+    { log, clock, get: http.get, onAdapters, onReplaced },
+    { intervalMs: adapterIntervalMs },
+  );
   let wanted: readonly Endpoint[] = [];
   let running = false;
 

@@ -20,8 +20,11 @@ export type ChainBlock = {
   readonly lora: LoraAdapter | null;
 };
 
-/** `id` is local to one engine process, `name` is what clients ask for. */
-export type LoraAdapter = { readonly id: number; readonly name: string };
+/**
+ * `id` is local to one engine process, `name` is what clients ask for, `path` is where its weights lie: from vLLM 0.31 on
+ * blocks of other weights have other digests, which events do not tell.
+ */
+export type LoraAdapter = { readonly id: number; readonly name: string; readonly path?: string };
 
 /** What names blocks beside their tokens; the same for all blocks of a request. */
 export type ChainRoot = {
@@ -53,6 +56,7 @@ export function chainBlock(
     .update(parent === null ? root.noneHash : parent.digest)
     .update(tokenIds);
   if (extraKeys !== null) hash.update(JSON.stringify(extraKeys));
+  if (root.lora?.path !== undefined) hash.update(root.lora.path);
   const digest = hash.digest();
   return { digest, key: digest.toString('latin1'), parent, tokenIds, extraKeys, lora: root.lora };
 }

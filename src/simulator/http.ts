@@ -150,7 +150,7 @@ function modelRoutes({ models, clock }: PodHttpDeps, options: PodHttpOptions): R
       object: 'model',
       created,
       owned_by: 'vllm',
-      root: name,
+      root: lora?.path ?? name,
       parent: lora === null ? null : models.base,
       max_model_len: lora === null ? options.maxModelLen : null,
       permission: [],
@@ -168,7 +168,8 @@ function modelRoutes({ models, clock }: PodHttpDeps, options: PodHttpOptions): R
           param: null,
         });
       }
-      const outcome = how === 'load' ? models.load(name) : models.unload(name);
+      const path = jsonField(body, 'lora_path');
+      const outcome = how === 'load' ? models.load(name, typeof path === 'string' ? path : name) : models.unload(name);
       if (outcome === 'done') {
         const done = how === 'load' ? 'added' : 'removed';
         return sendText(response, 200, 'text/plain', `Success: LoRA adapter '${name}' ${done} successfully.`);

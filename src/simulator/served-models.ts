@@ -9,7 +9,8 @@ export type ServedModels = {
   resolve(name: string | null): ServedModel | undefined;
   /** Base first, adapters in the order they were loaded. */
   list(): readonly ServedModel[];
-  load(adapter: string): 'done' | 'already_loaded';
+  /** @param path where its weights lie */
+  load(adapter: string, path: string): 'done' | 'already_loaded';
   unload(adapter: string): 'done' | 'unknown';
 };
 
@@ -17,12 +18,12 @@ export function createServedModels(base: string, adapters: readonly string[]): S
   const loaded = new Map<string, LoraAdapter>();
   // Ids are never given twice: a reloaded adapter is another one to the engine.
   let lastId = 0;
-  const load = (name: string): 'done' | 'already_loaded' => {
+  const load = (name: string, path: string): 'done' | 'already_loaded' => {
     if (name === base || loaded.has(name)) return 'already_loaded';
-    loaded.set(name, { id: ++lastId, name });
+    loaded.set(name, { id: ++lastId, name, path });
     return 'done';
   };
-  adapters.forEach(load);
+  for (const name of adapters) load(name, name);
   return {
     base,
     resolve(name) {

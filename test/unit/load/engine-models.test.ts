@@ -23,13 +23,20 @@ function anEndpoint(n: number): Endpoint {
 
 const listOf = (...models: object[]): Buffer => Buffer.from(JSON.stringify({ object: 'list', data: models }));
 const model = (id: string): object => ({ id, object: 'model', owned_by: 'vllm', root: id, parent: null });
-const adapter = (id: string): object => ({ id, object: 'model', owned_by: 'vllm', root: `/lora/${id}`, parent: 'm' });
+const adapter = (id: string, root = `/lora/${id}`): object => ({
+  id,
+  object: 'model',
+  owned_by: 'vllm',
+  root,
+  parent: 'm',
+});
 
 function aFleet(intervalMs = 1000) {
   const clock = createFakeClock();
   const asked: string[] = [];
   const waiting: { origin: string; answer(answer: GetAnswer): void }[] = [];
   const told: [string, readonly string[]][] = [];
+  const replaced: string[] = [];
   const lines: { msg: string }[] = [];
   const models = createEngineModels(
     {
@@ -42,6 +49,7 @@ function aFleet(intervalMs = 1000) {
           waiting.push({ origin, answer: resolve });
         }),
       onAdapters: (id, adapters) => told.push([id, adapters]),
+      onReplaced: ({ address }, name) => replaced.push(`${address} ${name}`),
     },
     { intervalMs },
   );
@@ -50,6 +58,7 @@ function aFleet(intervalMs = 1000) {
     models,
     asked,
     told,
+    replaced,
     lines,
     nWaiting: () => waiting.length,
     async answer(body: Buffer | null): Promise<void> {
@@ -73,6 +82,21 @@ describe('which adapters an engine serves', () => {
       ['10.0.0.1:8000#1', ['chat', 'sql']],
       ['10.0.0.1:8000#1', ['sql']],
     ]);
+  });
+
+  test('other weights under a name are told, also when the adapter was away in between; the same again are not', async () => {
+    const { clock, models, replaced, answer } = aFleet();
+    models.reconcile([anEndpoint(1)]);
+    for (const list of [[adapter('a'), adapter('b')], [adapter('a')], [adapter('a'), adapter('b')]]) {
+      await answer(listOf(model('m'), ...list));
+      clock.advance(1000);
+    }
+    expect(replaced).toEqual([]);
+    for (const list of [[], [adapter('a', '/lora/v2'), adapter('b')], [adapter('a', '/lora/v2')]]) {
+      await answer(listOf(model('m'), ...list));
+      clock.advance(1000);
+    }
+    expect(replaced).toEqual(['10.0.0.1:8000 a']);
   });
 
   test('an engine that hangs, or answers something else, leaves what is known as it was', async () => {
@@ -134,6 +158,6 @@ describe('which adapters an engine serves', () => {
 
 test('entries without a usable name are left out', () => {
   const body = listOf({ id: 7 }, { id: '' }, { id: 'x'.repeat(300) }, model('m'), { id: 'a', parent: 3 }, adapter('b'));
-  expect(parseModels(body)).toEqual({ models: ['m', 'a'], adapters: ['b'] });
+  expect(parseModels(body)).toEqual({ models: ['m', 'a'], adapters: [{ name: 'b', path: '/lora/b' }] });
   expect(parseModels(Buffer.from('{"data":[null]}'))).toBeNull();
 });
