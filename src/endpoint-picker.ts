@@ -281,6 +281,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
       answer,
       outputTokens: forecast.outputTokens ?? 0,
+      promptTokens,
       // Of a prompt known in part the rest may still be to compute.
       isComputed: () => rung === 'exact' && isAnnounced(chains, endpoint),
     });

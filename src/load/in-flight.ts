@@ -9,7 +9,7 @@
  * Deliberately not here: what an engine says of itself.
  */
 import type { Clock } from '../clock.ts';
-import { createPrefillModels } from './prefill-model.ts';
+import { createPrefillModels, type Company } from './prefill-model.ts';
 
 export type Load = {
   /** Requests routed there whose end has not been seen. */
@@ -18,6 +18,8 @@ export type Load = {
   readonly tokens: number;
   /** Tokens that their answers are expected to have, where anything is known to expect. */
   readonly outputTokens: number;
+  /** All prompt tokens of those requests: what their decoding reads at every step. */
+  readonly contextTokens: number;
   /** Of the requests, those whose prompt is not computed yet. */
   readonly waiting: number;
   /** Requests sent there of late. */
@@ -26,6 +28,8 @@ export type Load = {
   readonly utilization: number;
   /** Expected wait before a new request's prefill starts, milliseconds. */
   readonly waitMs: number;
+  /** Prompts of others that come there about now without being seen, milliseconds of computing: 0 where one router sends. */
+  readonly unseenMs: number;
   /** What computing a prompt takes there: a fixed part, and one per uncached token. */
   readonly prefillSetupMs: number;
   readonly prefillMsPerToken: number;
@@ -49,6 +53,8 @@ export type ReservationDetails = {
   readonly answer?: AnswerForm;
   /** Expected tokens of the answer, 0 = nothing to go by. */
   readonly outputTokens?: number;
+  /** Cached ones included; as many as uncached ones unless said. */
+  readonly promptTokens?: number;
   /** True once events say that the engine has computed the prompt; asked now and then while it waits. */
   readonly isComputed?: () => boolean;
 };
@@ -61,8 +67,19 @@ export type InFlight = {
    * that went to the old one still end exactly once, and change nothing at the new one.
    */
   forget(slot: number): void;
+  /** Whether first tokens may have waited for prompts sent by others. */
+  keepCompany(company: Company): void;
+  /** What was sent of late. */
+  typical(): Typical;
   /** Requests in flight over all slots. */
   total(): number;
+};
+
+export type Typical = {
+  /** Uncached tokens of a prompt; 0 before the first. */
+  readonly promptTokens: number;
+  /** Milliseconds of computing sent to all endpoints within a second before and after a request, itself included. */
+  readonly burstMs: number;
 };
 
 /** Prefill speed assumed before anything is learnt, tokens per second: one mid-size GPU on an 8-billion-parameter model. */
@@ -80,10 +97,14 @@ type Prompt = {
   serviceMs: number | null;
 };
 
+/** Prompts that got their first token at the same moment: computed together, in one pass of the engine. */
+type Pass = { readonly doneMs: number; readonly serviceMs: number; tokens: number; nOpen: number };
+
 type SlotState = {
   requests: number;
   tokens: number;
   outputTokens: number;
+  contextTokens: number;
   /** Prompts in the order they were sent, from `head` on; computed ones are passed over. */
   queue: Prompt[];
   head: number;
@@ -98,6 +119,7 @@ type SlotState = {
   arrivalsMs: number;
   /** Milliseconds of computing those requests ask for, weighed likewise. */
   workMs: number;
+  lastPass: Pass | null;
 };
 
 /** "Of late": a request weighs 1/e after that time. Results hardly change between 20 s and 3 min. */
@@ -110,7 +132,23 @@ const SIGHTINGS_KEPT = 16;
 const ASK_EVERY_MS = 20;
 /** A time known to within this part of itself is worth learning from. */
 const EVENT_PRECISION = 0.25;
-const IDLE = { requests: 0, tokens: 0, outputTokens: 0, waiting: 0, arrivalsPerSecond: 0, utilization: 0, waitMs: 0 };
+/** First tokens of one pass are seen within that time. */
+const TOGETHER_MS = 2;
+/** A burst: what is sent this close. As long as others' requests stay unseen, an interval of the engines' metrics. */
+const BURST_MS = 1000;
+/** Weight of the newest request in what is typical. */
+const TYPICAL_GAIN = 0.01;
+const IDLE = {
+  requests: 0,
+  tokens: 0,
+  outputTokens: 0,
+  contextTokens: 0,
+  waiting: 0,
+  arrivalsPerSecond: 0,
+  utilization: 0,
+  waitMs: 0,
+  unseenMs: 0,
+};
 
 export function createInFlight(
   clock: Clock,
@@ -122,6 +160,9 @@ export function createInFlight(
   let firstMs: number | null = null;
   /** Streamed answers whose first token was seen, minus those that ended unseen: below 0 this set-up shows none. */
   let sightings = 0;
+  let company: Company = 'alone';
+  const burst = createBurst();
+  let promptTokensMean = 0;
 
   function stateOf(slot: number): SlotState {
     let state = slots.get(slot);
@@ -130,6 +171,7 @@ export function createInFlight(
         requests: 0,
         tokens: 0,
         outputTokens: 0,
+        contextTokens: 0,
         queue: [],
         head: 0,
         nWaiting: 0,
@@ -139,6 +181,7 @@ export function createInFlight(
         arrivals: 0,
         arrivalsMs: 0,
         workMs: 0,
+        lastPass: null,
       };
       slots.set(slot, state);
     }
@@ -192,8 +235,8 @@ export function createInFlight(
         leaveQueue(state, first, dueMs);
         continue;
       }
-      const others = (state.nWaiting - 1) * setupMs + (state.waitingTokens - first.uncachedTokens) * msPerToken;
-      return Math.max(0, dueMs - nowMs) + others;
+      // Those that wait share passes: the fixed part is paid by the one under way, and by the one that asks.
+      return Math.max(0, dueMs - nowMs) + (state.waitingTokens - first.uncachedTokens) * msPerToken;
     }
     return 0;
   }
@@ -205,17 +248,22 @@ export function createInFlight(
       const state = slots.get(slot);
       if (!state) return { ...IDLE, ...learnt };
       const waitMs = backlogMs(slot, state);
-      const { requests, tokens, outputTokens, nWaiting: waiting } = state;
-      return { requests, tokens, outputTokens, waiting, ...traffic(state), waitMs, ...learnt };
+      const { requests, tokens, outputTokens, contextTokens, nWaiting: waiting } = state;
+      const sums = { requests, tokens, outputTokens, contextTokens, waiting };
+      return { ...sums, ...traffic(state), waitMs, unseenMs: 0, ...learnt };
     },
-    reserve(slot, uncachedTokens, { answer = 'streamed', outputTokens = 0, isComputed } = {}) {
+    reserve(slot, uncachedTokens, details = {}) {
+      const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, isComputed } = details;
       const state = stateOf(slot);
       const nowMs = clock.nowMs();
       firstMs ??= nowMs;
       const fading = faded(nowMs - state.arrivalsMs);
       const { setupMs, msPerToken } = models.of(slot);
       state.arrivals = state.arrivals * fading + 1;
-      state.workMs = state.workMs * fading + setupMs + uncachedTokens * msPerToken;
+      const workMs = setupMs + uncachedTokens * msPerToken;
+      state.workMs = state.workMs * fading + workMs;
+      burst.add(workMs, nowMs);
+      promptTokensMean += (promptTokensMean === 0 ? 1 : TYPICAL_GAIN) * (uncachedTokens - promptTokensMean);
       state.arrivalsMs = nowMs;
       const prompt: Prompt = {
         uncachedTokens,
@@ -232,30 +280,40 @@ export function createInFlight(
       state.requests += 1;
       state.tokens += uncachedTokens;
       state.outputTokens += outputTokens;
+      state.contextTokens += promptTokens;
       nTotal += 1;
       let held = true;
-      let seen = false;
+      let pass: Pass | null = null;
       return {
         firstByte() {
-          if (!held || answer === 'whole' || seen) return;
-          seen = true;
+          if (!held || answer === 'whole' || pass !== null) return;
           sightings = Math.min(SIGHTINGS_KEPT, sightings + 1);
           const nowMs = clock.nowMs();
           if (!prompt.computed) leaveQueue(state, prompt, nowMs);
-          prompt.serviceMs = nowMs - prompt.startMs;
+          pass = passAt(state, nowMs, nowMs - prompt.startMs);
+          pass.nOpen += 1;
         },
         release(computedTokens) {
           if (!held) return false;
           held = false;
           const isSameProcess = slots.get(slot) === state;
-          const { serviceMs } = prompt;
-          if (serviceMs !== null && isSameProcess) models.learn(slot, computedTokens ?? uncachedTokens, serviceMs);
-          if (!seen && answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+          if (pass !== null) {
+            pass.tokens += computedTokens ?? uncachedTokens;
+            pass.nOpen -= 1;
+            if (isSameProcess && pass.nOpen === 0) models.learn(slot, pass.tokens, pass.serviceMs, company);
+          } else {
+            const { serviceMs } = prompt;
+            if (serviceMs !== null && isSameProcess) {
+              models.learn(slot, computedTokens ?? uncachedTokens, serviceMs, company);
+            }
+            if (answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+          }
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;
           state.tokens -= uncachedTokens;
           // Fractions: what is added and taken away need not cancel out to the last bit.
           state.outputTokens = state.requests === 0 ? 0 : Math.max(0, state.outputTokens - outputTokens);
+          state.contextTokens -= promptTokens;
           nTotal -= 1;
           return true;
         },
@@ -265,7 +323,41 @@ export function createInFlight(
       models.forget(slot);
       slots.delete(slot);
     },
+    keepCompany(kind) {
+      company = kind;
+    },
+    typical: () => ({ promptTokens: promptTokensMean, burstMs: burst.meanMs() }),
     total: () => nTotal,
+  };
+}
+
+/** The pass that ended now: the last one, when that was a moment ago. */
+function passAt(state: SlotState, nowMs: number, serviceMs: number): Pass {
+  const last = state.lastPass;
+  if (last !== null && nowMs - last.doneMs <= TOGETHER_MS) return last;
+  return (state.lastPass = { doneMs: nowMs, serviceMs, tokens: 0, nOpen: 0 });
+}
+
+/** How much is sent around a request, on average over requests. */
+function createBurst() {
+  let sent: { readonly workMs: number; readonly sentMs: number }[] = [];
+  let head = 0;
+  let sumMs = 0;
+  let meanMs = 0;
+  return {
+    add(workMs: number, nowMs: number): void {
+      while (head < sent.length && sent[head]!.sentMs < nowMs - BURST_MS) sumMs -= sent[head++]!.workMs;
+      if (head === sent.length) sumMs = 0;
+      if (2 * head >= sent.length) {
+        sent = sent.slice(head);
+        head = 0;
+      }
+      // As much follows on average as has gone before.
+      meanMs += TYPICAL_GAIN * (2 * sumMs + workMs - meanMs);
+      sent.push({ workMs, sentMs: nowMs });
+      sumMs += workMs;
+    },
+    meanMs: () => meanMs,
   };
 }
 

@@ -1,7 +1,7 @@
 /**
- * How long an engine takes for a prompt: a fixed part plus a part per uncached token, learnt from prompts whose start and
- * first token were seen. Every endpoint has its own; until it has shown enough, the fleet's answers for it.
- * Least squares over exponentially forgotten samples; no I/O, no clock.
+ * How long an engine takes for a prompt: a fixed part plus a part per uncached token. The line is the fleet's, least squares
+ * over exponentially forgotten samples; every endpoint has a factor of its own, its time ÷ the line's. One number per
+ * endpoint instead of a line: a hundred prompts are enough to know it within a percent or two. No I/O, no clock.
  */
 
 export type PrefillModel = {
@@ -13,54 +13,71 @@ export type PrefillModel = {
 
 export type PrefillModels = {
   of(slot: number): PrefillModel;
-  /** @param serviceMs from the moment the engine was free for the prompt to its first token */
-  learn(slot: number, uncachedTokens: number, serviceMs: number): void;
+  /**
+   * @param serviceMs from the moment the engine was free for the prompt, as far as is known, to its first token
+   * @param company whether others send prompts there, too: a sample may then hold theirs, and only one that is faster
+   *   than expected says what it seems to say
+   */
+  learn(slot: number, uncachedTokens: number, serviceMs: number, company?: Company): void;
   forget(slot: number): void;
 };
 
+export type Company = 'alone' | 'with others';
+
 /** Weighted sums of samples (x = tokens, y = milliseconds). */
 type Sums = { n: number; x: number; y: number; xx: number; xy: number };
+/** Weighted sums of an endpoint's samples: with the line of the moment they say what was expected of it. */
+type Times = { n: number; tokens: number; actualMs: number };
 
 /** A sample's weight halves every 69 samples of its endpoint. */
 const ENDPOINT_MEMORY = 0.99;
 /** The same for the whole fleet: 693 samples. */
 const FLEET_MEMORY = 0.999;
-/** Samples of an endpoint that weigh as much as all the fleet's. */
+/** An endpoint is as fast as the line says until so many samples of its own weigh as much. */
 const FLEET_WEIGHT = 10;
 /** The assumption stands for so many samples, of such prompts. */
 const ASSUMED_SAMPLES = 2;
 const ASSUMED_TOKENS = [1000, 8000] as const;
+/** Where others' prompts may be in a sample: the part by which it may exceed what was expected. */
+const MOST_EXCESS = 0.03;
 
 export function createPrefillModels(assumedMsPerToken: number): PrefillModels {
   const fleet: Sums = { n: 0, x: 0, y: 0, xx: 0, xy: 0 };
   for (let i = 0; i < ASSUMED_SAMPLES; i++) {
     for (const tokens of ASSUMED_TOKENS) add(fleet, 1, tokens, tokens * assumedMsPerToken);
   }
-  const bySlot = new Map<number, Sums>();
-  const cached = new Map<number, PrefillModel>();
-  let ofFleet: PrefillModel | null = null;
+  let line = fit(fleet);
+  const bySlot = new Map<number, Times>();
+
+  function factorOf(slot: number): number {
+    const own = bySlot.get(slot);
+    if (!own) return 1;
+    const expectedMs = own.n * line.setupMs + own.tokens * line.msPerToken;
+    // The line's own samples keep the factor above 0.
+    const fleetMs = (FLEET_WEIGHT * expectedMs) / own.n;
+    return (own.actualMs + fleetMs) / (expectedMs + fleetMs);
+  }
 
   return {
     of(slot) {
-      const own = bySlot.get(slot);
-      if (!own) return (ofFleet ??= fit(fleet));
-      let model = cached.get(slot);
-      if (!model) cached.set(slot, (model = fit(together(own, fleet))));
-      return model;
+      const factor = factorOf(slot);
+      return { setupMs: factor * line.setupMs, msPerToken: factor * line.msPerToken };
     },
-    learn(slot, uncachedTokens, serviceMs) {
+    learn(slot, uncachedTokens, serviceMs, company = 'alone') {
       if (!(uncachedTokens > 0) || !(serviceMs >= 0) || !Number.isFinite(uncachedTokens + serviceMs)) return;
+      const factor = factorOf(slot);
+      const expectedMs = line.setupMs + uncachedTokens * line.msPerToken;
+      const mostMs = company === 'alone' ? Infinity : factor * expectedMs * (1 + MOST_EXCESS);
+      const actualMs = Math.min(serviceMs, mostMs);
+      add(fleet, FLEET_MEMORY, uncachedTokens, actualMs);
       let own = bySlot.get(slot);
-      if (!own) bySlot.set(slot, (own = { n: 0, x: 0, y: 0, xx: 0, xy: 0 }));
-      add(own, ENDPOINT_MEMORY, uncachedTokens, serviceMs);
-      add(fleet, FLEET_MEMORY, uncachedTokens, serviceMs);
-      cached.delete(slot);
-      ofFleet = null;
+      if (!own) bySlot.set(slot, (own = { n: 0, tokens: 0, actualMs: 0 }));
+      own.n = own.n * ENDPOINT_MEMORY + 1;
+      own.tokens = own.tokens * ENDPOINT_MEMORY + uncachedTokens;
+      own.actualMs = own.actualMs * ENDPOINT_MEMORY + actualMs;
+      line = fit(fleet);
     },
-    forget(slot) {
-      bySlot.delete(slot);
-      cached.delete(slot);
-    },
+    forget: (slot) => void bySlot.delete(slot),
   };
 }
 
@@ -70,17 +87,6 @@ function add(sums: Sums, memory: number, x: number, y: number): void {
   sums.y = sums.y * memory + y;
   sums.xx = sums.xx * memory + x * x;
   sums.xy = sums.xy * memory + x * y;
-}
-
-function together(own: Sums, fleet: Sums): Sums {
-  const weight = Math.min(1, FLEET_WEIGHT / fleet.n);
-  return {
-    n: own.n + weight * fleet.n,
-    x: own.x + weight * fleet.x,
-    y: own.y + weight * fleet.y,
-    xx: own.xx + weight * fleet.xx,
-    xy: own.xy + weight * fleet.xy,
-  };
 }
 
 /** The line through the samples; through the origin where the best one would start below it or fall. */

@@ -4,7 +4,7 @@
  * Deterministic: equal input gives equal output.
  */
 import { SimulatedEngine, type EngineNotice, type EngineRequest } from './engine.ts';
-import type { CreatePolicy, EngineProbe, Policy } from './policies/policy.ts';
+import { METRICS_INTERVAL_MS, type CreatePolicy, type EngineProbe, type Policy } from './policies/policy.ts';
 import { createRandom } from './random.ts';
 import { engineBlocks, type TimingModel } from './timing.ts';
 import { createVirtualClock, type VirtualClock } from './virtual-clock.ts';
@@ -66,6 +66,8 @@ type LateEvent = {
   readonly slot: EngineSlot;
   readonly notice: EngineNotice & { kind: 'blocks' };
 };
+/** A router reads an engine's metrics. */
+type Reading = { dueMs: number; readonly router: Router; readonly slot: EngineSlot };
 type Fault = { readonly atMs: number; apply(): void };
 
 export function replay(workload: Workload, createPolicy: CreatePolicy, scenario: Scenario): ReplayOutcome {
@@ -110,7 +112,10 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     });
 
   const slots: EngineSlot[] = [];
-  const addEngine = (engineSpeed: number): void => {
+  const readingRandom = createRandom(seed + 2);
+  /** By time: all have the same interval, so taking the first and putting it last keeps the order. */
+  let readings: Reading[] = [];
+  const addEngine = (engineSpeed: number, nowMs: number): void => {
     const id = slots.length;
     const slot: EngineSlot = {
       engine: startEngine(() => slot, engineSpeed),
@@ -131,8 +136,13 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       nRequests: 0,
     };
     slots.push(slot);
+    for (const router of routers) {
+      if (router.policy.onMetrics === undefined) continue;
+      readings.push({ dueMs: nowMs + METRICS_INTERVAL_MS * readingRandom(), router, slot });
+    }
+    readings.sort((a, b) => a.dueMs - b.dueMs);
   };
-  for (const engineSpeed of scenario.engineSpeeds) addEngine(engineSpeed);
+  for (const engineSpeed of scenario.engineSpeeds) addEngine(engineSpeed, 0);
   let alive = slots.map(({ probe }) => probe);
   const fleetChanged = (): void => {
     alive = slots.filter((slot) => slot.alive).map(({ probe }) => probe);
@@ -200,6 +210,23 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     }
   }
 
+  /** Engines' metrics are read on the way. */
+  function passTo(timeMs: number): void {
+    let nRead = 0;
+    for (; readings.length > 0 && readings[nRead % readings.length]!.dueMs <= timeMs; nRead++) {
+      const reading = readings[nRead % readings.length]!;
+      const { dueMs, router, slot } = reading;
+      reading.dueMs += METRICS_INTERVAL_MS;
+      if (!slot.alive) continue;
+      advanceTo(dueMs);
+      const { nRunning: running, nWaiting: waiting } = slot.engine;
+      router.policy.onMetrics!(slot.probe, { running, waiting });
+    }
+    const first = nRead % Math.max(1, readings.length);
+    readings = [...readings.slice(first), ...readings.slice(0, first)];
+    advanceTo(timeMs);
+  }
+
   function crash(slot: EngineSlot, nowMs: number): void {
     if (!slot.alive) return;
     const lost = slot.engine.crash();
@@ -231,7 +258,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     faults.push({
       atMs,
       apply: () => {
-        for (let i = 0; i < engines; i++) addEngine(1);
+        for (let i = 0; i < engines; i++) addEngine(1, atMs);
         fleetChanged();
       },
     });
@@ -243,10 +270,10 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
   for (const request of requests) {
     const { arrivalMs } = outcomes[request.index]!;
     for (; nextFault < faults.length && faults[nextFault]!.atMs <= arrivalMs; nextFault++) {
-      advanceTo((nowMs = faults[nextFault]!.atMs));
+      passTo((nowMs = faults[nextFault]!.atMs));
       faults[nextFault]!.apply();
     }
-    if (arrivalMs > nowMs) advanceTo((nowMs = arrivalMs));
+    if (arrivalMs > nowMs) passTo((nowMs = arrivalMs));
     route(request, nowMs);
   }
   advanceTo(Infinity);

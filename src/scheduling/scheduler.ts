@@ -36,13 +36,17 @@ export type ScheduleResult = {
  * What a millisecond of prompt computing costs others where nobody waits: it pushes out of the cache what they will ask
  * for. Computing that again delays somebody only while an engine is busy, and costs what is busy then: utilization².
  */
-const EVICTION_COST = 80;
+const EVICTION_COST = 100;
 const MOST_EVICTION_COST = 20;
 /** For every request that waits, on average and at the endpoint itself: as many are yet to come, and will wait longer. */
 const WAITING_COST = 3;
 const OWN_WAITING_COST = 2;
-/** Delay per request already there: decode steps grow with their batch, and prompts are computed between them. */
-const INTERFERENCE_MS = 40;
+/** Answers under way there wait, in part, while the prompt is computed: milliseconds per answer and millisecond of it. */
+const ANSWERS_COST = 0.02;
+/** A step of decoding reads the context of all answers: milliseconds per token that is there, over the own answer. */
+const CONTEXT_MS_PER_TOKEN = 0.0005;
+/** What others send unseen delays this request, or this request theirs, whichever comes first. */
+const UNSEEN_COST = 2;
 /** Costs this close, in parts of the prompt's time without any cache, are equal: below what estimates can tell apart. */
 const NEAR_TIE_PART = 0.02;
 const NEAR_TIE_MS = 1;
@@ -76,8 +80,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     // What is pushed out is computed again anywhere, those who wait wait here.
     const evictionMs = borne * msPerToken * evictionCost;
     const queueMs = borne * load.prefillMsPerToken * (WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting);
-    const interferenceMs = (load.requests * INTERFERENCE_MS * load.prefillMsPerToken) / msPerToken;
-    return load.waitMs + computingMs + evictionMs + queueMs + interferenceMs;
+    const answersMs = Math.max(0, load.requests - load.waiting) * computingMs * ANSWERS_COST;
+    const contextMs = (load.contextTokens * CONTEXT_MS_PER_TOKEN * load.prefillMsPerToken) / msPerToken;
+    return load.waitMs + computingMs + evictionMs + queueMs + answersMs + contextMs + UNSEEN_COST * load.unseenMs;
   });
   const order = candidates.map((_, index) => index);
   order.sort((a, b) => costsMs[a]! - costsMs[b]!);

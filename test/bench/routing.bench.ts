@@ -1,13 +1,15 @@
 /**
- * The own routing beside the best peer, cell by cell: `node test/bench/routing.bench.ts TRACE [--timing polynomial]`.
- * TRACE is a Mooncake trace; its speeds are those at which the public conversation trace loads eight engines lightly,
- * fully and beyond. With --timing polynomial the rows are those of the check table in docs/design.md.
+ * The own routing beside the best peer: `node test/bench/routing.bench.ts TRACE [--part cells|polynomial|scenarios]`.
+ * TRACE is a Mooncake trace; the speeds are those at which the public conversation trace loads eight engines lightly, fully
+ * and beyond. `cells` (default) is loads × caches × fleets; `polynomial` the rows of the check table in docs/design.md;
+ * `scenarios` what goes wrong in a fleet, and the seeded workloads. The last column says whether the target is reached.
  */
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { OWN_POLICY, PEER_POLICIES, POLICIES } from '../../src/replay/policies/policies.ts';
 import { replay, type Scenario } from '../../src/replay/replay.ts';
-import { pooledLruHitRate, summarize, type Summary } from '../../src/replay/summary.ts';
+import { pooledLruHitRate, summarize, TIMELINE_PARTS, type Summary } from '../../src/replay/summary.ts';
+import { syntheticWorkload, WORKLOAD_NAMES } from '../../src/replay/synthetic-workloads.ts';
 import { POLYNOMIAL_CACHE_BLOCKS, polynomialTiming, simpleTiming } from '../../src/replay/timing.ts';
 import { readMooncakeTrace, type Workload } from '../../src/replay/workload.ts';
 
@@ -17,27 +19,37 @@ const ENGINE_COUNTS = [8, 4, 32];
 const CACHE_BLOCKS = [500, 2000, 8000];
 const SPEEDS_OF_EIGHT = [0.5, 1, 1.5, 2, 3];
 const PREFILL_RATE = 8000;
+/** From here on more comes than peers can serve: the own routing must be well ahead. */
+const SATURATED_MS = 20_000;
+const TIE = 1.02;
+/** Engines, speed, and the best mean TTFT and E2E (ms) of a tuned setting in an independent simulator. */
 const POLYNOMIAL_ROWS = [
-  [4, 1],
-  [8, 1],
-  [8, 2],
-  [8, 4],
-  [8, 6],
-  [16, 4],
+  [4, 1, 402, 3831],
+  [8, 1, null, null],
+  [8, 2, 251, 3410],
+  [8, 4, 282, 7221],
+  [8, 6, 386, 19_862],
+  [16, 4, 200, 3182],
 ] as const;
+/** Speeds where engines are busy two fifths and four fifths of the time. */
+const SCENARIO_SPEEDS = [1, 2];
+const APPROXIMATE_PEERS = PEER_POLICIES.filter((policy) => policy !== 'dynamo');
+const PARTS = ['cells', 'polynomial', 'scenarios'] as const;
 
-const [file, flag, name] = process.argv.slice(2);
-if (file === undefined || (flag !== undefined && !(flag === '--timing' && name === 'polynomial'))) {
-  process.stderr.write('usage: node test/bench/routing.bench.ts TRACE [--timing polynomial]\n');
+const [file, flag, name = 'cells'] = process.argv.slice(2);
+const part = PARTS.find((word) => word === name);
+if (file === undefined || part === undefined || (flag !== undefined && flag !== '--part')) {
+  process.stderr.write(`usage: node test/bench/routing.bench.ts TRACE [--part ${PARTS.join('|')}]\n`);
   process.exit(2);
 }
 const workload = await readMooncakeTrace(file, createInterface({ input: createReadStream(file) }));
-if (name === 'polynomial') polynomialTable(workload);
+if (part === 'polynomial') polynomialTable(workload);
+else if (part === 'scenarios') scenarioTable(workload);
 else simpleTable(workload);
 
 function simpleTable(trace: Workload): void {
   print(
-    'engines  cache  speed | best peer: mean      p90 | own: mean      p90 | own ÷ peer: mean   p90 | hit ÷ pooled',
+    'engines  cache  speed | best peer: mean      p90 | own: mean      p90 | own ÷ peer: mean   p90 | hit ÷ pooled |',
   );
   for (const engines of ENGINE_COUNTS) {
     for (const cacheBlocks of CACHE_BLOCKS) {
@@ -48,10 +60,13 @@ function simpleTable(trace: Workload): void {
         const mean = Math.min(...peers.map(({ ttftMs }) => ttftMs.mean));
         const p90 = Math.min(...peers.map(({ ttftMs }) => ttftMs.p90));
         const pooled = pooledLruHitRate(trace, simpleTiming(PREFILL_RATE, trace.blockTokens), engines * cacheBlocks);
+        const most = mean > SATURATED_MS ? 0.8 : TIE;
+        const reached =
+          own.ttftMs.mean <= most * mean && own.ttftMs.p90 <= TIE * p90 && own.hitRate >= 0.98 * pooled - 5e-4;
         print(
           `${pad(engines, 7)} ${pad(cacheBlocks, 6)} ${pad(cell.speed, 6)} | ${pad(mean, 15)} ${pad(p90, 8)} | ` +
             `${pad(own.ttftMs.mean, 9)} ${pad(own.ttftMs.p90, 8)} | ${ratio(own.ttftMs.mean / mean, 16)} ` +
-            `${ratio(own.ttftMs.p90 / p90, 5)} | ${ratio(own.hitRate / pooled, 12)}`,
+            `${ratio(own.ttftMs.p90 / p90, 5)} | ${(own.hitRate / pooled).toFixed(3).padStart(12)} | ${verdict(reached)}`,
         );
       }
     }
@@ -59,8 +74,8 @@ function simpleTable(trace: Workload): void {
 }
 
 function polynomialTable(trace: Workload): void {
-  print('engines  speed  policy                reuse %  TTFT mean      p95  E2E mean');
-  for (const [engines, speed] of POLYNOMIAL_ROWS) {
+  print('engines  speed  policy                reuse %  TTFT mean      p95  E2E mean | ÷ tuned: TTFT   E2E |');
+  for (const [engines, speed, tunedTtftMs, tunedE2eMs] of POLYNOMIAL_ROWS) {
     for (const policy of ['round-robin', 'dynamo', OWN_POLICY]) {
       const { hitRate, ttftMs, e2eMs } = run(
         trace,
@@ -70,13 +85,107 @@ function polynomialTable(trace: Workload): void {
       );
       print(
         `${pad(engines, 7)} ${pad(speed, 6)}  ${policy.padEnd(20)} ${(100 * hitRate).toFixed(1).padStart(8)} ` +
-          `${pad(ttftMs.mean, 10)} ${pad(ttftMs.p95, 8)} ${pad(e2eMs.mean, 9)}`,
+          `${pad(ttftMs.mean, 10)} ${pad(ttftMs.p95, 8)} ${pad(e2eMs.mean, 9)} | ` +
+          (policy !== OWN_POLICY || tunedTtftMs === null
+            ? ''
+            : `${(ttftMs.mean / tunedTtftMs).toFixed(3).padStart(13)} ${(e2eMs.mean / tunedE2eMs).toFixed(3)} | ` +
+              verdict(ttftMs.mean <= tunedTtftMs && e2eMs.mean <= tunedE2eMs)),
       );
     }
   }
 }
 
-function run(trace: Workload, policy: string, cell: Cell, timing: 'simple' | 'polynomial'): Summary {
+function scenarioTable(trace: Workload): void {
+  print('speed  scenario                                            measured  limit |');
+  const cell = (speed: number): Cell => ({ engines: 8, speed, cacheBlocks: 2000 });
+  const mean = ({ ttftMs }: Summary): number => ttftMs.mean;
+  for (const speed of SCENARIO_SPEEDS) {
+    const row = (what: string, measured: number, limit: number): void =>
+      print(
+        `${pad(speed, 5)}  ${what.padEnd(50)} ${measured.toFixed(3).padStart(9)} ${limit.toFixed(2).padStart(6)} | ` +
+          verdict(measured <= limit),
+      );
+    const own = (changes: Partial<Scenario>): Summary => run(trace, OWN_POLICY, cell(speed), 'simple', changes);
+    const bestOf = (
+      peers: readonly string[],
+      changes: Partial<Scenario>,
+      value: (summary: Summary) => number,
+    ): number => Math.min(...peers.map((peer) => value(run(trace, peer, cell(speed), 'simple', changes))));
+    const calm = own({});
+
+    const slow = { engineSpeeds: [1, 1, 1, 1, 1, 1, 1, 0.5] };
+    const withSlow = own(slow);
+    const requests = withSlow.requestsPerEngine;
+    row(
+      'one engine half as fast: its requests ÷ the mean of the others',
+      (7 * requests[7]!) / sum(requests.slice(0, 7)),
+      1,
+    );
+    row(
+      'one engine half as fast: p99 ÷ best peer',
+      withSlow.ttftMs.p99 / bestOf(PEER_POLICIES, slow, ({ ttftMs }) => ttftMs.p99),
+      1,
+    );
+    row('20 % of event batches lost: mean ÷ perfect events', mean(own({ eventLoss: 0.2 })) / mean(calm), 1.05);
+    row('events 2 s late: mean ÷ perfect events', mean(own({ eventDelayMs: 2000 })) / mean(calm), 1.05);
+    const none = { eventLoss: 1 };
+    row('no events: mean ÷ best approximate peer', mean(own(none)) / bestOf(APPROXIMATE_PEERS, none, mean), 1.03);
+
+    const halfMs = (trace.requests.at(-1)!.arrivalMs / speed) * 0.5;
+    const scaled = own({ scaleOuts: [{ engines: 4, atMs: halfMs }] });
+    row('8 to 12 engines half-way: mean at the end ÷ without', atTheEnd(scaled.ttftMsTimeline, calm.ttftMsTimeline), 1);
+    row(
+      '8 to 12 engines half-way: hits without ÷ hits at the end',
+      atTheEnd(calm.hitRateTimeline, scaled.hitRateTimeline),
+      1.02,
+    );
+    const crashed = own({ crashes: [{ engine: 3, atMs: halfMs, restartAtMs: halfMs + 60_000 }] });
+    row(
+      'crash, back after a minute: mean at the end ÷ without',
+      atTheEnd(crashed.ttftMsTimeline, calm.ttftMsTimeline),
+      1.05,
+    );
+    row('crash: hits without ÷ hits at the end', atTheEnd(calm.hitRateTimeline, crashed.hitRateTimeline), 1.02);
+    for (const replicas of [2, 3, 4]) {
+      row(`${replicas} routers that do not talk: mean ÷ one router`, mean(own({ replicas })) / mean(calm), 1.05);
+    }
+  }
+  for (const workloadName of WORKLOAD_NAMES) {
+    for (const seed of [1, 2]) {
+      for (const speed of SCENARIO_SPEEDS) {
+        const synthetic = syntheticWorkload(workloadName, 4000, seed);
+        const of = (policy: string): number => mean(run(synthetic, policy, cell(speed), 'simple'));
+        const measured = of(OWN_POLICY) / Math.min(...PEER_POLICIES.map(of));
+        print(
+          `${pad(speed, 5)}  ${`${workloadName}, seed ${seed}: mean ÷ best peer`.padEnd(50)} ` +
+            `${measured.toFixed(3).padStart(9)} ${TIE.toFixed(2).padStart(6)} | ${verdict(measured <= TIE)}`,
+        );
+      }
+    }
+  }
+}
+
+/** Over the last quarter of the time. */
+function atTheEnd(timeline: readonly number[], other: readonly number[]): number {
+  const from = (3 * TIMELINE_PARTS) / 4;
+  return sum(timeline.slice(from)) / sum(other.slice(from));
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0);
+}
+
+function verdict(reached: boolean): string {
+  return reached ? 'yes' : 'NO';
+}
+
+function run(
+  trace: Workload,
+  policy: string,
+  cell: Cell,
+  timing: 'simple' | 'polynomial',
+  changes: Partial<Scenario> = {},
+): Summary {
   const scenario: Scenario = {
     timing: timing === 'simple' ? simpleTiming(PREFILL_RATE, trace.blockTokens) : polynomialTiming,
     engineSpeeds: Array.from({ length: cell.engines }, () => 1),
@@ -88,6 +197,7 @@ function run(trace: Workload, policy: string, cell: Cell, timing: 'simple' | 'po
     scaleOuts: [],
     replicas: 1,
     seed: 1,
+    ...changes,
   };
   return summarize(replay(trace, POLICIES[policy]!, scenario));
 }

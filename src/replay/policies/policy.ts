@@ -22,6 +22,9 @@ export type EngineProbe = {
   };
 };
 
+/** A router that reads engines' metrics does it that often. */
+export const METRICS_INTERVAL_MS = 1000;
+
 export type Policy = {
   /** @returns one of `engines`, which is never empty */
   choose(request: EngineRequest, engines: readonly EngineProbe[]): EngineProbe;
@@ -30,6 +33,8 @@ export type Policy = {
   onEnd?(request: EngineRequest, engine: EngineProbe, outcome: 'completed' | 'failed'): void;
   /** KV events, late or with holes as the scenario says. */
   onBlocks?(engine: EngineProbe, changes: BlockChanges): void;
+  /** What `/metrics` says when it is read, every `METRICS_INTERVAL_MS`. */
+  onMetrics?(engine: EngineProbe, reading: { readonly running: number; readonly waiting: number }): void;
   /** Another process, or none, is behind the engine's address now. */
   onGone?(engine: EngineProbe): void;
 };

@@ -3,16 +3,18 @@
  * virtual time. Only where the blocks come from differs from `serve`: ids of a workload instead of hashed tokens.
  */
 import type { EndpointSlot } from '../../endpoints/endpoint.ts';
+import { createExpectedLoad } from '../../load/expected-load.ts';
 import { createInFlight, type LoadReservation } from '../../load/in-flight.ts';
 import type { BlockHashes } from '../../prefix/block-hash.ts';
 import { createRoutedPrefixes, type Booking } from '../../prefix/routed-prefixes.ts';
 import { schedule } from '../../scheduling/scheduler.ts';
 import type { EngineRequest } from '../engine.ts';
-import type { CreatePolicy, EngineProbe } from './policy.ts';
+import { METRICS_INTERVAL_MS, type CreatePolicy, type EngineProbe } from './policy.ts';
 import { createAnnouncedBlocks } from './tracking.ts';
 
 export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, events }) => {
   const inFlight = createInFlight(clock);
+  const expectedLoad = createExpectedLoad({ inFlight, clock }, { intervalMs: METRICS_INTERVAL_MS });
   const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
   const announced = createAnnouncedBlocks();
   const held = new Map<number, { load: LoadReservation; booking: Booking; cachedTokens: number | null }>();
@@ -29,7 +31,7 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
           address: engine.address,
           trust: TRUST[events],
           cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
-          load: inFlight.load(slotOf(engine)),
+          load: expectedLoad.of({ slot: slotOf(engine) }),
         };
       });
       const mostCached = Math.max(...candidates.map(({ cachedTokens }) => cachedTokens));
@@ -42,7 +44,9 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       });
       const chosen = engines[order[0]!]!;
       held.set(request.index, {
-        load: inFlight.reserve(slotOf(chosen), request.promptTokens - candidates[order[0]!]!.cachedTokens),
+        load: inFlight.reserve(slotOf(chosen), request.promptTokens - candidates[order[0]!]!.cachedTokens, {
+          promptTokens: request.promptTokens,
+        }),
         booking: routed.book(slotOf(chosen), hashes),
         cachedTokens: null,
       });
@@ -64,10 +68,15 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'whole' ? 'grace' : 'keep');
     },
     onBlocks: announced.apply,
+    onMetrics(engine, reading) {
+      expectedLoad.asked(slotOf(engine));
+      expectedLoad.read(slotOf(engine), reading);
+    },
     onGone(engine) {
       announced.forget(engine);
       routed.forget(slotOf(engine));
       inFlight.forget(slotOf(engine));
+      expectedLoad.forget(slotOf(engine));
     },
   };
 };

@@ -86,4 +86,45 @@ describe('load as a choice sees it', () => {
     expected.forget(SLOT);
     expect(of().requests).toBe(0);
   });
+
+  test('two routers that read each other from the engines alone expect the other where it mostly sends', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    const expected = createExpectedLoad({ inFlight, clock }, { intervalMs: 1000 });
+    const [ours, theirs] = [1, 2] as EndpointSlot[];
+    for (let i = 0; i < 200; i++) {
+      const reservation = inFlight.reserve(ours!, 500);
+      for (const [slot, foreign] of [
+        [ours!, 0],
+        [theirs!, 1],
+      ] as const) {
+        expected.asked(slot);
+        expected.read(slot, { running: inFlight.load(slot).requests + foreign, waiting: 0 });
+      }
+      clock.advance(500);
+      reservation.firstByte();
+      reservation.release();
+      clock.advance(500);
+    }
+    const own = inFlight.load(ours!);
+    expect(expected.of({ slot: ours! }).unseenMs).toBe(0);
+    expect(expected.of({ slot: theirs! }).unseenMs).toBeGreaterThan(300);
+    // Half of the requests are the other's.
+    expect(expected.of({ slot: ours! }).arrivalsPerSecond / own.arrivalsPerSecond).toBeCloseTo(2, 1);
+    expect(expected.of({ slot: ours! }).utilization / own.utilization).toBeCloseTo(2, 1);
+    expected.forget(theirs!);
+    expect(expected.of({ slot: ours! })).toEqual(inFlight.load(ours!));
+  });
+
+  test('a few requests too many, as readings come late, do not make others', () => {
+    const { inFlight, of, read, clock } = aLoad();
+    for (let i = 0; i < 100; i++) {
+      const reservations = Array.from({ length: 10 }, () => inFlight.reserve(SLOT, 50));
+      read({ running: i % 4 === 0 ? 11 : 10, waiting: 0 });
+      clock.advance(1000);
+      for (const reservation of reservations) reservation.release();
+    }
+    read({ running: 0, waiting: 0 });
+    expect(of()).toEqual(inFlight.load(SLOT));
+  });
 });

@@ -222,6 +222,34 @@ describe('own load per endpoint', () => {
     );
   });
 
+  test('prompts computed in one pass teach what the pass took for all of them', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    for (let i = 0; i < 60; i++) {
+      const requests = [300, 700].map((tokens) => inFlight.reserve(0, tokens));
+      clock.advance(500);
+      for (const request of requests) request.firstByte();
+      for (const request of requests) request.release();
+    }
+    const { prefillSetupMs, prefillMsPerToken } = inFlight.load(0);
+    expect((prefillSetupMs + 1000 * prefillMsPerToken) / 500).toBeGreaterThan(0.9);
+    expect((prefillSetupMs + 1000 * prefillMsPerToken) / 500).toBeLessThan(1.3);
+  });
+
+  test('what is typical: the length of prompts, and how much is sent within a second of each other', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    expect(inFlight.typical()).toEqual({ promptTokens: 0, burstMs: 0 });
+    for (let i = 0; i < 1000; i++) {
+      for (let slot = 0; slot < 4; slot++) inFlight.reserve(slot, 200, { answer: 'whole' }).release();
+      clock.advance(3000);
+    }
+    expect(inFlight.typical().promptTokens).toBeCloseTo(200, 6);
+    // Four at once of 200 ms each: itself, and 300 ms before and after it on average.
+    expect(inFlight.typical().burstMs / 800).toBeGreaterThan(0.9);
+    expect(inFlight.typical().burstMs / 800).toBeLessThan(1.1);
+  });
+
   test('any lifecycle of any number of requests ends at zero', () => {
     const action = fc.record({
       slot: fc.nat(5),

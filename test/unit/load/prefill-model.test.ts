@@ -23,6 +23,32 @@ describe('what a prompt costs an engine', () => {
     expect(models.of(9).msPerToken).toBeCloseTo(0.1, 2);
   });
 
+  test('an endpoint half as fast as the others is known within a hundred prompts', () => {
+    const models = createPrefillModels(0.125);
+    for (let i = 0; i < 400; i++) {
+      const tokens = 500 + (i % 20) * 400;
+      models.learn(1 + (i % 7), tokens, tokens * 0.125);
+      if (i % 4 === 0) models.learn(0, tokens, tokens * 0.25);
+    }
+    expect(models.of(0).msPerToken / models.of(1).msPerToken).toBeGreaterThan(1.7);
+    expect(models.of(0).msPerToken / models.of(1).msPerToken).toBeLessThan(2.2);
+  });
+
+  test('where others send prompts too, samples that hold theirs do not make an engine look slow', () => {
+    const alone = createPrefillModels(0.125);
+    const withOthers = createPrefillModels(0.125);
+    for (let i = 0; i < 400; i++) {
+      const tokens = 500 + (i % 20) * 400;
+      const serviceMs = tokens * 0.125 + (i % 3 === 0 ? 2000 : 0);
+      alone.learn(0, tokens, serviceMs);
+      withOthers.learn(0, tokens, serviceMs, 'with others');
+    }
+    const timeOf = ({ setupMs, msPerToken }: { setupMs: number; msPerToken: number }): number =>
+      setupMs + 4000 * msPerToken;
+    expect(timeOf(alone.of(0))).toBeGreaterThan(900);
+    expect(timeOf(withOthers.of(0))).toBeLessThan(550);
+  });
+
   test('whatever the samples, garbage included, costs stay finite and grow with the prompt', () => {
     const sample = fc.record({
       slot: fc.nat(2),

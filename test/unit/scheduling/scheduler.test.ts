@@ -8,18 +8,23 @@ type Changes = {
   requests?: number;
   arrivalsPerSecond?: number;
   msPerToken?: number;
+  contextTokens?: number;
+  unseenMs?: number;
 };
 
 function aCandidate(n: number, changes: Changes = {}): Candidate {
   const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
+  const { contextTokens = 0, unseenMs = 0 } = changes;
   const load = {
     requests,
     tokens: 0,
     outputTokens: 0,
+    contextTokens,
     waiting: 0,
     arrivalsPerSecond,
     utilization: 0.4,
     waitMs,
+    unseenMs,
     prefillSetupMs: 0,
     prefillMsPerToken: msPerToken,
   };
@@ -66,6 +71,20 @@ describe('the choice of an endpoint', () => {
     ];
     expect(choose(candidates, 16_000).order[0]).toBe(1);
     expect(choose(candidates, 100).order[0]).toBe(0);
+  });
+
+  test('where others send unseen, an idle endpoint that is left alone is preferred, a warm one still wins', () => {
+    const foreign = aCandidate(1, { unseenMs: 200 });
+    for (const tieKey of [1, 2, 3, 4]) expect(choose([foreign, aCandidate(2)], 1600, tieKey).order[0]).toBe(1);
+    expect(choose([aCandidate(1, { unseenMs: 200, cachedTokens: 1500 }), aCandidate(2)]).order[0]).toBe(0);
+  });
+
+  test('a long prompt keeps away from answers under way, and from much context, when all else is equal', () => {
+    const idle = aCandidate(2);
+    for (const tieKey of [1, 2, 3, 4]) {
+      expect(choose([aCandidate(1, { requests: 8 }), idle], 16_000, tieKey).order[0]).toBe(1);
+      expect(choose([aCandidate(1, { contextTokens: 200_000 }), idle], 1600, tieKey).order[0]).toBe(1);
+    }
   });
 
   test('equal endpoints share cold prompts evenly, and every replica makes the same choice', () => {
