@@ -66,11 +66,18 @@ describe('the Envoy Gateway manifests', () => {
     );
   });
 
-  test('a body that Warmpath takes fits where Envoy collects it', () => {
-    for (const file of ['buffered.yaml', 'inference-pool.yaml']) {
-      const { connection } = policy<ClientPolicy>(gatewayManifests(file), 'ClientTrafficPolicy').spec;
-      expect([file, bytesOf(connection.bufferLimit)]).toEqual([file, CONFIG.server.bodyMaxBytes]);
+  test('a body that Warmpath takes fits where Envoy collects it, and a piece of one into a message where Envoy does not', () => {
+    const bufferBytes = (file: string): number =>
+      bytesOf(policy<ClientPolicy>(gatewayManifests(file), 'ClientTrafficPolicy').spec.connection.bufferLimit);
+    expect(bufferBytes('buffered.yaml')).toBe(CONFIG.server.bodyMaxBytes);
+    for (const file of ['full-duplex.yaml', 'inference-pool.yaml']) {
+      expect([file, bufferBytes(file) <= CONFIG.server.bodyMaxBytes]).toEqual([file, true]);
     }
+  });
+
+  test('no annotation of the pool makes a gateway collect answers before the client sees them', () => {
+    const pool = policy<Manifest>(gatewayManifests('inference-pool.yaml'), 'InferencePool');
+    expect(pool.metadata.annotations).toBeUndefined();
   });
 
   test('the canary beside AIBrix is asked and balanced exactly as the recommended set-up', () => {
