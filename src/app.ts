@@ -25,10 +25,14 @@ import { createRequestTrace } from './load/request-trace.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
-import { createBlockHasher, createHashSeed } from './prefix/block-hash.ts';
+import { createHashSeed } from './prefix/block-hash.ts';
+import { createLateHasher } from './prefix/late-hasher.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
 import type { StrategyOptions } from './picking/strategy-choice.ts';
 import { parseStrategy } from './scheduling/strategy-names.ts';
+import { createSiblingService } from './siblings/sibling-service.ts';
+import { tlsChannel } from './siblings/sibling-tls.ts';
+import { createSiblings, plaintextChannel, type Siblings, type SiblingsDeps } from './siblings/siblings.ts';
 import { createTokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import { createLocalTokenizer } from './tokenizer/local-tokenizer.ts';
 import type { StartableTokenizer } from './tokenizer/sharing-tokenizer.ts';
@@ -84,7 +88,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
   });
   const seed = createHashSeed();
-  const hasher = createBlockHasher(seed);
+  const hasher = createLateHasher(seed);
   const ladder = createTokenizerLadder({ hasher, clock }, config.tokenizer);
   const ingest = createIngest(
     { log, clock, onCounters: (delta) => reporter.kvEvents(delta) },
@@ -95,6 +99,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
   );
   const { index } = ingest;
+  let ownPort = portOf(config.server.grpcListen);
+  const siblings = siblingsOf(config, { log, clock, seed, ingest, ownPort: () => ownPort });
   const streamOf = createStreamSummaries(() => ingest.statuses());
   const missingPublishers = createMissingPublishers({ log, unixMs: () => clock.unixMs(), streamOf });
   const relearnt = (slot: EndpointSlot): void => {
@@ -167,6 +173,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       drainDelayMs: config.server.drainDelayMs,
       drainTimeoutMs: config.server.drainTimeoutMs,
       limits: config.server,
+      moreServices: () => (siblings === null ? [] : [createSiblingService({ log, seed, ingest })]),
     },
   );
   const admin = createAdminServer(
@@ -330,6 +337,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     // In this order, because the first list may be long in coming and `stop` must not wait for it.
     started.push(() => discovery.stop());
     await discovery.start();
+    started.push(async () => siblings?.stop());
+    await siblings?.joinSeed();
     await ingest.start();
     ingestRunning = true;
     started.push(async () => {
@@ -352,6 +361,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       readiness.set('grpc', 'draining');
       await extProc.stop();
     });
+    ownPort = portOf(grpcAddress);
+    void siblings?.fill();
     readiness.set('grpc', 'ok');
     readiness.set('config', 'ok');
     return { grpc: grpcAddress, health: healthAddress, admin: address };
@@ -408,6 +419,22 @@ function strategyOptions({ routing }: Config): StrategyOptions {
   if (parsed.kind === 'mistake')
     throw new Error(`routing.strategy must be ${parsed.expected}, got ${routing.strategy}`);
   return { default: parsed.strategy, header: routing.strategyHeader, allowed: routing.allowedStrategies };
+}
+
+function siblingsOf(config: Config, deps: Omit<SiblingsDeps, 'channel'> & { ownPort: () => number }): Siblings | null {
+  const { siblings } = config.kvEvents;
+  if (siblings === null) return null;
+  const [host, port] = siblings.split(':') as [string, string | undefined];
+  const tls = tlsFiles(config);
+  return createSiblings(
+    // A certificate made at start is refused with siblings by the configuration.
+    { ...deps, channel: tls === null || tls === 'self_signed' ? plaintextChannel : () => tlsChannel(tls!) },
+    { host, port: port === undefined ? deps.ownPort() : Number(port), ownPort: deps.ownPort },
+  );
+}
+
+function portOf(address: string): number {
+  return Number(address.slice(address.lastIndexOf(':') + 1));
 }
 
 function tlsFiles({ server: { tls } }: Config): ExtProcServerOptions['tls'] {

@@ -132,6 +132,11 @@ export const listenAddress: Kind<string> = text('address', 'host:port, an IPv6 h
 });
 
 /** A subject alternative name as a certificate has it: kind and value. */
+export const hostAndPort: Kind<string> = text('host', 'a DNS name or IPv4 address, with or without :port', (value) => {
+  const [, portText] = /^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::(\d+))?$/i.exec(value) ?? [null];
+  return portText !== null && (portText === undefined || (Number(portText) >= 1 && Number(portText) <= 65_535));
+});
+
 export const clientIdentity: Kind<string> = text('SAN', 'a name as in the certificate: DNS:…, URI:… or IP:…', (value) =>
   /^(?:DNS|URI|IP):[\x21-\x7e]{1,1024}$/.test(value),
 );

@@ -12,6 +12,7 @@ import {
   flag,
   GIB,
   headerName,
+  hostAndPort,
   headerNameOrEmpty,
   httpUrl,
   integer,
@@ -179,6 +180,11 @@ const SETTINGS = {
     choice('connected', 'replayed'),
     'connected',
     'a replica that starts is ready when every source is connected (or cannot be reached), or has also replayed what it still knew',
+  ),
+  'kvEvents.siblings': setting(
+    optional(hostAndPort),
+    null,
+    'DNS name of the other replicas (a headless Service), `:port` where it is not that of `server.grpcListen`; one that starts takes over their hash seed, and what engines no longer replay',
   ),
   'kvEvents.readyTimeoutMs': setting(
     milliseconds(0, 600_000),
@@ -435,6 +441,11 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
   if (clientCaFile !== null && certFile === null && keyFile === null) {
     found.push(
       `server.tls.clientCaFile needs server.tls.certFile and server.tls.keyFile, got neither (${place('server.tls.clientCaFile')})`,
+    );
+  }
+  if (kvEvents.siblings !== null && selfSigned) {
+    found.push(
+      `kvEvents.siblings needs certificate files where the gRPC port speaks TLS, got server.tls.selfSigned (${place('kvEvents.siblings')})`,
     );
   }
   if (server.tls.allowedClients.length > 0 && clientCaFile === null) {

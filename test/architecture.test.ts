@@ -57,6 +57,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'tokenizer/',
       'prefix/',
       'kvevents/',
+      'siblings/',
       'endpoints/',
       'load/',
       'admin/',
@@ -160,6 +161,20 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: ['node:worker_threads', 'zeromq'],
   },
   // Slots and hashes only; the shapes of extra keys and the number of slots are the two words it shares.
+  // Replicas among themselves: seeds and snapshots, over the gRPC port.
+  'siblings/': {
+    knows: ['clock.ts', 'log.ts', 'extproc/client-identity.ts', 'kvevents/ingest.ts', 'prefix/block-hash.ts'],
+    uses: [
+      '@grpc/grpc-js',
+      '@grpc/proto-loader',
+      'node:crypto',
+      'node:dns/promises',
+      'node:fs/promises',
+      'node:os',
+      'node:tls',
+      'node:url',
+    ],
+  },
   'prefix/': { knows: ['clock.ts', 'endpoints/endpoint.ts', 'tokenizer/tokenizer.ts'], uses: ['node:crypto'] },
 
   // Flow (c): one change of the fleet.
@@ -228,6 +243,7 @@ const PURE = [
   'kvevents/msgpack-reader.ts',
   'kvevents/name-table.ts',
   'kvevents/parked-blocks.ts',
+  'kvevents/source-snapshot.ts',
   'kvevents/trust.ts',
   'kvevents/warm-start.ts',
   'kubernetes/inference-pool.ts',

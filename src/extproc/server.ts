@@ -3,7 +3,12 @@
  * What an answer says is exchange.ts; what gRPC needs under the hood is grpc-server.ts.
  */
 import type { ServerHttp2Session } from 'node:http2';
-import { ServerCredentials, type Server } from '@grpc/grpc-js';
+import {
+  ServerCredentials,
+  type Server,
+  type ServiceDefinition,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -68,6 +73,11 @@ export type ExtProcServerOptions = {
   readonly drainDelayMs: number;
   readonly drainTimeoutMs: number;
   readonly limits?: Partial<ExtProcLimits>;
+  /** Beside the external processor on the gRPC port, for the same clients; called by `start`. */
+  readonly moreServices?: () => readonly {
+    readonly definition: ServiceDefinition;
+    readonly implementation: UntypedServiceImplementation;
+  }[];
 };
 
 export type ExtProcServerDeps = {
@@ -136,6 +146,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
       servers.push(main);
       main.addService(withOwnCodec(services.externalProcessor), { Process: process });
       main.addService(services.health, health.handlers);
+      for (const more of options.moreServices?.() ?? []) main.addService(more.definition, more.implementation);
       const grpcAddress = await bind(
         main,
         options.grpcListen,

@@ -3,6 +3,7 @@
  * apart. Pure: no log, no clock, no I/O; `apply` returns counts and its caller records them. The rules for one engine
  * are in engine-mirror.ts; here engines are grouped into sources and share names and index.
  */
+import { WarmpathError, errorText } from '../errors.ts';
 import type { BlockHasher } from '../prefix/block-hash.ts';
 import type { IndexOwner, PrefixIndexWriter } from '../prefix/prefix-index.ts';
 import {
@@ -16,6 +17,7 @@ import {
 } from './engine-mirror.ts';
 import { createEngineNames, NAME_BYTES_PER_CHUNK } from './engine-names.ts';
 import type { KvEventBatch } from './kv-event.ts';
+import { decodeSnapshot, encodeSnapshot } from './source-snapshot.ts';
 
 export type { ApplyResult, EngineBlocksLimits, EngineBlocksStats } from './engine-mirror.ts';
 
@@ -26,6 +28,10 @@ export type EngineBlocksSource = {
   /** Clears and gives the source's place in the index back; no call may follow. */
   close(): void;
   stats(): EngineBlocksStats;
+  /** All that is known, to be taken over by a replica with the same hash seed; null where that cannot be said. */
+  snapshot(): Uint32Array | null;
+  /** Forgets what is known and takes a snapshot over. @throws WarmpathError `peer_failed`, and then knows nothing */
+  restore(snapshot: Uint32Array): void;
 };
 
 export type EngineBlocks = {
@@ -89,6 +95,24 @@ export function createEngineBlocks(deps: {
         },
         clear,
         close: clear,
+        snapshot() {
+          const engines = [...ranks.values()].map((mirror) => mirror.snapshot());
+          return engines.includes(null) ? null : encodeSnapshot(engines.filter((engine) => engine !== null));
+        },
+        restore(words) {
+          clear();
+          const engines = decodeSnapshot(words);
+          try {
+            for (const engine of engines) {
+              const mirror = createEngineMirror(shared, { slot, rank: engine.rank, model });
+              ranks.set(engine.rank, mirror);
+              mirror.restore(engine);
+            }
+          } catch (error) {
+            clear();
+            throw new WarmpathError('peer_failed', `snapshot refused: ${errorText(error)}`, { cause: error });
+          }
+        },
         stats: () => sumStats([...ranks.values()].map((mirror) => mirror.stats())),
       };
     },

@@ -21,6 +21,7 @@ import {
 } from '../prefix/prefix-index.ts';
 import { NO_ROOM, type EngineNames, type NameUse } from './engine-names.ts';
 import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
+import { BEFORE, COPIES, KEY, MAX_COPIES, NAME, RECORD_WORDS, type EngineSnapshot } from './source-snapshot.ts';
 import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './parked-blocks.ts';
 
 export type EngineBlocksLimits = {
@@ -90,6 +91,10 @@ export type EngineMirror = {
   evicted(position: BlockPosition): void;
   close(): void;
   stats(): EngineBlocksStats;
+  /** All that is known of the engine; null where records do not say it all. */
+  snapshot(): EngineSnapshot | null;
+  /** Takes a snapshot over; nothing may have been applied before. */
+  restore(snapshot: EngineSnapshot): void;
 };
 
 /** Consecutive blocks of one event. */
@@ -116,6 +121,7 @@ const RESUMABLE_KINDS: readonly (string | null)[] = [
 ];
 const REMOVALS_AT_ONCE = 512;
 const HELD_ELSEWHERE = 2;
+const RESTORED_AT_ONCE = 4096;
 
 export function createEngineMirror(
   { index, hasher, names, byOwner, limits }: EngineShared,
@@ -599,7 +605,121 @@ export function createEngineMirror(
     scratch.wasHeld = new Uint8Array(n);
   }
 
+  // ---- snapshots
+
+  function snapshot(): EngineSnapshot | null {
+    // What a namespace or a hash with two meanings stands for is not in a record.
+    if (!indexable || namespaces.size > 0 || isAmbiguous) return null;
+    let records = new Uint32Array(1024 * RECORD_WORDS);
+    let nRecords = 0;
+    let isWhole = !partial && parked.size() === 0;
+    const recordOf = new Map<BlockPosition, number>();
+    const oneName = new Uint32Array(2);
+    index.eachHeld(owner, (position, before, media) => {
+      const beforeRecord = before === NO_POSITION ? 0 : recordOf.get(before);
+      const copies = packedCopies(position, media);
+      if (beforeRecord === undefined || copies === null || !names.nameOf(owner, position, oneName)) {
+        isWhole = false;
+        return;
+      }
+      if ((nRecords + 1) * RECORD_WORDS > records.length) records = doubled(records);
+      const at = nRecords * RECORD_WORDS;
+      records.set(oneName, at + NAME);
+      index.keyAt(position, oneKey);
+      records.set(oneKey, at + KEY);
+      records[at + BEFORE] = beforeRecord;
+      records[at + COPIES] = copies;
+      recordOf.set(position, ++nRecords);
+    });
+    return {
+      rank,
+      blockSizeTokens,
+      groupIdx,
+      reportsExtraKeys,
+      partial: !isWhole,
+      records: records.subarray(0, nRecords * RECORD_WORDS),
+    };
+  }
+
+  function packedCopies(position: BlockPosition, media: number): number | null {
+    let packed = 0;
+    for (const m of MEDIA_INDEXES) {
+      if ((media & (1 << m)) === 0) continue;
+      const n = 1 + (extraCopies.get(copyKey(position, m)) ?? 0);
+      if (n > MAX_COPIES) return null;
+      packed |= n << (8 * m);
+    }
+    return packed;
+  }
+
+  function restore(from: EngineSnapshot): void {
+    ({ blockSizeTokens, groupIdx, reportsExtraKeys, partial } = from);
+    const { records } = from;
+    const nRecords = records.length / RECORD_WORDS;
+    const placed = new Uint32Array(nRecords);
+    for (let first = 0; first < nRecords;) {
+      // Blocks that follow each other and are in the same media, in one go.
+      const media = mediaOf(records[first * RECORD_WORDS + COPIES]!);
+      let end = first + 1;
+      while (
+        end < nRecords &&
+        end - first < RESTORED_AT_ONCE &&
+        records[end * RECORD_WORDS + BEFORE] === end &&
+        mediaOf(records[end * RECORD_WORDS + COPIES]!) === media
+      ) {
+        end++;
+      }
+      restoreChain(records, first, end, media, placed);
+      first = end;
+    }
+  }
+
+  function restoreChain(records: Uint32Array, first: number, end: number, media: number, placed: Uint32Array): void {
+    const before = records[first * RECORD_WORDS + BEFORE]!;
+    const parent = (before === 0 ? NO_POSITION : placed[before - 1]!) as BlockPosition;
+    if (before !== 0 && (parent === NO_POSITION || !isHeld(parent))) {
+      partial = true;
+      return;
+    }
+    reserve(end - first);
+    const { keys, positions, wasHeld } = scratch;
+    const hashes = new Uint32Array(2 * (end - first));
+    for (let i = first; i < end; i++) {
+      const at = i * RECORD_WORDS;
+      hashes.set(records.subarray(at + NAME, at + NAME + 2), 2 * (i - first));
+      keys.set(records.subarray(at + KEY, at + KEY + 2), 2 * (i - first));
+    }
+    let n = end - first;
+    let isNamed = false;
+    const counts = noCounts();
+    for (const m of MEDIA_INDEXES) {
+      if ((media & (1 << m)) === 0) continue;
+      if (m !== GPU) hasSlowMedia = true;
+      const nStored = index.store(owner, m, parent, keys, n, positions, wasHeld);
+      if (nStored < n) partial = true;
+      n = nStored;
+      if (!isNamed) names.prepare(hashes, n, positions);
+      for (let i = 0; i < n; i++) {
+        const position = positions[i]! as BlockPosition;
+        // Twice the same key: whatever else it says is worth nothing.
+        if (wasHeld[i] === 1) throw new RangeError('a block is in a snapshot twice');
+        const more = ((records[(first + i) * RECORD_WORDS + COPIES]! >>> (8 * m)) & 0xff) - 1;
+        if (more > 0) addCopies(position, m, more);
+        placed[first + i] = position;
+        if (isNamed) continue;
+        names.chooseAt(i);
+        if (!name(position, 'new', i + 1, n, counts)) {
+          dropAll(position);
+          partial = true;
+        }
+      }
+      isNamed = true;
+    }
+  }
+
   const mirror: EngineMirror = {
+    snapshot,
+    restore,
     apply(events, counts) {
       for (const event of events) {
         if (event.type === 'BlockRemoved') {
@@ -688,6 +808,17 @@ function withSalt(
   if (!cacheSalt || extraKeys?.[0]?.includes(cacheSalt)) return extraKeys;
   const [first = null, ...rest] = extraKeys ?? new Array<null>(nBlocks).fill(null);
   return [[...(first ?? []), cacheSalt], ...rest];
+}
+
+/** Bit set of the media in which a record counts copies. */
+function mediaOf(copies: number): number {
+  return (copies & 0xff ? 1 : 0) | (copies & 0xff00 ? 2 : 0) | (copies & 0xff0000 ? 4 : 0);
+}
+
+function doubled(words: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
+  const larger = new Uint32Array(2 * words.length);
+  larger.set(words);
+  return larger;
 }
 
 function copyKey(position: BlockPosition, medium: MediumIndex): number {

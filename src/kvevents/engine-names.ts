@@ -34,6 +34,12 @@ export type EngineNames = {
   give(owner: IndexOwner, position: BlockPosition, use: NameUse): number;
   /** The same although other blocks have this name too. */
   giveToo(owner: IndexOwner, position: BlockPosition, use: NameUse): number;
+  /**
+   * What an owner calls a block it holds.
+   * @param out receives the name, [hi, lo]
+   * @returns false when it has several names for it, or none
+   */
+  nameOf(owner: IndexOwner, position: BlockPosition, out: Uint32Array): boolean;
   /** Whether an owner calls any block by a name that only it uses. */
   hasOwn(owner: IndexOwner): boolean;
   /** Forgets the names that only this owner has for a block. */
@@ -105,6 +111,20 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     h ^= x ^ (x >>> 15);
     hiOfMixed = h | 0;
     loOfMixed = l | 0;
+  }
+
+  /** `mix` backwards. */
+  function unmix(mixedHi: number, mixedLo: number, out: Uint32Array): void {
+    let h = mixedHi;
+    let l = mixedLo;
+    let x = Math.imul(l ^ (l >>> 16), 0x2c1b3c6d);
+    h ^= x ^ (x >>> 15);
+    x = Math.imul(h ^ (h >>> 16), 0x735a2d97);
+    l ^= x ^ (x >>> 15);
+    x = Math.imul(l ^ (l >>> 16), 0x21f0aaad);
+    h ^= x ^ (x >>> 15);
+    out[0] = h;
+    out[1] = l;
   }
 
   const isNamed = (position: number): boolean => ((isSet[position >>> 3]! >>> (position & 7)) & 1) === 1;
@@ -277,6 +297,31 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       const full = table.insert(hiOfMixed, loOfMixed, position, 'always');
       if (full === 0) isSet[position >>> 3]! |= 1 << (position & 7);
       return full;
+    },
+    nameOf(owner, position, out) {
+      let nNames = 0;
+      let hi = 0;
+      let lo: number | null = null;
+      if (isNamed(position) && usesFirst(owner, position)) {
+        nNames++;
+        hi = firstHi[position]!;
+        lo = table.lowerWordOf(hi, firstLo[position]!, position);
+      }
+      let strip = hasOwn(owner) ? firstStrip[position >>> 3]! : 0;
+      for (; strip !== 0; strip = strips[strip * STRIP_WORDS + NEXT]!) {
+        const at = strip * STRIP_WORDS;
+        if (strips[at + OWNER] !== owner || ((strips[at + SET]! >>> (position & 7)) & 1) === 0) continue;
+        nNames++;
+        hi = strips[at + NAMES + (position & 7)]!;
+        lo = table.lowerWordOf(
+          hi,
+          halves[2 * at + HALVES + (position & 7)]!,
+          IN_STRIP | (strip * CHUNK + (position & 7)),
+        );
+      }
+      if (nNames !== 1 || lo === null) return false;
+      unmix(hi, lo, out);
+      return true;
     },
     hasOwn,
     dropOwn(owner, position) {

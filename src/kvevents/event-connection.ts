@@ -6,7 +6,7 @@ import { Subscriber } from 'zeromq';
 import type { KvEventSource } from '../endpoints/endpoint.ts';
 import type { EventStreamOptions, StreamStatus } from './event-stream.ts';
 import type { Redials } from './redials.ts';
-import { createReplayedStream, type Reached, type ReplayedStreamDeps } from './replayed-stream.ts';
+import { createReplayedStream, type Reached, type ReplayedStream, type ReplayedStreamDeps } from './replayed-stream.ts';
 import { pauseForOthers, subscriberOptions } from './zmq-frames.ts';
 
 export type EventConnectionDeps = ReplayedStreamDeps & { readonly redials: Redials };
@@ -19,6 +19,9 @@ export type EventConnection = {
   tick(): void;
   /** The process behind the source is another one. */
   restarted(): void;
+  /** As in ReplayedStream. */
+  mark: ReplayedStream['mark'];
+  adopt: ReplayedStream['adopt'];
   status(): StreamStatus;
   reached(): Reached;
   /** Another number whenever `status` may have changed. */
@@ -149,6 +152,8 @@ export function createEventConnection(
       nAttempts = 0;
       if (!isUp && dialAtMs !== Infinity) dialAtMs = Math.min(dialAtMs, now() + deps.redials.delayMs(0));
     },
+    mark: stream.mark,
+    adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,
     revision: stream.revision,

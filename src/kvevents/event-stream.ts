@@ -88,6 +88,9 @@ export type StreamStatus = {
   readonly behind: number;
 };
 
+/** A place in a publisher's stream: the number of a batch, and which batch it was. */
+export type StreamMark = { readonly seq: bigint; readonly print: number };
+
 export type EventStream = {
   connected(nowMs: number): void;
   disconnected(nowMs: number): void;
@@ -102,6 +105,15 @@ export type EventStream = {
   restarted(nowMs: number): void;
   /** To be called several times a second. */
   tick(nowMs: number): void;
+  /** What has been applied, to its last batch; null while there is a doubt or nothing. */
+  mark(): StreamMark | null;
+  /**
+   * Puts what another replica has applied up to a mark in the place of a partial view. It is suspect until a replay has
+   * shown that this publisher sent the batch at the mark, and all that followed.
+   * @param install fills in the blocks, after the old ones are forgotten; says whether they are all
+   * @returns false when there is nothing to gain, or no way to tell whether it is true
+   */
+  adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
   status(): StreamStatus;
   state(): StreamState;
   /** Another number whenever `status` may have changed. */
@@ -569,6 +581,30 @@ export function createEventStream(
       if (state === 'live' && isConnected && options.canReplay && session === null && nowMs >= probeAtMs) {
         startReplay('probe', lastApplied ?? 0n);
       }
+    },
+    mark() {
+      const isSettled = state === 'live' && isConnected && (session === null || session.purpose === 'probe');
+      return isSettled && lastApplied !== null ? { seq: lastApplied, print: lastAppliedPrint } : null;
+    },
+    adopt(mark, install) {
+      if (state !== 'live' || !isConnected || !replayUsable() || !partial) return false;
+      if (session !== null && session.purpose !== 'probe') return false;
+      revision++;
+      stopReplay();
+      forget();
+      state = 'suspect';
+      holdsBlocks = true;
+      const installed = install();
+      if (installed === 'failed') {
+        learn();
+        return false;
+      }
+      partial = installed === 'partial';
+      lastApplied = mark.seq;
+      lastAppliedPrint = mark.print;
+      nTries = 0;
+      startReplay('hole', mark.seq);
+      return true;
     },
     revision: () => revision,
     state: () => state,

@@ -3,8 +3,8 @@ import type { LogFields, LogLevel } from '../log.ts';
 import type { HashSeed } from '../prefix/block-hash.ts';
 import type { PrefixIndexMemory } from '../prefix/prefix-index.ts';
 import type { EventStreamOptions } from './event-stream.ts';
-import type { KvEventCounters } from './source-status.ts';
-import type { StatusBoardMemory } from './status-board.ts';
+import type { KvEventCounters, SourceSnapshot } from './source-status.ts';
+import type { StatusBoardMemory, StatusPlace } from './status-board.ts';
 import type { PlacedSource } from './subscriptions.ts';
 
 export type IngestWorkerOptions = {
@@ -23,12 +23,16 @@ export type IngestWorkerOptions = {
 
 export type ToIngestWorker =
   | { readonly kind: 'reconcile'; readonly id: number; readonly sources: readonly PlacedSource[] }
+  | { readonly kind: 'snapshot'; readonly id: number; readonly place: StatusPlace }
+  | { readonly kind: 'adopt'; readonly id: number; readonly place: StatusPlace; readonly snapshot: SourceSnapshot }
   | { readonly kind: 'stop' };
 
 export type FromIngestWorker =
   | { readonly kind: 'ready' }
   | { readonly kind: 'reconciled'; readonly id: number }
   | { readonly kind: 'counted'; readonly counters: KvEventCounters }
+  | { readonly kind: 'snapshot'; readonly id: number; readonly snapshot: SourceSnapshot | null }
+  | { readonly kind: 'adopted'; readonly id: number; readonly isProving: boolean }
   | { readonly kind: 'log'; readonly level: LogLevel; readonly message: string; readonly fields: LogFields }
   /** A fault: the thread closes its sockets and ends. */
   | { readonly kind: 'dying'; readonly problem: string };

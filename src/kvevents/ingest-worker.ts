@@ -128,9 +128,31 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     post({ kind: 'reconciled', id });
   };
 
+  const handle = (message: ToIngestWorker): Promise<void> | void => {
+    switch (message.kind) {
+      case 'reconcile':
+        return reconcile(message.id, message.sources);
+      case 'snapshot': {
+        const snapshot = subscriptions.at(message.place)?.snapshot() ?? null;
+        const answer: FromIngestWorker = { kind: 'snapshot', id: message.id, snapshot };
+        port.postMessage(answer, snapshot === null ? [] : [snapshot.words.buffer as ArrayBuffer]);
+        return;
+      }
+      case 'adopt': {
+        const isProving = subscriptions.at(message.place)?.adopt(message.snapshot) ?? false;
+        post({ kind: 'adopted', id: message.id, isProving });
+        return;
+      }
+      case 'stop':
+        return stop();
+    }
+  };
+
   port.on('message', (message: ToIngestWorker) => {
     // A failure here is a bug: it ends the thread, which is noticed, and everything is relearnt.
-    (message.kind === 'stop' ? stop() : reconcile(message.id, message.sources)).catch(die);
+    Promise.resolve()
+      .then(() => handle(message))
+      .catch(die);
   });
   post({ kind: 'ready' });
 }

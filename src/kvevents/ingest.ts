@@ -16,10 +16,15 @@ import {
 } from '../prefix/prefix-index.ts';
 import type { FromIngestWorker, IngestWorkerOptions, ToIngestWorker } from './ingest-messages.ts';
 import { createSourceStatuses } from './source-statuses.ts';
-import type { IngestSource, KvEventCounters, SourceStatus } from './source-status.ts';
-import { createStatusBoardMemory, openStatusBoardReader, type StatusBoardReader } from './status-board.ts';
+import type { IngestSource, KvEventCounters, SourceSnapshot, SourceStatus } from './source-status.ts';
+import {
+  createStatusBoardMemory,
+  openStatusBoardReader,
+  type StatusBoardReader,
+  type StatusPlace,
+} from './status-board.ts';
 
-export type { IngestSource, KvEventCounters, SourceStatus } from './source-status.ts';
+export type { IngestSource, KvEventCounters, SourceSnapshot, SourceStatus } from './source-status.ts';
 
 export type IngestDeps = {
   readonly log: Log;
@@ -50,6 +55,12 @@ export type Ingest = {
   reconcile(sources: readonly IngestSource[]): Promise<void>;
   /** Latest known, the same array until something changes; one entry per source. */
   statuses(): readonly SourceStatus[];
+  /** Names of the sources that are followed, the same on every replica; or only of those whose view has holes. */
+  sharedNames(which: 'all' | 'partial'): readonly string[];
+  /** What is known of a source; null where it is not followed, in doubt, or cannot be told. */
+  snapshot(sharedName: string): Promise<SourceSnapshot | null>;
+  /** Takes over what another replica knows of a source. @returns whether it is being proved */
+  adopt(sharedName: string, snapshot: SourceSnapshot): Promise<boolean>;
   /** Why the index is not kept up to date, null when it is. */
   problem(): string | null;
   /** Threads that were lost so far: what was learnt before is learnt again. */
@@ -95,6 +106,27 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   let timer: Timer | null = null;
   let watch: Timer | null = null;
   let isSilent = false;
+
+  /** Questions to the thread that is running, with what is answered when it ends before it could. */
+  const asked = new Map<number, (answer: FromIngestWorker | null) => void>();
+  let lastQuestion = 0;
+
+  const ask = (question: (id: number) => ToIngestWorker): Promise<FromIngestWorker | null> => {
+    if (!isReady) return Promise.resolve(null);
+    const id = ++lastQuestion;
+    return new Promise((resolve) => {
+      asked.set(id, resolve);
+      post(question(id));
+    });
+  };
+
+  const answerAll = (): void => {
+    for (const resolve of asked.values()) resolve(null);
+    asked.clear();
+  };
+
+  const placeOf = (name: string): StatusPlace | undefined =>
+    statuses.sources().find((source) => sharedName(source) === name)?.place;
 
   const post = (message: ToIngestWorker): void => worker?.postMessage(message);
 
@@ -150,6 +182,11 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
         waiting = waiting.filter(({ id }) => id > message.id);
         statuses.settled(message.id);
         return;
+      case 'snapshot':
+      case 'adopted':
+        asked.get(message.id)?.(message);
+        asked.delete(message.id);
+        return;
       case 'log':
         log[message.level](message.message, message.fields);
     }
@@ -159,6 +196,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const distrust = (): void => {
     isReady = false;
     statuses.readFrom(null);
+    answerAll();
   };
 
   const lost = (problem: string): void => {
@@ -252,6 +290,7 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       watch?.cancel();
       await shutDown();
       statuses.replace([], 0);
+      answerAll();
       for (const { resolve } of waiting) resolve();
       waiting = [];
     },
@@ -267,12 +306,34 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       return done;
     },
     statuses: () => statuses.all(),
+    sharedNames(which) {
+      const known = statuses.all();
+      const isWanted = (i: number): boolean => which === 'all' || (known[i]!.state === 'live' && known[i]!.partial);
+      return statuses.sources().flatMap((source, i) => (isWanted(i) ? [sharedName(source)] : []));
+    },
+    async snapshot(name) {
+      const place = placeOf(name);
+      if (place === undefined) return null;
+      const answer = await ask((id) => ({ kind: 'snapshot', id, place }));
+      return answer?.kind === 'snapshot' ? answer.snapshot : null;
+    },
+    async adopt(name, snapshot) {
+      const place = placeOf(name);
+      if (place === undefined) return false;
+      const answer = await ask((id) => ({ kind: 'adopt', id, place, snapshot }));
+      return answer?.kind === 'adopted' && answer.isProving;
+    },
     problem() {
       if (worker !== null && isReady && !isSilent) return null;
       return worker !== null && isSilent ? 'ingest thread is silent' : 'ingest thread is down';
     },
     nLost: () => nLost,
   };
+}
+
+/** What tells a source from others on every replica: slots and ids are local. */
+function sharedName({ rank, model, kvEvents }: IngestSource): string {
+  return JSON.stringify([kvEvents.endpoint, rank, model]);
 }
 
 /** Sources run by type stripping in development, compiled ones when packed. */

@@ -19,6 +19,8 @@ export type NameTable = {
   insert(hi: number, lo: number, value: number, mode: 'unless present' | 'always'): number;
   /** Takes one entry out; it must be there. @param lo its lower 16 bits are enough */
   remove(hi: number, lo: number, value: number): void;
+  /** The whole lower word of the name a value is stored under, of which the lower 16 bits are known; null = not there. */
+  lowerWordOf(hi: number, lo: number, value: number): number | null;
   /** First value under a name, 0 = none. */
   first(hi: number, lo: number): number;
   /** The next value under the name of the last `first`; nothing may be changed in between. */
@@ -290,6 +292,16 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
         }
         if (++bucket === nBuckets) bucket = 0;
       }
+    },
+    lowerWordOf(hi, lo, value) {
+      const sub = subOf(hi);
+      const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
+      for (let steps = 0, bucket = homeOf(sub, lo); steps < nBuckets; steps++) {
+        const at = bucketAt(sub, bucket);
+        for (let k = at; k < at + BUCKET_ENTRIES; k++) if (words[k + VALUES] === value) return words[k]!;
+        if (++bucket === nBuckets) bucket = 0;
+      }
+      return null;
     },
     first,
     next: scan,

@@ -9,6 +9,7 @@ import {
   type ApplyOutcome,
   type EventStreamOptions,
   type ReplayResult,
+  type StreamMark,
   type StreamState,
   type StreamStatus,
 } from './event-stream.ts';
@@ -53,6 +54,9 @@ export type ReplayedStream = {
   tick(): void;
   /** Resolves when the replay socket is closed; nothing is applied after the call. */
   close(): Promise<void>;
+  mark(): StreamMark | null;
+  /** See EventStream. */
+  adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
   status(): StreamStatus;
   reached(): Reached;
   /** Another number whenever `status` may have changed. */
@@ -183,6 +187,16 @@ export function createReplayedStream(
       replayId++;
       release();
       await replays?.close();
+    },
+    mark: () => stream.mark(),
+    adopt(mark, install) {
+      const isTaken = stream.adopt(mark, () => {
+        // Nobody may believe what is there before it is proved.
+        tell();
+        return install();
+      });
+      tell();
+      return isTaken;
     },
     status: () => stream.status(),
     reached: () => reached,

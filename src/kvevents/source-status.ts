@@ -1,6 +1,6 @@
 /** What the ingest thread tells about itself: the state of every source, and counts since the last report. */
 import type { EndpointId, EndpointSlot, KvEventSource, Trust } from '../endpoints/endpoint.ts';
-import type { StreamState } from './event-stream.ts';
+import type { StreamMark, StreamState } from './event-stream.ts';
 
 /** One publisher to follow. */
 export type IngestSource = {
@@ -13,6 +13,13 @@ export type IngestSource = {
   readonly kvEvents: KvEventSource;
   /** Changes when the process behind the endpoint is another one; '' where unknown. */
   readonly incarnation: string;
+};
+
+/** What is known of a source up to a mark in its stream, for another replica. */
+export type SourceSnapshot = {
+  readonly mark: StreamMark;
+  /** See source-snapshot.ts. */
+  readonly words: Uint32Array;
 };
 
 export type SourceStatus = {

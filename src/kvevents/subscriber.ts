@@ -13,7 +13,7 @@ import { createEventConnection, type EventConnectionDeps } from './event-connect
 import type { EventStreamOptions, StreamState } from './event-stream.ts';
 import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
-import type { CounterSink, IngestSource, SourceStatus } from './source-status.ts';
+import type { CounterSink, IngestSource, SourceSnapshot, SourceStatus } from './source-status.ts';
 import { createTopicConnection } from './topic-connection.ts';
 import { isTopic, type TopicListeners } from './topic-listeners.ts';
 import { deriveTrust } from './trust.ts';
@@ -44,6 +44,10 @@ export type Subscriber = {
   tick(): void;
   /** The process behind the source is another one. */
   restarted(): void;
+  /** For another replica; null while there is a doubt, or nothing to tell. */
+  snapshot(): SourceSnapshot | null;
+  /** Takes over what another replica knows. @returns whether it is being proved; false: it is of no use */
+  adopt(snapshot: SourceSnapshot): boolean;
   status(): SourceStatus;
   /** Another number whenever more than ages may have changed in `status`. */
   revision(): number;
@@ -141,6 +145,22 @@ export function createSubscriber(
       loggedState = state;
     },
     restarted: () => connection.restarted(),
+    snapshot() {
+      const mark = connection.mark();
+      const words = mark === null ? null : blocks.snapshot();
+      return mark === null || words === null ? null : { mark, words };
+    },
+    adopt: ({ mark, words }) =>
+      connection.adopt(mark, () => {
+        try {
+          blocks.restore(words);
+          return blocks.stats().partial ? 'partial' : 'whole';
+        } catch (problem) {
+          error('snapshot');
+          log.warn('kv event snapshot refused', { problem: errorText(problem) });
+          return 'failed';
+        }
+      }),
     // Whatever is counted or applied comes from the stream, but for failing sockets.
     revision: () => connection.revision() + counts.errors,
     status() {

@@ -13,6 +13,8 @@ export type Subscriptions = {
   tick(): void;
   /** Tells of sources to which something happened since the last call of this. */
   report(told: (source: PlacedSource, status: SourceStatus) => void): void;
+  /** The one whose status is written there. */
+  at(place: StatusPlace): Subscriber | undefined;
   stop(): Promise<void>;
   /** Closes all sockets and touches nothing else: for a thread that must end after a fault. */
   abandon(): Promise<void>;
@@ -80,6 +82,10 @@ export function createSubscriptions(open: (source: PlacedSource) => Subscriber):
         one.toldRevision = revision;
         told(one.source, one.subscriber.status());
       }
+    },
+    at(place) {
+      for (const one of followed.values()) if (one.source.place === place) return one.subscriber;
+      return undefined;
     },
     stop: () => enqueue(() => carryOut([])),
     async abandon() {

@@ -40,6 +40,8 @@ export function createTopicConnection(
       if (unfollow !== null) stream.tick();
     },
     restarted: stream.restarted,
+    mark: stream.mark,
+    adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,
     revision: stream.revision,

@@ -75,6 +75,12 @@ export type PrefixIndexWriter = {
   keyAt(position: BlockPosition, out: Uint32Array): void;
   /** Bit set (1 << medium) of where an owner holds a block. */
   mediaAt(owner: IndexOwner, position: BlockPosition): number;
+  /**
+   * Every block an owner holds, each after the block before it in the prompt.
+   * @param visit gets the position, that of the block before (held or not; `NO_POSITION` at the start of a prompt), and
+   *   the media as a bit set
+   */
+  eachHeld(owner: IndexOwner, visit: (position: BlockPosition, before: BlockPosition, media: number) => void): void;
   /** (block, medium) entries of an owner. */
   heldBy(owner: IndexOwner): number;
   stats(): PrefixIndexStats;

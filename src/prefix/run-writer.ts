@@ -3,7 +3,13 @@
  * reader could trip over happens between two steps of the run's version word.
  */
 import { createLineAllocator, MAX_SIZE_CLASS } from './line-allocator.ts';
-import type { BlockPosition, IndexOwner, PrefixIndexHooks, PrefixIndexWriter } from './index-types.ts';
+import {
+  NO_POSITION,
+  type BlockPosition,
+  type IndexOwner,
+  type PrefixIndexHooks,
+  type PrefixIndexWriter,
+} from './index-types.ts';
 import { createRunExtents, type OwnerExtents } from './run-extents.ts';
 import {
   ATTACH,
@@ -457,6 +463,28 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       out[1] = keys[key + 1]!;
     },
     mediaAt: (owner, position) => extents.mediaAt(runAt(position), owner, offsetAt(position)),
+    eachHeld(owner, visit) {
+      const { runs, n } = owners[owner]!;
+      const depthOf = (run: number): number => {
+        let depth = 0;
+        for (let at = run; at !== 0; at = words[at * LINE_WORDS + PARENT]!) depth++;
+        return depth;
+      };
+      const ordered = [...new Set(runs.subarray(0, n))].map((run) => ({ run, depth: depthOf(run) }));
+      ordered.sort((a, b) => a.depth - b.depth);
+      for (const { run } of ordered) {
+        const record = run * LINE_WORDS;
+        const parent = words[record + PARENT]!;
+        let before = parent === 0 ? NO_POSITION : positionAt(parent, (words[record + ATTACH]! >>> 16) - 1);
+        const length = words[record + LENGTH]!;
+        for (let offset = 0; offset < length; offset++) {
+          const position = positionAt(run, offset);
+          const media = extents.mediaAt(run, owner, offset);
+          if (media !== 0) visit(position, before, media);
+          before = position;
+        }
+      }
+    },
     heldBy: (owner) => owners[owner]!.nHeld,
     stats: () => indexStats(control),
   };

@@ -37,6 +37,8 @@ function someSubscriptions() {
       tick: () => done.push(`tick ${name}`),
       revision: () => 0,
       restarted: () => done.push(`restarted ${name}`),
+      snapshot: () => null,
+      adopt: () => false,
       status: () => ({ endpointId: name }) as never,
     };
   });
