@@ -189,24 +189,27 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
 function createMatch(nBlocks: number, maxSlot: number) {
   const blocks = new Array<number>(maxSlot + 1).fill(0);
   // Rarely anything but the GPU: [host, disk] only where there is something.
-  const slower = new Map<number, readonly [host: number, disk: number]>();
+  let slower: Map<number, readonly [host: number, disk: number]> | null = null;
   const NONE = [0, 0] as const;
   return {
     nBlocks,
     add(slot: number, n: number, host: number, disk: number): void {
       const known = blocks[slot]!;
       if (known > n) return;
-      const [knownHost, knownDisk] = slower.get(slot) ?? NONE;
-      // The better of two owners behind one slot: more blocks, or as many on faster media.
-      const gain = knownHost + knownDisk - (host + disk) || knownDisk - disk;
-      if (known === n && gain <= 0) return;
+      if (host + disk > 0 || slower !== null) {
+        slower ??= new Map();
+        const [knownHost, knownDisk] = slower.get(slot) ?? NONE;
+        // The better of two owners behind one slot: more blocks, or as many on faster media.
+        const gain = knownHost + knownDisk - (host + disk) || knownDisk - disk;
+        if (known === n && gain <= 0) return;
+        if (host + disk > 0) slower.set(slot, [host, disk]);
+        else slower.delete(slot);
+      }
       blocks[slot] = n;
-      if (host + disk > 0) slower.set(slot, [host, disk]);
-      else slower.delete(slot);
     },
     blocks: (slot: number) => blocks[slot] ?? 0,
     blocksIn(slot: number, medium: Medium): number {
-      const [host, disk] = slower.get(slot) ?? NONE;
+      const [host, disk] = slower?.get(slot) ?? NONE;
       return medium === 'gpu' ? (blocks[slot] ?? 0) - host - disk : medium === 'host' ? host : disk;
     },
   } satisfies PrefixMatch & { add: unknown };

@@ -393,14 +393,16 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     store(owner, medium, parent, hashes, nBlocks, positions, wasHeld) {
       control[CLOCK]!++;
       wasHeld.fill(0, 0, nBlocks);
+      const nEvicted = control[N_EVICTED]!;
       if (!makeRoom(nBlocks)) return 0;
       let run = 0;
       let at = 0;
       if (parent !== 0) {
         run = runAt(parent);
         at = offsetAt(parent) + 1;
-        // Making room may have taken the parent.
-        if (run === 0 || extents.mediaAt(run, owner, at - 1) === 0) return 0;
+        // Making room may have taken the parent. Looked at only then: a prefix may have very many holders.
+        const isInDoubt = control[N_EVICTED] !== nEvicted;
+        if (isInDoubt && (run === 0 || extents.mediaAt(run, owner, at - 1) === 0)) return 0;
       }
       const holder = (owner << 2) | medium;
       let i = 0;

@@ -37,6 +37,8 @@ const stubbedHasher = {
     writeKeys(tokens, n, out),
 } as unknown as BlockHasher;
 
+export type IndexLoad = ReturnType<typeof createIndexLoad>;
+
 export function createIndexLoad(workload: Workload, hashes: EngineHashes) {
   const memory = createPrefixIndexMemory({ maxBytes: Math.max(2 ** 24, workload.nEntries * 40) });
   const writer = openPrefixIndexWriter(memory);

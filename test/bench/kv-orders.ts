@@ -12,7 +12,7 @@ export type IndexThreadOrder = {
 };
 export type IndexThreadReport =
   | { readonly kind: 'filled'; readonly memory: PrefixIndexMemory; readonly longestUs: number }
-  | { readonly kind: 'removed'; readonly longestUs: number; readonly nEntries: number };
+  | { readonly kind: 'removed'; readonly longestUs: number };
 
 export const REST = 0;
 export const CHURN = 1;

@@ -104,7 +104,7 @@ function benchDecode(): void {
     packBatch([storedMap(1 + (i >>> 1) * EVENT_BLOCKS, EVENT_BLOCKS, null)], 1e9 + i),
   );
   const decoder = createKvEventDecoder();
-  const decode = nsPerBlock(nBlocks, N_ROUNDS, () => {
+  const decode = nsPerBlock(nBlocks, 3 * N_ROUNDS, () => {
     for (const payload of payloads) decoder.decode(payload);
   });
   const nFew = Math.floor(nMessages / 4);
@@ -117,7 +117,7 @@ function benchDecode(): void {
     usual: `${us((unpack * EVENT_BLOCKS) / 1000)} µs (msgpackr)`,
   });
   const hasher = createBlockHasher(createHashSeed());
-  const whole = best(N_ROUNDS, () => {
+  const whole = best(2 * N_ROUNDS, () => {
     const index = openPrefixIndexWriter(createPrefixIndexMemory({ maxBytes: 32 * nBlocks + 2 ** 24 }));
     const engineBlocks = createEngineBlocks({ index, hasher });
     const pods = Array.from({ length: nPods }, (_, slot) => engineBlocks.openSource({ slot, rank: 0, model: 'm' }));
@@ -336,7 +336,7 @@ async function benchFleet(): Promise<void> {
 }
 
 async function benchDead(): Promise<void> {
-  const share = await followDead(1000, isQuick ? 4000 : 10_000, isQuick ? 6 : 20);
+  const share = await followDead(1000, isQuick ? 3000 : 10_000, isQuick ? 5 : 20);
   rows.push({
     what: '1,000 endpoints nobody answers at',
     ours: `${(100 * share).toFixed(2)} % of a core`,
