@@ -435,6 +435,38 @@ describe('with how much knowledge', () => {
     expect(rungsOf(records)).toEqual(['load', 'memo']);
   });
 
+  test('while no answer comes within the budget nobody waits, and the calls go on', async () => {
+    const slow = aSlowTokenizer();
+    const { picker, clock, records } = aPicker({ tokenizer: slow.tokenizer });
+    const aPromptOfItsOwn = (i: number) =>
+      aRequest({ model: 'demo', messages: [{ role: 'user', content: `${i}` }] }, { path: '/v1/chat/completions' });
+    let nWaited = 0;
+    for (let i = 0; i < 40; i++) {
+      let isDecided = false;
+      const pending = picker.pick(aPromptOfItsOwn(i), signal).then((decision) => {
+        isDecided = true;
+        released(decision);
+      });
+      for (let turn = 0; turn < 10; turn++) await Promise.resolve();
+      if (!isDecided) nWaited += 1;
+      clock.advance(50);
+      await pending;
+      clock.advance(30);
+      await slow.answerAll();
+    }
+    expect(nWaited).toBeGreaterThan(5);
+    expect(nWaited).toBeLessThan(25);
+    expect(slow.nCalls()).toBe(40);
+    expect(rungsOf(records).filter((rung) => rung !== 'load')).toEqual([]);
+    // Quick again, they are waited for again.
+    for (let i = 40; i < 50; i++) {
+      const pending = picker.pick(aPromptOfItsOwn(i), signal);
+      await slow.answerAll();
+      released(await pending);
+    }
+    expect(rungsOf(records).at(-1)).toBe('exact');
+  });
+
   test.each(['completed', 'failed'] as const)(
     'tokens that come after a request that %s are booked as such',
     async (end) => {
