@@ -272,7 +272,16 @@ const SETTINGS = {
     'wait before the prompt from which such requests are refused',
   ),
   'load.metricsIntervalMs': setting(milliseconds(50, 600_000), 1_000, "pause between two reads of an engine's metrics"),
-  'load.engineProfileCaching': setting(flag, true, 'keep what is learnt of each engine (prefill and decode rate)'),
+  'load.gpuTypeLabel': setting(
+    optional(labelKey),
+    null,
+    'label of endpoints that names their GPU: until an endpoint has shown how fast it is, those with the same value answer for it',
+  ),
+  'load.engineProfileCaching': setting(
+    flag,
+    true,
+    'learn how fast each engine is (prefill and decode rate); off: all are taken to be alike',
+  ),
   'log.level': live(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
 } as const;
 

@@ -7,7 +7,13 @@ import { createEngineModels, type EngineModelsDeps } from './engine-models.ts';
 import { createEngineProfiles, type EngineProfiles } from './engine-profile.ts';
 import { createExpectedLoad, type ExpectedLoad } from './expected-load.ts';
 import { createHttpGet } from './http-get.ts';
-import { createInFlight, type AnswerForm, type InFlight, type Load } from './in-flight.ts';
+import {
+  ASSUMED_PREFILL_TOKENS_PER_SECOND,
+  createInFlight,
+  type AnswerForm,
+  type InFlight,
+  type Load,
+} from './in-flight.ts';
 import { createOutputPredictor } from './output-predictor.ts';
 
 export type FleetLoad = {
@@ -70,8 +76,10 @@ export type FleetLoadDeps = {
 export type FleetLoadOptions = {
   readonly metricsIntervalMs: number;
   readonly adapterIntervalMs: number;
-  /** Off: nothing is kept of what engines show while serving but the speed of prompts. */
+  /** Off: nothing is kept of what engines show while serving. */
   readonly engineProfileCaching: boolean;
+  /** Endpoints with one value of this label are expected to be equally fast; null = nothing says so. */
+  readonly gpuTypeLabel: string | null;
 };
 
 /** A page of vLLM 0.32 has 70 KB, and comes within milliseconds. */
@@ -79,11 +87,16 @@ const PAGE_LIMITS = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 };
 
 export function createFleetLoad(
   { log, clock, onScrape, onAdapters, onReplaced }: FleetLoadDeps,
-  { metricsIntervalMs: intervalMs, adapterIntervalMs, engineProfileCaching }: FleetLoadOptions,
+  { metricsIntervalMs: intervalMs, adapterIntervalMs, engineProfileCaching, gpuTypeLabel }: FleetLoadOptions,
 ): FleetLoad {
-  const inFlight = createInFlight(clock);
+  const kinds = new Map<number, string>();
+  const learning = engineProfileCaching ? 'on' : 'off';
+  const inFlight = createInFlight(clock, ASSUMED_PREFILL_TOKENS_PER_SECOND, {
+    kindOf: (slot) => kinds.get(slot) ?? null,
+    learning,
+  });
   const expected = createExpectedLoad({ inFlight, clock }, { intervalMs });
-  const profiles = createEngineProfiles(clock, engineProfileCaching ? 'on' : 'off');
+  const profiles = createEngineProfiles(clock, learning);
   const outputs = createOutputPredictor(clock);
   const http = createHttpGet(clock, PAGE_LIMITS);
   const metrics = createEngineMetrics(
@@ -140,6 +153,11 @@ export function createFleetLoad(
     },
     reconcile(endpoints) {
       wanted = endpoints;
+      kinds.clear();
+      for (const { slot, labels } of endpoints) {
+        const kind = gpuTypeLabel === null ? undefined : labels[gpuTypeLabel];
+        if (kind !== undefined) kinds.set(slot, kind);
+      }
       if (running) follow();
     },
     forget(slot) {

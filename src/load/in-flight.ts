@@ -85,6 +85,13 @@ export type Typical = {
 /** Prefill speed assumed before anything is learnt, tokens per second: one mid-size GPU on an 8-billion-parameter model. */
 export const ASSUMED_PREFILL_TOKENS_PER_SECOND = 8_000;
 
+export type InFlightOptions = {
+  /** Names engines that are alike, by GPU; null = not known. */
+  readonly kindOf?: (slot: number) => string | null;
+  /** `off`: every engine is taken to be as fast as assumed. */
+  readonly learning?: 'on' | 'off';
+};
+
 type Prompt = {
   readonly uncachedTokens: number;
   readonly sentMs: number;
@@ -153,8 +160,9 @@ const IDLE = {
 export function createInFlight(
   clock: Clock,
   assumedPrefillTokensPerSecond: number = ASSUMED_PREFILL_TOKENS_PER_SECOND,
+  { kindOf, learning = 'on' }: InFlightOptions = {},
 ): InFlight {
-  const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond);
+  const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond, kindOf);
   const slots = new Map<number, SlotState>();
   let nTotal = 0;
   let firstMs: number | null = null;
@@ -296,14 +304,14 @@ export function createInFlight(
         release(computedTokens) {
           if (!held) return false;
           held = false;
-          const isSameProcess = slots.get(slot) === state;
+          const teaches = learning === 'on' && slots.get(slot) === state;
           if (pass !== null) {
             pass.tokens += computedTokens ?? uncachedTokens;
             pass.nOpen -= 1;
-            if (isSameProcess && pass.nOpen === 0) models.learn(slot, pass.tokens, pass.serviceMs, company);
+            if (teaches && pass.nOpen === 0) models.learn(slot, pass.tokens, pass.serviceMs, company);
           } else {
             const { serviceMs } = prompt;
-            if (serviceMs !== null && isSameProcess) {
+            if (serviceMs !== null && teaches) {
               models.learn(slot, computedTokens ?? uncachedTokens, serviceMs, company);
             }
             if (answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);

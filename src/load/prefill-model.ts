@@ -1,7 +1,8 @@
 /**
  * How long an engine takes for a prompt: a fixed part plus a part per uncached token. The line is the fleet's, least squares
  * over exponentially forgotten samples; every endpoint has a factor of its own, its time ÷ the line's. One number per
- * endpoint instead of a line: a hundred prompts are enough to know it within a percent or two. No I/O, no clock.
+ * endpoint instead of a line: a hundred prompts are enough to know it within a percent or two. Until then endpoints of its
+ * kind (equal GPUs) answer for it. No I/O, no clock.
  */
 
 export type PrefillModel = {
@@ -33,7 +34,9 @@ type Times = { n: number; tokens: number; actualMs: number };
 const ENDPOINT_MEMORY = 0.99;
 /** The same for the whole fleet: 693 samples. */
 const FLEET_MEMORY = 0.999;
-/** An endpoint is as fast as the line says until so many samples of its own weigh as much. */
+/** Kinds beyond are not told apart: a fleet has few, a wrong label could bring many. */
+const MAX_KINDS = 64;
+/** An endpoint is as fast as its kind, and a kind as the line says, until so many samples of its own weigh as much. */
 const FLEET_WEIGHT = 10;
 /** The assumption stands for so many samples, of such prompts. */
 const ASSUMED_SAMPLES = 2;
@@ -41,21 +44,39 @@ const ASSUMED_TOKENS = [1000, 8000] as const;
 /** Where others' prompts may be in a sample: the part by which it may exceed what was expected. */
 const MOST_EXCESS = 0.03;
 
-export function createPrefillModels(assumedMsPerToken: number): PrefillModels {
+/** @param kindOf names endpoints that are alike; null = not known of what kind it is */
+export function createPrefillModels(
+  assumedMsPerToken: number,
+  kindOf: (slot: number) => string | null = () => null,
+): PrefillModels {
   const fleet: Sums = { n: 0, x: 0, y: 0, xx: 0, xy: 0 };
   for (let i = 0; i < ASSUMED_SAMPLES; i++) {
     for (const tokens of ASSUMED_TOKENS) add(fleet, 1, tokens, tokens * assumedMsPerToken);
   }
   let line = fit(fleet);
   const bySlot = new Map<number, Times>();
+  const byKind = new Map<string, Times>();
 
   function factorOf(slot: number): number {
-    const own = bySlot.get(slot);
-    if (!own) return 1;
+    const kind = kindOf(slot);
+    return leaning(bySlot.get(slot), kind === null ? 1 : leaning(byKind.get(kind), 1));
+  }
+
+  /** @param factor of those it leans on until it has shown enough itself */
+  function leaning(own: Times | undefined, factor: number): number {
+    if (!own) return factor;
     const expectedMs = own.n * line.setupMs + own.tokens * line.msPerToken;
-    // The line's own samples keep the factor above 0.
-    const fleetMs = (FLEET_WEIGHT * expectedMs) / own.n;
-    return (own.actualMs + fleetMs) / (expectedMs + fleetMs);
+    // These samples keep the factor above 0.
+    const othersMs = (FLEET_WEIGHT * expectedMs) / own.n;
+    return (own.actualMs + factor * othersMs) / (expectedMs + othersMs);
+  }
+
+  function learnOf<Key>(of: Map<Key, Times>, key: Key, memory: number, uncachedTokens: number, actualMs: number): void {
+    let own = of.get(key);
+    if (!own) of.set(key, (own = { n: 0, tokens: 0, actualMs: 0 }));
+    own.n = own.n * memory + 1;
+    own.tokens = own.tokens * memory + uncachedTokens;
+    own.actualMs = own.actualMs * memory + actualMs;
   }
 
   return {
@@ -70,11 +91,11 @@ export function createPrefillModels(assumedMsPerToken: number): PrefillModels {
       const mostMs = company === 'alone' ? Infinity : factor * expectedMs * (1 + MOST_EXCESS);
       const actualMs = Math.min(serviceMs, mostMs);
       add(fleet, FLEET_MEMORY, uncachedTokens, actualMs);
-      let own = bySlot.get(slot);
-      if (!own) bySlot.set(slot, (own = { n: 0, tokens: 0, actualMs: 0 }));
-      own.n = own.n * ENDPOINT_MEMORY + 1;
-      own.tokens = own.tokens * ENDPOINT_MEMORY + uncachedTokens;
-      own.actualMs = own.actualMs * ENDPOINT_MEMORY + actualMs;
+      learnOf(bySlot, slot, ENDPOINT_MEMORY, uncachedTokens, actualMs);
+      const kind = kindOf(slot);
+      if (kind !== null && (byKind.has(kind) || byKind.size < MAX_KINDS)) {
+        learnOf(byKind, kind, FLEET_MEMORY, uncachedTokens, actualMs);
+      }
       line = fit(fleet);
     },
     forget: (slot) => void bySlot.delete(slot),

@@ -83,6 +83,18 @@ describe('own load per endpoint', () => {
     expect(timeOf(0)).toBe(timeOf(7));
   });
 
+  test('with learning off every engine stays as fast as assumed', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000, { learning: 'off' });
+    for (let i = 0; i < 60; i++) {
+      const request = inFlight.reserve(0, 1000);
+      clock.advance(100);
+      request.firstByte();
+      request.release(1000);
+    }
+    expect(inFlight.load(0).prefillMsPerToken).toBeCloseTo(1, 9);
+  });
+
   test('what the engine really computed corrects a wrong prediction', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);

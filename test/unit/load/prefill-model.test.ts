@@ -49,6 +49,22 @@ describe('what a prompt costs an engine', () => {
     expect(timeOf(withOthers.of(0))).toBeLessThan(550);
   });
 
+  test('a new endpoint takes over what others of its kind have shown, before what the fleet has', () => {
+    const kinds = ['slow', 'fast', 'fast', 'slow'];
+    const models = createPrefillModels(1, (slot) => kinds[slot] ?? null);
+    for (let i = 0; i < 3000; i++) {
+      const tokens = 1000 + (i % 7) * 500;
+      models.learn(0, tokens, tokens * 0.4);
+      models.learn(1, tokens, tokens * 0.05);
+    }
+    expect(models.of(3).msPerToken).toBeCloseTo(0.4, 2);
+    expect(models.of(2).msPerToken).toBeCloseTo(0.05, 2);
+    expect(models.of(9).msPerToken).toBeGreaterThan(0.1);
+    expect(models.of(9).msPerToken).toBeLessThan(0.35);
+    models.forget(0);
+    expect(models.of(0).msPerToken).toBeCloseTo(0.4, 2);
+  });
+
   test('whatever the samples, garbage included, costs stay finite and grow with the prompt', () => {
     const sample = fc.record({
       slot: fc.nat(2),
