@@ -389,6 +389,20 @@ describe('a mistake in the values', () => {
       { gateway: { name: 'llm', httpRoute: { create: false } } },
       /httpRoute\.name must name your HTTPRoute/,
     ],
+    [
+      'an Envoy that gives up before Warmpath does',
+      { ...THREE, config: { tokenizer: { budgetMs: 200 } } },
+      /messageTimeout must be above Warmpath's own deadline of 500 ms .*, got 500ms/,
+    ],
+    [
+      'the same in seconds',
+      {
+        ...THREE,
+        gateway: { name: 'llm', extensionPolicy: { messageTimeout: '1s' } },
+        config: { server: { decisionDeadlineMs: 1000 } },
+      },
+      /deadline of 1000 ms .*, got 1s/,
+    ],
     ['a Secret without a name', { tls: { mode: 'secret' } }, /tls\.secretName must name/],
     ['no issuer', { tls: { mode: 'certManager' } }, /issuerRef\.name must name/],
     [

@@ -163,6 +163,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (eq .Values.tls.mode "selfSigned") .Values.gateway.name .Values.gateway.extensionPolicy.create (not .Values.inferencePool.create) -}}
 {{- fail "tls.mode selfSigned is for InferencePools: Envoy Gateway verifies, so secret or certManager is needed, or none" -}}
 {{- end -}}
+{{- $timeout := .Values.gateway.extensionPolicy.messageTimeout -}}
+{{- if and .Values.gateway.name (regexMatch "^[0-9]+(ms|s)$" $timeout) -}}
+{{- $timeoutMs := ternary (trimSuffix "ms" $timeout | int) (mul 1000 (trimSuffix "s" $timeout | int)) (hasSuffix "ms" $timeout) | int -}}
+{{- $budgetMs := dig "tokenizer" "budgetMs" 50 .Values.config | int -}}
+{{- $deadlineMs := dig "server" "decisionDeadlineMs" (add $budgetMs 300) .Values.config | int -}}
+{{- if le $timeoutMs $deadlineMs -}}
+{{- fail (printf "gateway.extensionPolicy.messageTimeout must be above Warmpath's own deadline of %d ms (server.decisionDeadlineMs, else tokenizer.budgetMs + 300), got %s" $deadlineMs $timeout) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.tls.mutual .Values.gateway.name -}}
 {{- fail "tls.mutual and gateway.name exclude each other: Envoy Gateway shows ext_proc servers no certificate" -}}
 {{- end -}}
