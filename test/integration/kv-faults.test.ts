@@ -7,6 +7,7 @@ const STREAM = { idleProbeMs: 300, firstProbeMs: 50, replayTimeoutMs: 300, retry
 
 describe('after a fault the index equals what every pod holds, and meanwhile nothing is promised that was not announced', () => {
   let fleet: KvFleet;
+  const tookMs: string[] = [];
 
   beforeAll(async () => {
     fleet = await startKvFleet({ stream: STREAM });
@@ -14,15 +15,18 @@ describe('after a fault the index equals what every pod holds, and meanwhile not
     await fleet.untilEqual();
   });
 
-  afterAll(() => fleet.stop());
+  afterAll(async () => {
+    await fleet.stop();
+    process.stdout.write(`\nms from the end of the fault until equal\n${tookMs.join('\n')}\n`);
+  });
 
   test.each(KV_FAULTS.filter(({ loses }) => loses === undefined).map((fault) => [fault.name, fault] as const))(
     '%s',
-    async (_name, fault) => {
+    async (name, fault) => {
       const before = fleet.nPromises();
       const [victim, other] = [fleet.pods[0]!, fleet.pods[1]!];
       await Promise.all([fault.act(fleet, victim), fleet.work(other, 5)]);
-      await fleet.untilEqual();
+      tookMs.push(`${String(Math.round(await fleet.untilEqual())).padStart(6)}  ${name}`);
       expect(fleet.nPromises()).toBeGreaterThan(before);
       // It goes on as if nothing had been.
       await fleet.work(victim, 3);

@@ -305,7 +305,6 @@ describe('as they are run', () => {
     ['that says nothing', { greet: 'silent' }, 'sibling gave no seed'],
     ['of another version', { greet: 'version' }, 'sibling gave no seed'],
     ['whose seed is none', { greet: 'short' }, 'sibling gave no seed'],
-    ['that knows nothing', {}, null],
     ['that sends garbage', { pull: (call) => (call.write(aPiece()), call.end()) }, 'kv event snapshot refused'],
     [
       'that stops in the middle',
