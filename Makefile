@@ -62,7 +62,7 @@ chaos: setup ## long runs: faults of event streams, 50,000 requests through Envo
 
 bench: bench-extproc bench-tokens bench-kv bench-routing ## every bench, one after another (ARGS="--quick")
 
-bench-extproc: setup ## CPU and latency of one ext_proc request, next to a server that only answers (ARGS="--quick")
+bench-extproc: setup ## CPU and latency of one ext_proc request, next to a server that only answers (ARGS="--quick --only logic" etc.)
 	@$(NODE) test/bench/extproc.bench.ts $(ARGS)
 
 bench-tokens: setup ## reading, exact calls, the memo, tokenizers in trouble, one table (ARGS="--quick --only PART")

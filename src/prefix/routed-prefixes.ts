@@ -108,6 +108,8 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
 
   return {
     book(slot, hashes) {
+      // Nothing to remember, and no timer to forget it.
+      if (hashes.length === 0) return { end: () => undefined };
       makeRoom(hashes.length / 2);
       if (counts.size() + hashes.length / 2 > maxBlocks) {
         nRefused += 1;

@@ -2,7 +2,7 @@
  * What one request costs the server: `make bench-extproc`. The server is a process of its own on loopback; the load comes
  * from here. CPU is that of the server process, all threads. "null" is an ext_proc server on the same grpc-js that answers
  * without looking; "warmpath" is the whole product with three endpoints and no tokenizer; "decision" has a tokenizer over
- * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|response|decision`,
+ * HTTP and KV events flowing. Options: `--quick`, `--only null|warmpath|logic|response|decision`,
  * `--mode MODE`, `--size BYTES`, `--cpu-prof DIR`.
  */
 import { fork, type ChildProcess } from 'node:child_process';
@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { loadServices } from '../../src/extproc/services.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
+import { exchangeCost } from './exchange-cost.ts';
 import { grpcFrame, openLoadConnection, type Exchange, type LoadConnection } from './grpc-load.ts';
 
 const { values: args } = parseArgs({
@@ -40,7 +41,8 @@ const N_WINDOWS = args.quick ? 5 : 8;
 const WARM_UP_SECONDS = Number(args['warm-up']);
 /** An HTTP/1.1 request of this length reaches Envoy's filter in pieces of about this size. */
 const CHUNK_BYTES = 65_536;
-const MODEL = 'demo-model';
+/** As the picker of the other benches serves it. */
+const MODEL = 'm';
 
 const process_ = loadServices().externalProcessor['Process']!;
 const encode = (message: object): Buffer => grpcFrame(process_.requestSerialize(message) as Buffer);
@@ -102,10 +104,7 @@ function startServer(kind: string, sections: object): Promise<ServerProcess> {
     fileURLToPath(new URL('extproc-server.ts', import.meta.url)),
     [kind, JSON.stringify(sections)],
     {
-      execArgv:
-        profile === undefined
-          ? (process.env.SRV_ARGS ?? '').split(' ').filter(Boolean)
-          : ['--cpu-prof', '--cpu-prof-interval=250', `--cpu-prof-dir=${profile}`],
+      execArgv: profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-interval=250', `--cpu-prof-dir=${profile}`],
     },
   );
   const next = <T>(): Promise<T> => new Promise((resolve) => child.once('message', (message) => resolve(message as T)));
@@ -362,6 +361,19 @@ async function benchDecision(): Promise<void> {
   }
 }
 
+async function benchLogic(): Promise<void> {
+  print('| own part of a request, without gRPC | CPU µs |');
+  print('|---|---|');
+  for (const size of SIZES) {
+    const requests = Array.from({ length: 64 }, (_, i) => {
+      const { headers, body } = exchangeOf('BUFFERED', chatBody(size, i));
+      return [headers.subarray(5), body.subarray(5)] as const;
+    });
+    print(`| BUFFERED, ${size / 1000} KB | ${(await exchangeCost(requests)).toFixed(1)} |`);
+  }
+}
+
 if (args.only === undefined || args.only === 'null' || args.only === 'warmpath') await benchModes();
+if ((args.only === undefined && args.size === undefined) || args.only === 'logic') await benchLogic();
 if ((args.only === undefined && args.size === undefined) || args.only === 'response') await benchResponse();
 if ((args.only === undefined && args.size === undefined) || args.only === 'decision') await benchDecision();

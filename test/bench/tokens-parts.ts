@@ -80,7 +80,7 @@ export function ownLoad(clock: Clock) {
 /** A picker over engines that hold nothing. */
 export function anIdlePicker(
   clock: Clock,
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | null,
   record: (record: DecisionRecord) => void,
   budgetMs = BUDGET_MS,
 ): Picker {
