@@ -128,7 +128,9 @@ function act(random: Random, pod: Pod, aPrompt: (size: number) => Prompt): void 
     const payload = Buffer.from('not a batch');
     pod.inject(random(2) === 0 ? 'garbage' : { seq: random(12), payload });
   } else if (chosen < 49) {
-    if (random(2) === 0) pod.disconnect();
+    const how = random(4);
+    if (how === 0) pod.disconnect();
+    else if (how === 1) pod.restartUnseen(SIZES[Number(random(4) === 0)]!);
     else pod.restart([0, 0, 5, 30][random(4)]!, SIZES[Number(random(4) === 0)]!);
   } else if (random(3) === 0) pod.stream.restarted(pod.nowMs);
 }
