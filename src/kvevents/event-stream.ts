@@ -578,7 +578,9 @@ export function createEventStream(
         replayGaveUp(nowMs);
       }
       if (retry !== null && nowMs >= retry.atMs) startReplay(retry.purpose, retry.from);
-      if (state === 'live' && isConnected && options.canReplay && session === null && nowMs >= probeAtMs) {
+      // Also a doubt that arose while replay did not answer ends with its next answer, though nothing else comes.
+      const isProbed = state === 'live' || (state === 'suspect' && replayBroken);
+      if (isProbed && isConnected && options.canReplay && session === null && nowMs >= probeAtMs) {
         startReplay('probe', lastApplied ?? 0n);
       }
     },

@@ -369,6 +369,23 @@ describe('floods', () => {
   });
 });
 
+test('a doubt that arises while replay does not answer ends when it answers again', () => {
+  const it = aStream().connected();
+  for (let i = 0; i < 3; i++) {
+    it.stream.replayStarted(i * 1300);
+    it.pass(1100).pass(200);
+  }
+  it.live(0).garbage();
+  expect([it.state(), it.stream.status().replay]).toEqual(['suspect', 'broken']);
+  it.did();
+  it.pass(60_000);
+  expect(it.did()).toEqual(['replay probe 0']);
+  it.replayed([0]);
+  expect(it.did()).toEqual(['replay ok', 'cancel', 'clear', 'replay learn 0']);
+  it.replayed([0]);
+  expect(it.stream.status()).toMatchObject({ state: 'live', replay: 'works', partial: false });
+});
+
 describe('lag and age are known continuously', () => {
   test('how many batches are known to exist and are not applied', () => {
     const it = aLiveStream().live(4);
