@@ -46,6 +46,7 @@ export type ReplayOutcome = {
   readonly requests: readonly RequestOutcome[];
   readonly requestsPerEngine: readonly number[];
   readonly busyMsPerEngine: readonly number[];
+  readonly computedTokensPerEngine: readonly number[];
   readonly queriedTokens: number;
   readonly cachedTokens: number;
   readonly preemptions: number;
@@ -285,6 +286,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     requests: outcomes,
     requestsPerEngine: slots.map(({ nRequests }) => nRequests),
     busyMsPerEngine: slots.map(({ engine }) => engine.counters.busyMs),
+    computedTokensPerEngine: slots.map(({ engine }) => engine.counters.computedPromptTokens),
     queriedTokens: sum(({ counters }) => counters.queriedTokens),
     cachedTokens: sum(({ counters }) => counters.cachedTokens),
     preemptions: sum(({ counters }) => counters.preemptions),

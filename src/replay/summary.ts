@@ -22,6 +22,7 @@ export type Summary = {
   readonly imbalance: number;
   readonly preemptions: number;
   readonly requestsPerEngine: readonly number[];
+  readonly computedTokensPerEngine: readonly number[];
   /** Hit rate by arrival, in `TIMELINE_PARTS` equal parts of the workload's time. */
   readonly hitRateTimeline: readonly number[];
   readonly ttftMsTimeline: readonly number[];
@@ -52,6 +53,7 @@ export function summarize(outcome: ReplayOutcome): Summary {
     imbalance: Math.max(...busyMsPerEngine) / (mean(busyMsPerEngine) || 1),
     preemptions: outcome.preemptions,
     requestsPerEngine: outcome.requestsPerEngine,
+    computedTokensPerEngine: outcome.computedTokensPerEngine,
     hitRateTimeline: timeline(outcome.requests, (part) => {
       const tokens = part.reduce((sum, { promptTokens }) => sum + promptTokens, 0);
       return tokens === 0 ? 0 : part.reduce((sum, { cachedTokens }) => sum + cachedTokens, 0) / tokens;

@@ -115,12 +115,8 @@ function scenarioTable(trace: Workload): void {
 
     const slow = { engineSpeeds: [1, 1, 1, 1, 1, 1, 1, 0.5] };
     const withSlow = own(slow);
-    const requests = withSlow.requestsPerEngine;
-    row(
-      'one engine half as fast: its requests ÷ the mean of the others',
-      (7 * requests[7]!) / sum(requests.slice(0, 7)),
-      1,
-    );
+    const computed = withSlow.computedTokensPerEngine;
+    row('one engine half as fast: tokens it computes ÷ its share', computed[7]! / (sum(computed) * (0.5 / 7.5)), 1);
     row(
       'one engine half as fast: p99 ÷ best peer',
       withSlow.ttftMs.p99 / bestOf(PEER_POLICIES, slow, ({ ttftMs }) => ttftMs.p99),
