@@ -93,7 +93,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   while (nTied < order.length && costsMs[order[nTied]!]! <= limitMs) nTied += 1;
   if (nTied > 1) {
     const weight = (index: number): number => rendezvousWeight(tieKey, candidates[index]!.address);
-    const tied = order.slice(0, nTied).sort((a, b) => weight(b) - weight(a));
+    // Of a prompt that is not shown nothing can be told but how many requests there are.
+    const requests = (index: number): number => (promptTokens === 0 ? candidates[index]!.load.requests : 0);
+    const tied = order.slice(0, nTied).sort((a, b) => requests(a) - requests(b) || weight(b) - weight(a));
     order.splice(0, nTied, ...tied);
   }
   const reason = candidates.length === 1 ? 'only candidate' : nTied > 1 ? 'near tie' : 'lowest cost';

@@ -73,6 +73,17 @@ describe('the choice of an endpoint', () => {
     expect(choose(candidates, 100).order[0]).toBe(0);
   });
 
+  test('a prompt that is not shown goes where the fewest requests are', () => {
+    for (const tieKey of [0, 1, 2, 3]) {
+      const candidates = [
+        aCandidate(1, { requests: 3 }),
+        aCandidate(2, { requests: 1 }),
+        aCandidate(3, { requests: 2 }),
+      ];
+      expect(choose(candidates, 0, tieKey).order).toEqual([1, 2, 0]);
+    }
+  });
+
   test('where others send unseen, an idle endpoint that is left alone is preferred, a warm one still wins', () => {
     const foreign = aCandidate(1, { unseenMs: 200 });
     for (const tieKey of [1, 2, 3, 4]) expect(choose([foreign, aCandidate(2)], 1600, tieKey).order[0]).toBe(1);
