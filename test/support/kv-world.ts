@@ -240,7 +240,7 @@ export class Pod {
    */
   restartUnseen(size: number): void {
     // What is being learnt from one process cannot be told from what another one sends meanwhile.
-    if (this.stream.state() !== 'live') return;
+    if (this.stream.state() !== 'live' || this.live.length > 0) return;
     if (this.random(2) === 0) {
       this.dropLive += this.batches.length + 2;
       this.begin(this.firstSeq, size);
