@@ -287,7 +287,7 @@ export class Pod {
     const isSeen = this.live.every((one) =>
       one.kind === 'batch' ? one.batch.life === this.life : one.kind !== 'up' && one.kind !== 'down',
     );
-    if (this.purpose === 'learn' && !isSeen) return;
+    if ((this.purpose === 'learn' || this.applied === null) && !isSeen) return;
     const from = Math.max(Number(this.request) - this.firstSeq, this.batches.length - this.bufferSteps, 0);
     for (const batch of this.batches.slice(from)) {
       if (this.dropReplies > 0 && this.random(2) === 0) this.dropReplies--;
