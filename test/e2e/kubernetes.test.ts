@@ -25,8 +25,6 @@ import {
 } from './stage.ts';
 
 const N_PODS = 7;
-/** Polls of 20 ms without a request until a pod counts as left alone: time for tens of requests. */
-const QUIET_POLLS = 15;
 
 type Cluster = {
   readonly api: FakeApiServer;
@@ -110,6 +108,8 @@ async function whenReady({ warmpath }: Cluster, pods: readonly RunningPod[], wit
 }
 
 type Traffic = {
+  /** Resolves when everything sent so far is answered: what was decided before now has arrived. */
+  settled(): Promise<unknown>;
   /** Ends it; resolves with the moments and statuses of everything sent. */
   stop(): Promise<readonly { readonly startMs: number; readonly status: number }[]>;
 };
@@ -134,6 +134,7 @@ function startTraffic({ envoy }: Cluster): Traffic {
   };
   const sending = send();
   return {
+    settled: () => Promise.all([...sent]),
     async stop() {
       isOver = true;
       await sending;
@@ -147,24 +148,19 @@ const inFlight = ({ pod }: RunningPod): number => pod.stats().running + pod.stat
 
 /**
  * kubectl delete pod, as kubelet does it: told first, then the process ends what it has, then it is gone. What was
- * decided before Warmpath saw it may still arrive; a pod that goes on being asked never becomes quiet.
+ * decided before Warmpath saw it may still arrive; afterwards nothing may.
  */
-async function drain({ api, warmpath }: Cluster, pod: RunningPod): Promise<void> {
+async function drain({ api, warmpath }: Cluster, pod: RunningPod, traffic: Traffic): Promise<void> {
   api.store.terminate('pods', pod.name);
   await eventually(async () => {
     const views = (await endpointViews(warmpath.admin)) as (EndpointView & { ready: boolean })[];
     return views.some(({ name, ready }) => name === pod.name && ready) ? `${pod.name} is still ready` : 'done';
   });
-  let nQuiet = 0;
-  let nBefore = -1;
-  await eventually(() => {
-    const isQuiet = inFlight(pod) === 0 && finished(pod) === nBefore;
-    nQuiet = isQuiet ? nQuiet + 1 : 0;
-    nBefore = finished(pod);
-    return nQuiet >= QUIET_POLLS
-      ? 'done'
-      : `${pod.name} is still asked: ${nBefore} finished, ${inFlight(pod)} in flight`;
-  }, 5000);
+  await traffic.settled();
+  await eventually(() => (inFlight(pod) === 0 ? 'done' : `${pod.name} still has ${inFlight(pod)} requests`));
+  const nFinished = finished(pod);
+  for (let i = 0; i < 4; i++) await delay(50);
+  expect([pod.name, finished(pod)]).toEqual([pod.name, nFinished]);
   await pod.pod.stop();
   api.store.delete('pods', pod.name);
 }
@@ -191,9 +187,9 @@ describe('pods that come and go', () => {
         [1, 5],
       ] as const) {
         await comes(pods[next]!);
-        await drain(cluster, pods[old]!);
+        await drain(cluster, pods[old]!, traffic);
       }
-      await drain(cluster, pods[3]!);
+      await drain(cluster, pods[3]!, traffic);
       await whenReady(cluster, [pods[2]!, pods[4]!, pods[5]!]);
       const answers = await traffic.stop();
       expect(answers.length).toBeGreaterThan(100);
@@ -226,6 +222,7 @@ describe('pods that come and go', () => {
         status: podObject(victim, { ready: 'False', restarts: 1 }).status,
       }));
       await whenReady(cluster, [pods[0]!, pods[2]!]);
+      await traffic.settled();
       const { addresses } = victim;
       const portOf = (address: string): number => Number(address.slice(address.lastIndexOf(':') + 1));
       victim.pod = createSimulatedPod({
@@ -276,7 +273,7 @@ describe('pods that come and go', () => {
       api.compact();
       await api.up();
       await whenReady(cluster, pods.slice(1, 4), 15_000);
-      await drain(cluster, pods[1]!);
+      await drain(cluster, pods[1]!, traffic);
       await whenReady(cluster, pods.slice(2, 4));
       const answers = await traffic.stop();
       expect(answers.filter(({ status }) => status !== 200)).toEqual([]);
