@@ -49,6 +49,9 @@ export type Reporter = {
   writeGauges(): void;
 };
 
+/** AIBrix's. */
+const ENGINE_LABEL = 'model.aibrix.ai/engine';
+
 type CachedTokens = { predicted: number; observed: number | null };
 
 export function createReporter(deps: ReporterDeps): Reporter {
@@ -250,7 +253,11 @@ export function createReporter(deps: ReporterDeps): Reporter {
             kvUsage: engine?.kvUsage ?? null,
             ageMs: engine === null ? null : Math.round(engine.ageMs),
           },
-          engine: engine === null ? null : { kind: engine.engine, kvBlocks: engine.nBlocks },
+          // What its own metrics say, before what somebody wrote on the pod.
+          engine: {
+            kind: engine?.engine ?? endpoint.labels[ENGINE_LABEL] ?? null,
+            kvBlocks: engine?.nBlocks ?? null,
+          },
           cachedTokens: cachedTokens.get(endpoint.id) ?? { predicted: 0, observed: null },
         };
       });

@@ -67,6 +67,15 @@ test('an adapter loaded into one pod takes its requests there, until it is unloa
   expect(await (await ask()).text()).toContain('does not exist');
 });
 
+test('the engine is told by its own metrics', async () => {
+  await eventually(async () => {
+    const views = (await endpointViews(addresses.admin)) as { engine?: { kind: string | null } }[];
+    return views.every(({ engine }) => engine?.kind === 'vllm')
+      ? 'done'
+      : JSON.stringify(views.map(({ engine }) => engine));
+  });
+});
+
 test('other weights under the same name: nothing announced before is promised again, what comes after is', async () => {
   const [, pod] = pods as [RunningPod, RunningPod];
   const prompt = (topic: string): object => aChat(longText(topic, 200), { model: 'bard' });

@@ -6,7 +6,7 @@ import { afterEach, describe, expect, test } from '@jest/globals';
 import { stringify } from 'yaml';
 import { createApp } from '../../src/app.ts';
 import { runServe } from '../../src/cli/serve.ts';
-import { systemClock } from '../../src/clock.ts';
+import { systemClock, type Clock } from '../../src/clock.ts';
 import { loadConfig } from '../../src/config.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import {
@@ -37,12 +37,16 @@ type Discovery = {
   nTold: number;
 };
 
-function discover(server: FakeApiServer, options: Partial<KubernetesEndpointsOptions> = {}): Discovery {
+function discover(
+  server: FakeApiServer,
+  options: Partial<KubernetesEndpointsOptions> = {},
+  clock: Clock = systemClock,
+): Discovery {
   const seen: Omit<Discovery, 'endpoints' | 'started'> = { specs: null, problem: null, nTold: 0 };
   const endpoints = createKubernetesEndpoints(
     {
       log: silentLog,
-      clock: systemClock,
+      clock,
       onEndpoints(specs) {
         seen.specs = specs;
         seen.nTold += 1;
@@ -84,6 +88,29 @@ async function until(isTrue: () => boolean | Promise<boolean>, withinMs = 5000):
 }
 
 const addressesOf = ({ specs }: Discovery): string[] => (specs ?? []).map(({ address }) => address).sort();
+
+describe('a clock that is set anew', () => {
+  test.each([
+    ['a day ahead', 86_400_000],
+    ['a day back', -86_400_000],
+  ])('%s ends no watch, starts none, and misses nothing', async (_what, jumpMs) => {
+    let offsetMs = 0;
+    const clock: Clock = { ...systemClock, unixMs: () => Date.now() + offsetMs };
+    const server = await aServer();
+    server.store.create('pods', aPod({ name: 'a', ip: '10.0.0.1' }));
+    const seen = discover(server, {}, clock);
+    await seen.started;
+    const nBefore = server.requests.length;
+    offsetMs = jumpMs;
+    server.store.create('pods', aPod({ name: 'b', ip: '10.0.0.2' }));
+    await until(() => addressesOf(seen).length === 2);
+    server.store.delete('pods', 'a');
+    await until(() => addressesOf(seen).join() === '10.0.0.2:8000');
+    for (let i = 0; i < 4; i++) await delay(50);
+    expect(server.requests.length).toBe(nBefore);
+    expect(seen.endpoints.ageMs()).toBeLessThan(60_000);
+  });
+});
 
 describe('pods', () => {
   test('the first list is told once, adapters included', async () => {
