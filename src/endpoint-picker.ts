@@ -100,8 +100,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (request.prompt.kind === 'tokens') return choose(how, request, selected, prompt, tokensGiven(request.prompt));
     if (!usesPrompt(how.strategy)) return choose(how, request, selected, prompt, NOTHING_ASKED);
     if (tokenizer === null) return choose(how, request, selected, prompt, NOBODY_TO_ASK);
-    const early = choose(how, request, selected, prompt, NOTHING_ASKED);
-    if (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime) {
+    const early =
+      ladder.answersInTime && !isClaimed(prompt, selected)
+        ? null
+        : choose(how, request, selected, prompt, NOTHING_ASKED);
+    if (early !== null && (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime)) {
       const tokenizeFailure = early.doubtMs <= ladder.waitWorthMs ? null : 'late';
       // Nobody waits for this call: it ends by its own timeout.
       return {
@@ -115,6 +118,12 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const current = selectCandidates(endpoints, request, pick);
     if (current.kind === 'error') return current;
     return choose(how, request, current, prompt, answer);
+  }
+
+  /** Whether the memo claims anything of the prompt; where it does not, there is nothing to choose by before the tokens. */
+  function isClaimed(prompt: PromptView, { endpoints: candidates }: Selected): boolean {
+    const sizes = new Set(candidates.map((one) => deps.knowledge(one).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS));
+    return [...sizes].some((size) => ladder.claims(prompt, size).some((claim) => claim?.believed === true));
   }
 
   async function tokenize(

@@ -179,13 +179,12 @@ function createCountTable() {
     }
   }
 
-  function put(hi: number, lo: number, slot: number, count: number): void {
-    const base = 4 * find(hi, lo, slot);
+  function write(at: number, hi: number, lo: number, slot: number, count: number): void {
+    const base = 4 * at;
     places[base] = hi;
     places[base + 1] = lo;
     places[base + 2] = slot;
     places[base + 3] = count;
-    nUsed += 1;
   }
 
   function resize(newCapacity: number, keeps: (slot: number) => boolean): void {
@@ -194,7 +193,10 @@ function createCountTable() {
     places = new Uint32Array(4 * capacity);
     nUsed = 0;
     for (let base = 0; base < old.length; base += 4) {
-      if (old[base + 3]! > 0 && keeps(old[base + 2]!)) put(old[base]!, old[base + 1]!, old[base + 2]!, old[base + 3]!);
+      const slot = old[base + 2]!;
+      if (old[base + 3] === 0 || !keeps(slot)) continue;
+      write(find(old[base]!, old[base + 1]!, slot), old[base]!, old[base + 1]!, slot, old[base + 3]!);
+      nUsed += 1;
     }
   }
 
@@ -205,7 +207,7 @@ function createCountTable() {
     while (places[4 * next + 3] !== 0) {
       const home = homeOf(places[4 * next + 1]!, places[4 * next + 2]!);
       if (((next - home) & (capacity - 1)) >= ((next - hole) & (capacity - 1))) {
-        places.copyWithin(4 * hole, 4 * next, 4 * next + 4);
+        write(hole, places[4 * next]!, places[4 * next + 1]!, places[4 * next + 2]!, places[4 * next + 3]!);
         hole = next;
       }
       next = (next + 1) & (capacity - 1);
@@ -221,12 +223,13 @@ function createCountTable() {
     /** @returns 1 when the key is new, else 0 */
     add(hi: number, lo: number, slot: number): 0 | 1 {
       if (3 * (nUsed + 1) > 2 * capacity) resize(2 * capacity, () => true);
-      const base = 4 * find(hi, lo, slot) + 3;
-      if (places[base]! > 0) {
-        places[base]! += 1;
+      const at = find(hi, lo, slot);
+      if (places[4 * at + 3]! > 0) {
+        places[4 * at + 3]! += 1;
         return 0;
       }
-      put(hi, lo, slot, 1);
+      write(at, hi, lo, slot, 1);
+      nUsed += 1;
       return 1;
     },
     /** @returns 1 when the last one went, else 0 */
