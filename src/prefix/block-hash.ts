@@ -69,14 +69,17 @@ export function createHashSeed(random: (words: Uint32Array) => void = randomFill
   return seed;
 }
 
-/** @param arithmetic `plain` gives the same keys without WebAssembly */
-export function createBlockHasher(seed: HashSeed, arithmetic: 'fastest' | 'plain' = 'fastest'): BlockHasher {
+/**
+ * @param arithmetic `wasm` gives the same keys in a fifth of the time where WebAssembly is to be had. Not what `serve` uses:
+ *   V8 aborts the process now and then where WebAssembly comes and goes beside other threads (ARCHITECTURE.md)
+ */
+export function createBlockHasher(seed: HashSeed, arithmetic: 'plain' | 'wasm' = 'plain'): BlockHasher {
   if (seed.length !== HASH_SEED_WORDS) {
     throw new RangeError(`a hash seed has ${HASH_SEED_WORDS} words, got ${seed.length}`);
   }
   const keys = expandSeed(seed);
   const plainPieces = createPlainPieces(keys);
-  const fastPieces = (arithmetic === 'fastest' ? createFastPieces(keys) : null) ?? plainPieces;
+  const fastPieces = (arithmetic === 'wasm' ? createFastPieces(keys) : null) ?? plainPieces;
   const state = new Uint32Array(2);
   const piece = new Uint32Array(PIECE);
 
