@@ -8,29 +8,30 @@
 import type { Clock } from './clock.ts';
 import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
-import type { Decision, EndpointPicker, PickError, PickRequest, Reservation } from './extproc/endpoint-picker.ts';
+import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/endpoint-picker.ts';
 import type { ExpectedLoad } from './load/expected-load.ts';
 import type { FleetLoad } from './load/fleet-load.ts';
 import type { InFlight } from './load/in-flight.ts';
 import { parseRequest, type InferenceRequest } from './openai/request.ts';
-import type { Usage } from './openai/usage.ts';
 import { selectCandidates, type Selected } from './picking/candidates.ts';
-import type {
-  CandidateView,
-  DecisionRecord,
-  EndpointKnowledge,
-  EndRecord,
-  Evaluation,
-  DecisionRung,
+import {
+  DEFAULT_BLOCK_SIZE_TOKENS,
+  type CandidateView,
+  type DecisionRecord,
+  type DecisionRung,
+  type EndpointKnowledge,
+  type EndRecord,
+  type Evaluation,
 } from './picking/decision-record.ts';
 import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
 import { createPromptMatcher, credit, prefixTraits, type PromptMatches } from './picking/prompt-matching.ts';
+import { createRequestHolder } from './picking/request-holder.ts';
 import { createSessions, type Session } from './picking/sessions.ts';
 import { shed, type SheddingOptions } from './picking/shedding.ts';
 import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
-import type { BookingEnd, RoutedPrefixes } from './prefix/routed-prefixes.ts';
+import type { RoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
 import { rank, type EngineSignals } from './scheduling/strategies.ts';
 import { usesPrompt, type Strategy } from './scheduling/strategy-names.ts';
@@ -67,9 +68,6 @@ export type PickerOptions = {
   readonly shedding: SheddingOptions;
 };
 
-/** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
-export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
-
 /** Texts are counted in bytes; tokens estimated from them may be this much too many. */
 const TEXT_MARGIN = 1.1;
 
@@ -79,8 +77,9 @@ export type Picker = EndpointPicker & {
 };
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
-  const { clock, endpoints, expectedLoad, inFlight, isDown, ladder, routed, record, tokenizer } = deps;
+  const { clock, endpoints, expectedLoad, isDown, ladder, record, tokenizer } = deps;
   const matcher = createPromptMatcher(deps);
+  const holder = createRequestHolder({ ...deps, matcher });
   const strategyOf = createStrategyChoice(options.strategy);
   const sessions = createSessions();
 
@@ -260,124 +259,6 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     };
   }
 
-  /** Whether events have said that every full block of the prompt is there. */
-  function isAnnounced(chains: readonly BlockHashes[], endpoint: Endpoint): boolean {
-    if (chains.every((chain) => chain.length === 0) || deps.knowledge(endpoint).trust === 'fallback') return false;
-    return chains.every((chain) => deps.index.longestMatch(chain).blocks(endpoint.slot) === chain.length / 2);
-  }
-
-  type Held = {
-    readonly reservation: Reservation;
-    /** Takes the booking made at the choice back. */
-    unbook(): void;
-    /** Books what the prompt really is, if the request still is on its way or was served. */
-    book(chains: readonly BlockHashes[]): void;
-    /** False once the engine has answered: what it caches then may be this very prompt. */
-    isUnanswered(): boolean;
-  };
-
-  function reserve(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
-    // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
-    const { model, promptTokens, strategy, rung } = evaluation;
-    const { endpoint, matchedTokens } = view;
-    const decidedMs = clock.nowMs();
-    let firstByteMs: number | null = null;
-    const { blockSizeTokens } = deps.knowledge(endpoint);
-    const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
-    const { uncachedTokens } = view;
-    const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
-    const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
-    const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
-      answer,
-      outputTokens: forecast.outputTokens ?? 0,
-      promptTokens,
-      // Of a prompt known in part the rest may still be to compute.
-      isComputed: () => rung === 'exact' && isAnnounced(chains, endpoint),
-    });
-    let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
-    const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
-    let usage: Usage | null = null;
-    let ended: BookingEnd | null = null;
-    let unanswered = true;
-    const reservation: Reservation = {
-      expectedAnswerMs: forecast.answerMs,
-      firstByte() {
-        unanswered = false;
-        firstByteMs ??= clock.nowMs();
-        load.firstByte();
-      },
-      observe: (seen) => {
-        usage = seen;
-      },
-      release(outcome) {
-        if (!load.release(computedTokens(usage))) return;
-        const { trust } = deps.knowledge(endpoint);
-        // Without events the engine's cache is known only from what was sent there and served.
-        const isServed = outcome === 'completed' || outcome === 'assumed';
-        const keep = !isServed ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
-        ended = keep;
-        unanswered = false;
-        for (const booking of booked) booking.end(keep);
-        text?.end(keep === 'drop' ? 'drop' : 'keep');
-        deps.recordEnd({
-          endpoint,
-          model,
-          strategy,
-          rung,
-          outcome,
-          promptTokens,
-          predictedCachedTokens: matchedTokens,
-          predictedOutputTokens: forecast.outputTokens,
-          usage,
-          receivedMs,
-          decidedMs,
-          firstByteMs,
-          endMs: clock.nowMs(),
-          answer,
-        });
-      },
-    };
-    return {
-      reservation,
-      isUnanswered: () => unanswered,
-      unbook() {
-        for (const booking of booked) booking.end('drop');
-        booked = [];
-      },
-      book(chains) {
-        booked = chains.map((chain) => routed.book(endpoint.slot, chain));
-        if (ended !== null) for (const booking of booked) booking.end(ended);
-      },
-    };
-  }
-
-  /** What exact tokens are good for once they are there: the memo learns, and a choice made without them is booked rightly. */
-  function reconcile(evaluation: Evaluation, view: CandidateView, held: Held, result: TokenizeResult): void {
-    const { request, prompt, model, adapter } = evaluation;
-    if (result.kind !== 'tokens' || prompt === null || request === null) return;
-    const { endpoint } = view;
-    const { trust, blockSizeTokens } = deps.knowledge(endpoint);
-    const ownSize = blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
-    for (const [blockSize, claimed] of evaluation.claims) {
-      const chains =
-        evaluation.rung === 'exact'
-          ? evaluation.chains.get(blockSize)!
-          : matcher.hash({ request, model, adapter }, result.chains, blockSize);
-      const answers = chains.map((hashes, i) => ({ nTokens: result.chains[i]!.tokenIds.length, hashes }));
-      const verdict = ladder.learn(prompt, blockSize, answers, claimed);
-      if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
-      if (evaluation.rung === 'exact' || blockSize !== ownSize) continue;
-      held.unbook();
-      if (held.isUnanswered()) {
-        const lengths = answers.map(({ nTokens }) => nTokens);
-        const { matchedTokens } = credit(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
-        const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
-        record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
-      }
-      held.book(chains);
-    }
-  }
-
   async function decide(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const evaluation = await evaluate(pick, signal);
     if (evaluation.kind === 'error') return evaluation;
@@ -398,9 +279,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         return evaluation;
       }
       const view = evaluation.candidates[evaluation.order[0]!]!;
-      const held = reserve(evaluation, view, startMs);
+      const held = holder.hold(evaluation, view, startMs);
       sessions.went(pick, view.endpoint.id);
-      void evaluation.exact?.then((result) => reconcile(evaluation, view, held, result));
+      void evaluation.exact?.then((result) => holder.reconcile(evaluation, view, held, result));
       record({
         kind: 'routed',
         evaluation,
@@ -467,9 +348,4 @@ function doubtMs(input: ScheduleInput, order: readonly number[], holdsAllKnown: 
 
 function urlsOf(endpoints: readonly Endpoint[]): string[] {
   return endpoints.map(({ address }) => `http://${address}`);
-}
-
-/** What the engine really computed of the prompt, where it says so. */
-function computedTokens(usage: Usage | null): number | undefined {
-  return usage === null || usage.cachedTokens === null ? undefined : usage.promptTokens - usage.cachedTokens;
 }

@@ -50,6 +50,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'clock.ts',
       'log.ts',
       'endpoint-picker.ts',
+      'picking/decision-record.ts',
       'picking/strategy-choice.ts',
       'scheduling/strategy-names.ts',
       'extproc/server.ts',
@@ -135,7 +136,16 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'picking/': {
-    knows: ['extproc/endpoint-picker.ts', 'openai/', 'tokenizer/', 'prefix/', 'scheduling/', 'load/', 'endpoints/'],
+    knows: [
+      'clock.ts',
+      'extproc/endpoint-picker.ts',
+      'openai/',
+      'tokenizer/',
+      'prefix/',
+      'scheduling/',
+      'load/',
+      'endpoints/',
+    ],
     uses: [],
   },
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.

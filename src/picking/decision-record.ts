@@ -14,6 +14,9 @@ import type { TokenizeFailure, TokenizeResult } from '../tokenizer/tokenizer.ts'
 /** With how much knowledge a request was decided; `random` where a strategy wants to know nothing. */
 export type DecisionRung = Rung | 'random';
 
+/** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
+export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
+
 /** What the event streams say about an endpoint, ranks merged. */
 export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
 

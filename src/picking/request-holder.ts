@@ -1,0 +1,172 @@
+/**
+ * What a routed request holds until its answer has ended: load on its endpoint, the blocks and the text it will leave
+ * there. All of it is given back exactly once, and put right when exact tokens come after the choice.
+ */
+import type { Clock } from '../clock.ts';
+import type { Endpoint } from '../endpoints/endpoint.ts';
+import type { Reservation } from '../extproc/endpoint-picker.ts';
+import type { FleetLoad } from '../load/fleet-load.ts';
+import type { InFlight } from '../load/in-flight.ts';
+import type { Usage } from '../openai/usage.ts';
+import type { BlockHashes } from '../prefix/block-hash.ts';
+import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
+import type { BookingEnd, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
+import type { TokenizerLadder } from '../tokenizer/tokenizer-ladder.ts';
+import type { TokenizeResult } from '../tokenizer/tokenizer.ts';
+import {
+  DEFAULT_BLOCK_SIZE_TOKENS,
+  type CandidateView,
+  type DecisionRecord,
+  type EndpointKnowledge,
+  type EndRecord,
+  type Evaluation,
+} from './decision-record.ts';
+import { credit, type PromptMatcher } from './prompt-matching.ts';
+
+export type HolderDeps = {
+  readonly clock: Clock;
+  readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
+  readonly index: PrefixIndexReader;
+  readonly routed: RoutedPrefixes;
+  readonly inFlight: Pick<InFlight, 'reserve'>;
+  readonly forecast: FleetLoad['forecast'];
+  readonly ladder: TokenizerLadder;
+  readonly matcher: PromptMatcher;
+  readonly record: (record: DecisionRecord) => void;
+  readonly recordEnd: (record: EndRecord) => void;
+};
+
+export type Held = {
+  readonly reservation: Reservation;
+  /** Takes the booking made at the choice back. */
+  unbook(): void;
+  /** Books what the prompt really is, if the request still is on its way or was served. */
+  book(chains: readonly BlockHashes[]): void;
+  /** False once the engine has answered: what it caches then may be this very prompt. */
+  isUnanswered(): boolean;
+};
+
+export type RequestHolder = {
+  /** Reserves and books at the choice. */
+  hold(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held;
+  /** What exact tokens are good for once they are there: the memo learns, and a choice made without them is booked rightly. */
+  reconcile(evaluation: Evaluation, view: CandidateView, held: Held, result: TokenizeResult): void;
+};
+
+export function createRequestHolder(deps: HolderDeps): RequestHolder {
+  const { clock, inFlight, ladder, matcher, record, routed } = deps;
+
+  /** Whether events have said that every full block of the prompt is there. */
+  function isAnnounced(chains: readonly BlockHashes[], endpoint: Endpoint): boolean {
+    if (chains.every((chain) => chain.length === 0) || deps.knowledge(endpoint).trust === 'fallback') return false;
+    return chains.every((chain) => deps.index.longestMatch(chain).blocks(endpoint.slot) === chain.length / 2);
+  }
+
+  function hold(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
+    // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
+    const { model, promptTokens, strategy, rung } = evaluation;
+    const { endpoint, matchedTokens } = view;
+    const decidedMs = clock.nowMs();
+    let firstByteMs: number | null = null;
+    const { blockSizeTokens } = deps.knowledge(endpoint);
+    const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
+    const { uncachedTokens } = view;
+    const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
+    const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
+    const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
+      answer,
+      outputTokens: forecast.outputTokens ?? 0,
+      promptTokens,
+      // Of a prompt known in part the rest may still be to compute.
+      isComputed: () => rung === 'exact' && isAnnounced(chains, endpoint),
+    });
+    let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+    const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
+    let usage: Usage | null = null;
+    let ended: BookingEnd | null = null;
+    let unanswered = true;
+    const reservation: Reservation = {
+      expectedAnswerMs: forecast.answerMs,
+      firstByte() {
+        unanswered = false;
+        firstByteMs ??= clock.nowMs();
+        load.firstByte();
+      },
+      observe: (seen) => {
+        usage = seen;
+      },
+      release(outcome) {
+        if (!load.release(computedTokens(usage))) return;
+        const { trust } = deps.knowledge(endpoint);
+        // Without events the engine's cache is known only from what was sent there and served.
+        const isServed = outcome === 'completed' || outcome === 'assumed';
+        const keep = !isServed ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
+        ended = keep;
+        unanswered = false;
+        for (const booking of booked) booking.end(keep);
+        text?.end(keep === 'drop' ? 'drop' : 'keep');
+        deps.recordEnd({
+          endpoint,
+          model,
+          strategy,
+          rung,
+          outcome,
+          promptTokens,
+          predictedCachedTokens: matchedTokens,
+          predictedOutputTokens: forecast.outputTokens,
+          usage,
+          receivedMs,
+          decidedMs,
+          firstByteMs,
+          endMs: clock.nowMs(),
+          answer,
+        });
+      },
+    };
+    return {
+      reservation,
+      isUnanswered: () => unanswered,
+      unbook() {
+        for (const booking of booked) booking.end('drop');
+        booked = [];
+      },
+      book(chains) {
+        booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+        if (ended !== null) for (const booking of booked) booking.end(ended);
+      },
+    };
+  }
+
+  function reconcile(evaluation: Evaluation, view: CandidateView, held: Held, result: TokenizeResult): void {
+    const { request, prompt, model, adapter } = evaluation;
+    if (result.kind !== 'tokens' || prompt === null || request === null) return;
+    const { endpoint } = view;
+    const { trust, blockSizeTokens } = deps.knowledge(endpoint);
+    const ownSize = blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
+    for (const [blockSize, claimed] of evaluation.claims) {
+      const chains =
+        evaluation.rung === 'exact'
+          ? evaluation.chains.get(blockSize)!
+          : matcher.hash({ request, model, adapter }, result.chains, blockSize);
+      const answers = chains.map((hashes, i) => ({ nTokens: result.chains[i]!.tokenIds.length, hashes }));
+      const verdict = ladder.learn(prompt, blockSize, answers, claimed);
+      if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
+      if (evaluation.rung === 'exact' || blockSize !== ownSize) continue;
+      held.unbook();
+      if (held.isUnanswered()) {
+        const lengths = answers.map(({ nTokens }) => nTokens);
+        const { matchedTokens } = credit(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
+        const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
+        record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
+      }
+      held.book(chains);
+    }
+  }
+
+  return { hold, reconcile };
+}
+
+/** What the engine really computed of the prompt, where it says so. */
+function computedTokens(usage: Usage | null): number | undefined {
+  return usage === null || usage.cachedTokens === null ? undefined : usage.promptTokens - usage.cachedTokens;
+}
