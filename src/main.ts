@@ -41,6 +41,10 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     summary: 'a trace over simulated engines, several policies side by side, in virtual time',
     run: async (args, io) => (await import('./cli/replay.ts')).runReplay(args, io),
   },
+  doctor: {
+    summary: 'ask every endpoint what works and what does not, and say what to change',
+    run: async (args, io) => (await import('./cli/doctor.ts')).runDoctor(args, io),
+  },
   explain: {
     summary: 'where would this request go, and why',
     run: async (args, io) => (await import('./cli/explain.ts')).runExplain(args, io),

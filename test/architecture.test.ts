@@ -35,6 +35,9 @@ const RULES: Readonly<Record<string, Rule>> = {
       'wording.ts',
       'endpoints/',
       'kvevents/',
+      'kubernetes/',
+      'tokenizer/',
+      'doctor/',
       'simulator/',
       'demo/',
       'replay/',
@@ -217,6 +220,10 @@ const RULES: Readonly<Record<string, Rule>> = {
     knows: ['clock.ts', 'prefix/', 'kvevents/kv-event.ts', 'scheduling/', 'load/', 'endpoints/endpoint.ts'],
     uses: [],
   },
+  'doctor/': {
+    knows: ['clock.ts', 'wording.ts', 'endpoints/endpoint.ts', 'kvevents/', 'load/', 'openai/request.ts', 'tokenizer/'],
+    uses: ['node:crypto', 'undici', 'zeromq'],
+  },
   'demo/': {
     knows: ['log.ts', 'simulator/', 'extproc/services.ts'],
     uses: [
@@ -311,10 +318,10 @@ describe('the rooms', () => {
     expect(findCycles(FILES)).toEqual([]);
   });
 
-  test('nothing that serve runs is a simulator, a replay or the demo', () => {
+  test('nothing that serve runs is a simulator, a replay, the doctor or the demo', () => {
     const served = [...reachableFrom('app.ts', FILES)];
     expect(served).toContain('extproc/server.ts');
-    expect(served.filter((path) => /^(?:simulator|replay|demo|cli)\//.test(path))).toEqual([]);
+    expect(served.filter((path) => /^(?:simulator|replay|demo|doctor|cli)\//.test(path))).toEqual([]);
   });
 
   test('what only computes has no I/O, no clock of its own, no log and no metrics', () => {

@@ -18,6 +18,8 @@ export type LoadedOptions =
       readonly config: Config;
       readonly notices: readonly string[];
       readonly file: string | null;
+      /** Those of `flags` that were given. */
+      readonly flags: ReadonlySet<string>;
       /** The same arguments and environment with another text of the file. */
       reload(read: FileText): ValidConfig;
     }
@@ -31,6 +33,7 @@ export type ValidConfig =
 /**
  * Parses the arguments, loads the configuration and looks into the files it names; tells every mistake at once.
  * @param readFile whole text of a file; throws when it cannot be read
+ * @param flags names of further options without a value, `json` for `--json`
  */
 export function loadOptions(
   command: string,
@@ -38,17 +41,22 @@ export function loadOptions(
   args: readonly string[],
   io: OptionsIo,
   readFile: (path: string) => string,
+  flags: readonly string[] = [],
 ): LoadedOptions {
   let values: { config?: string; set?: string[]; help?: boolean };
+  let given: ReadonlySet<string>;
   try {
-    ({ values } = parseArgs({
+    const parsed = parseArgs({
       args: [...args],
       options: {
         config: { type: 'string' },
         set: { type: 'string', multiple: true },
         help: { type: 'boolean', short: 'h' },
+        ...Object.fromEntries(flags.map((flag) => [flag, { type: 'boolean' as const }])),
       },
-    }));
+    });
+    values = parsed.values as typeof values;
+    given = new Set(Object.keys(parsed.values));
   } catch (error) {
     io.stderr(`warmpath ${command}: ${errorText(error)}`);
     io.stderr(`warmpath ${command} --help says what it takes`);
@@ -66,6 +74,7 @@ export function loadOptions(
       config: valid.config,
       notices: valid.notices,
       file,
+      flags: given,
       reload: (read) =>
         validate({
           file,
@@ -109,7 +118,8 @@ function endpointMistakes(config: Config, where: Where, readFile: (path: string)
   return parsed.kind === 'mistakes' ? parsed.mistakes : [];
 }
 
-function endpointDefaults({ kvEvents }: Config): { kvPort: number | 'listen' | null; replayPort: number } {
+/** What an endpoint publishes that does not say it. */
+export function endpointDefaults({ kvEvents }: Config): { kvPort: number | 'listen' | null; replayPort: number } {
   return {
     kvPort: !kvEvents.enabled ? null : kvEvents.listen === null ? kvEvents.port : 'listen',
     replayPort: kvEvents.replayPort,

@@ -46,6 +46,7 @@ Addresses of pod i, counted from 0:
   --buffer-steps N         event batches kept for replay (default ${DEFAULTS.bufferSteps})
   --render MODE            on, forbidden (403) or missing (404) (default ${DEFAULTS.render})
   --tokenizer-delay MS     delay of tokenizer answers, or hang (default 0)
+  --clock-offset MS        how far the pods' clock is ahead, negative: behind (default 0)
   --json                   ready lines as JSON: entries of a static endpoints file`;
 
 type PodOptions = Parameters<typeof createSimulatedPod>[0];
@@ -113,6 +114,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       'buffer-steps': { type: 'string', default: String(DEFAULTS.bufferSteps) },
       render: { type: 'string', default: DEFAULTS.render },
       'tokenizer-delay': { type: 'string', default: '0' },
+      'clock-offset': { type: 'string', default: '0' },
     },
   });
   if (values.help) return 'help';
@@ -144,6 +146,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       values['tokenizer-delay'] === 'hang'
         ? ('hang' as const)
         : integer('--tokenizer-delay', values['tokenizer-delay'], 0, 3_600_000),
+    clockOffsetMs: integer('--clock-offset', values['clock-offset'], -(10 ** 12), 10 ** 12),
     wire: {
       events: oneOf('--events', values.events, ['maps', 'arrays'] as const),
       hashes: oneOf('--hashes', values.hashes, ['int', 'bytes'] as const),

@@ -7,7 +7,8 @@ import type { Clock } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';
 
 export type GetAnswer =
-  | { readonly kind: 'page'; readonly body: Buffer }
+  /** `date`: that header as it came. */
+  | { readonly kind: 'page'; readonly body: Buffer; readonly date: string | null }
   /** Another status than 200. */
   | { readonly kind: 'status'; readonly status: number }
   | { readonly kind: 'timeout' }
@@ -47,6 +48,7 @@ function createGet(dispatcher: Dispatcher, clock: Clock, { timeoutMs, maxBytes }
       let request: Dispatcher.DispatchController | null = null;
       let nBytes = 0;
       let chunks: Buffer[] = [];
+      let date: string | null = null;
 
       const settle = (answer: GetAnswer): void => {
         if (settled) return;
@@ -69,6 +71,7 @@ function createGet(dispatcher: Dispatcher, clock: Clock, { timeoutMs, maxBytes }
         },
         onResponseStart(_controller, status, headers) {
           if (status > 200) return giveUp({ kind: 'status', status });
+          if (typeof headers.date === 'string') date = headers.date;
           if (Number(headers['content-length'] ?? 0) > maxBytes) giveUp({ kind: 'too_large' });
         },
         onResponseData(_controller, chunk) {
@@ -78,7 +81,7 @@ function createGet(dispatcher: Dispatcher, clock: Clock, { timeoutMs, maxBytes }
           chunks.push(chunk);
         },
         onResponseEnd() {
-          settle({ kind: 'page', body: chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks) });
+          settle({ kind: 'page', body: chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks), date });
         },
         onResponseError(_controller, error) {
           const isNobody = NOBODY_THERE.has((error as NodeJS.ErrnoException).code);

@@ -66,6 +66,7 @@ export function createPodHttp(deps: PodHttpDeps, options: PodHttpOptions): HttpL
   ]);
   const paths = new Set([...routes.keys()].map((key) => key.split(' ')[1]));
   return createHttpListener(options, (exchange) => {
+    exchange.response.setHeader('date', new Date(deps.clock.unixMs()).toUTCString());
     const path = (exchange.request.url ?? '/').split('?', 1)[0]!;
     const route = routes.get(`${exchange.request.method} ${path}`);
     if (route !== undefined) return route(exchange);

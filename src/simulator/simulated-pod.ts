@@ -42,6 +42,8 @@ export type SimulatedPodOptions = EngineOptions & {
   readonly dataParallelRank: number;
   /** Delay of tokenizer and render answers; 'hang' never answers. */
   readonly tokenizerDelayMs: number | 'hang';
+  /** How far its clock is ahead of this machine's; negative: behind. */
+  readonly clockOffsetMs: number;
 };
 
 export type SimulatedPodAddresses = {
@@ -110,6 +112,7 @@ export const SIMULATED_POD_DEFAULTS: SimulatedPodOptions = {
   topic: null,
   dataParallelRank: 0,
   tokenizerDelayMs: 0,
+  clockOffsetMs: 0,
 };
 
 const MAX_MODEL_LEN = 131_072;
@@ -117,7 +120,7 @@ const HIGH_WATER_MARK = 100_000;
 
 export function createSimulatedPod(
   given: Partial<Omit<SimulatedPodOptions, 'wire'>> & { readonly wire?: Partial<WireForm> } = {},
-  clock: Clock = systemClock,
+  machineClock: Clock = systemClock,
 ): SimulatedPod {
   const wire = { ...SIMULATED_POD_DEFAULTS.wire, ...given.wire };
   const options: SimulatedPodOptions = {
@@ -129,6 +132,7 @@ export function createSimulatedPod(
   };
   const capacityTokens = (options.nBlocks - 1) * options.blockSizeTokens;
   const maxModelLen = Math.min(options.maxModelLen ?? MAX_MODEL_LEN, capacityTokens);
+  const clock: Clock = { ...machineClock, unixMs: () => machineClock.unixMs() + options.clockOffsetMs };
   let tokenizerDelay = options.tokenizerDelayMs;
 
   const batchForm = {

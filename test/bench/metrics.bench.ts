@@ -75,7 +75,7 @@ async function shareOfCore(ports: readonly number[], seconds: number, read: Metr
         const answer = await http.get(origin, path);
         if (read === null || answer.kind !== 'page') return answer;
         read(answer.body);
-        return { kind: 'page', body: SMALL_PAGE };
+        return { kind: 'page', body: SMALL_PAGE, date: null };
       },
       onScrape: (result) => void (nOk += result === 'ok' ? 1 : 0),
     },

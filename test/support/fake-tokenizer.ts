@@ -88,7 +88,7 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     request.on('end', () => {
       const body = Buffer.concat(chunks);
       const path = request.url ?? '';
-      const json = JSON.parse(body.toString()) as Record<string, unknown>;
+      const json = (body.length === 0 ? {} : JSON.parse(body.toString())) as Record<string, unknown>;
       calls.push({ path, headers: request.headers, body, json });
       // Nothing is said after a hang, so that connections stay as they are.
       if (fake.behaviour === 'hang') return;

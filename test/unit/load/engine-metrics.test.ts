@@ -22,7 +22,7 @@ function anEndpoint(n: number): Endpoint {
   };
 }
 
-const page = (running: number): GetAnswer => ({ kind: 'page', body: Buffer.from(aVllmPage({ running })) });
+const page = (running: number): GetAnswer => ({ kind: 'page', body: Buffer.from(aVllmPage({ running })), date: null });
 
 /** Engines that answer when and as a test says. */
 function aFleet(intervalMs = 1000) {
@@ -126,7 +126,7 @@ describe('what engines say of themselves', () => {
     await answer(page(4));
     for (const body of ['<html>', '']) {
       clock.advance(60_000);
-      await answer({ kind: 'page', body: Buffer.from(body) });
+      await answer({ kind: 'page', body: Buffer.from(body), date: null });
     }
     expect(metrics.of(id)).toMatchObject({ running: 4, ageMs: 120_000 });
     expect(results.map(([result]) => result)).toEqual(['ok', 'garbage', 'garbage']);

@@ -62,7 +62,8 @@ function aFleet(intervalMs = 1000) {
     lines,
     nWaiting: () => waiting.length,
     async answer(body: Buffer | null): Promise<void> {
-      for (const one of waiting.splice(0)) one.answer(body === null ? { kind: 'timeout' } : { kind: 'page', body });
+      for (const one of waiting.splice(0))
+        one.answer(body === null ? { kind: 'timeout' } : { kind: 'page', body, date: null });
       for (let i = 0; i < 5; i++) await Promise.resolve();
     },
   };
