@@ -25,6 +25,7 @@ import { createRequestTrace } from './load/request-trace.ts';
 import type { Log } from './log.ts';
 import { createMetrics } from './metrics.ts';
 import { createUsageReader } from './openai/usage.ts';
+import { createOutageWatch } from './outage-watch.ts';
 import { createHashSeed } from './prefix/block-hash.ts';
 import { createLateHasher } from './prefix/late-hasher.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
@@ -58,6 +59,8 @@ export type App = {
 const DECISION_LOG_ENTRIES = 1000;
 /** A few hundred bytes each. */
 const TRACE_ENTRIES = 10_000;
+/** An empty fleet is one that can be served: everything may be scaled to nothing for a while. */
+const NO_ENDPOINT = 'there is no endpoint: requests get 503';
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
@@ -197,7 +200,9 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   let hasFleet = false;
   const showDiscovery = (): void => {
     const problem = discoveryProblem;
-    if (problem === null) readiness.set('endpoints', hasFleet ? 'ok' : 'starting');
+    const isEmpty = endpoints.all().length === 0;
+    if (problem === null && !hasFleet) readiness.set('endpoints', 'starting');
+    else if (problem === null) readiness.set('endpoints', isEmpty ? `ok, but ${NO_ENDPOINT}` : 'ok');
     else readiness.set('endpoints', hasFleet ? `ok, but ${problem}` : problem);
   };
   /** Each is told once while it lasts: every change of the fleet brings the whole list again. */
@@ -350,9 +355,16 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     load.start();
     started.push(() => load.stop());
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
+    const outages = createOutageWatch({ log, nowMs: () => clock.nowMs() });
     const judgeKvEvents = (): void => {
       readiness.set('kvEvents', warmStart.condition(ingest));
       missingPublishers.check();
+      const sources = ingest.statuses();
+      const nDown = sources.filter(({ connection }) => connection === 'down').length;
+      outages.check('no publisher of kv events can be reached', sources.length, nDown);
+      const fleet = endpoints.ready();
+      const nRefusing = fleet.filter(({ id }) => load.metrics.isDown(id)).length;
+      outages.check('no endpoint accepts connections', fleet.length, nRefusing);
     };
     const watchdog = setInterval(judgeKvEvents, WATCH_MS);
     started.push(async () => clearInterval(watchdog));

@@ -101,7 +101,7 @@ function readYaml(path: string, readFile: (path: string) => string, keys: readon
       } else if (sections.has(key)) walk(value, key, place);
       else {
         const known = isMap(value) ? [...keys, ...sections] : keys;
-        mistakes.push(`unknown key ${key}, the nearest known one is ${nearestName(key, known)} (${place})`);
+        mistakes.push(`unknown key ${key}, ${nearestKey(key, known)} (${place})`);
       }
     }
   };
@@ -170,8 +170,7 @@ function readEnvironment(
     const key = byName.get(name);
     if (key !== undefined) values.push({ key, raw, where: name });
     else if (!isServiceLink(name, raw)) {
-      const nearest = nearestName(name, [...byName.keys()]);
-      mistakes.push(`unknown variable ${name}, the nearest known one is ${nearest} (environment)`);
+      mistakes.push(`unknown variable ${name}, ${nearestKey(name, [...byName.keys()])} (environment)`);
     }
   }
   return { values, mistakes, notices };
@@ -184,11 +183,17 @@ function readSets(sets: readonly string[], keys: readonly string[]): { values: R
     const equals = text.indexOf('=');
     const key = equals < 0 ? text : text.slice(0, equals);
     if (equals <= 0) mistakes.push(`--set must be key=value, got ${showGot(text)}`);
-    else if (!keys.includes(key))
-      mistakes.push(`unknown key ${key}, the nearest known one is ${nearestName(key, keys)} (--set)`);
+    else if (!keys.includes(key)) mistakes.push(`unknown key ${key}, ${nearestKey(key, keys)} (--set)`);
     else values.push({ key, raw: text.slice(equals + 1), where: '--set' });
   }
   return { values, mistakes };
+}
+
+function nearestKey(name: string, known: readonly string[]): string {
+  const nearest = nearestName(name, known);
+  return nearest === null
+    ? 'none is like it: docs/configuration.md has all of them'
+    : `the nearest known one is ${nearest}`;
 }
 
 function prefixesOf(key: string): string[] {

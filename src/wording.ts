@@ -11,8 +11,8 @@ export function withoutCredentials(value: string): string {
   return value.replaceAll(/(\/\/)[^/?#@\s"]*(?:@[^/?#@\s"]*)*@/g, '$1***@');
 }
 
-/** The name among `known` that a typist most likely meant. */
-export function nearestName(name: string, known: readonly string[]): string {
+/** The name among `known` that a typist most likely meant; null where none is like it. */
+export function nearestName(name: string, known: readonly string[]): string | null {
   const lastPart = (text: string): string => text.slice(text.lastIndexOf('.') + 1);
   const distance = (one: string): number =>
     Math.min(
@@ -20,14 +20,18 @@ export function nearestName(name: string, known: readonly string[]): string {
       // A right name in the wrong section is a likely mistake too.
       editDistance(lastPart(name).toLowerCase(), lastPart(one).toLowerCase()) + 2,
     );
-  let best = known[0] ?? '';
-  let bestDistance = Number.POSITIVE_INFINITY;
+  let best: string | null = null;
+  let bestDistance = Math.max(MAX_TYPOS, Math.floor(name.length * MAX_WRONG_SHARE)) + 1;
   for (const one of known) {
     const d = distance(one);
     if (d < bestDistance) [best, bestDistance] = [one, d];
   }
   return best;
 }
+
+/** So many letters may be wrong in a short name, such a part of a long one. */
+const MAX_TYPOS = 3;
+const MAX_WRONG_SHARE = 1 / 3;
 
 /** Levenshtein distance in one row of memory. */
 function editDistance(a: string, b: string): number {

@@ -48,6 +48,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     knows: [
       'kubernetes/',
       'app-reporter.ts',
+      'outage-watch.ts',
       'config.ts',
       'metrics.ts',
       'clock.ts',
@@ -95,6 +96,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'errors.ts': { knows: [], uses: [] },
   'clock.ts': { knows: [], uses: [] },
   'log.ts': { knows: [], uses: [] },
+  'outage-watch.ts': { knows: ['log.ts'], uses: [] },
   'file-follower.ts': { knows: ['log.ts'], uses: ['node:fs', 'node:fs/promises', 'node:path', 'node:timers/promises'] },
   'wording.ts': { knows: [], uses: [] },
   'config.ts': {

@@ -15,7 +15,15 @@ export async function explain(picker: Picker, input: unknown): Promise<ExplainAn
     const { status, message, type, code, param, reason } = evaluation;
     return { status, body: { error: { message, type, code, param }, reason } };
   }
-  return { status: 200, body: explanation(evaluation) };
+  return { status: 200, body: explanation(evaluation, await tokenizerWord(evaluation)) };
+}
+
+/** `remembered` where exact tokens are known and nobody was asked: the tokenizer may be dead all the same. */
+async function tokenizerWord({ rung, tokenizeFailure, exact }: Evaluation): Promise<string> {
+  if (tokenizeFailure !== null) return tokenizeFailure;
+  // The answer that made it exact has come.
+  const answer = rung === 'exact' ? await exact : null;
+  return answer?.kind === 'tokens' && answer.remembered === true ? 'remembered' : 'ok';
 }
 
 function parseExplainRequest(input: unknown): PickRequest | string {
@@ -37,13 +45,13 @@ function parseExplainRequest(input: unknown): PickRequest | string {
   };
 }
 
-function explanation(evaluation: Evaluation): object {
+function explanation(evaluation: Evaluation, tokenizer: string): object {
   const { candidates, order, named } = evaluation;
   return {
     model: evaluation.model,
     adapter: evaluation.adapter,
     rung: evaluation.rung,
-    tokenizer: evaluation.tokenizeFailure ?? 'ok',
+    tokenizer,
     promptTokens: evaluation.promptTokens,
     blockSizeTokens: evaluation.blockSizeTokens,
     strategy: evaluation.strategy,

@@ -1,6 +1,7 @@
 /** `--config FILE --set key=value --help`, the same for every command that needs the whole configuration. */
 import { parseArgs } from 'node:util';
 import { loadConfig, type Config, type ConfigInput, type ConfigKey, type Where } from '../config.ts';
+import type { ParsedList } from '../endpoints/endpoint-list.ts';
 import { parseFile, parseInline } from '../endpoints/static-endpoints.ts';
 import { errorText } from '../errors.ts';
 import type { FileText } from '../file-follower.ts';
@@ -100,22 +101,26 @@ function validate(input: ConfigInput): ValidConfig {
   const { readFile } = input;
   const loaded = loadConfig(input);
   const known = loaded.kind === 'config' ? loaded.config : loaded.rest;
+  const list = endpointList(known, loaded.where, readFile);
   const mistakes = [
     ...(loaded.kind === 'mistakes' ? loaded.mistakes : []),
-    ...endpointMistakes(known, loaded.where, readFile),
+    ...(list.kind === 'mistakes' ? list.mistakes : []),
     ...tlsMistakes(known, loaded.where, readFile),
   ];
-  if (loaded.kind === 'config' && mistakes.length === 0) return loaded;
-  return { kind: 'mistakes', mistakes };
+  if (loaded.kind !== 'config' || list.kind !== 'endpoints' || mistakes.length > 0)
+    return { kind: 'mistakes', mistakes };
+  const { config, notices } = loaded;
+  const isEmpty = config.discovery.mode === 'static' && list.specs.length === 0;
+  return { kind: 'config', config, notices: isEmpty ? [...notices, NO_ENDPOINT] : notices };
 }
 
-function endpointMistakes(config: Config, where: Where, readFile: (path: string) => string): readonly string[] {
+const NO_ENDPOINT = 'neither discovery.file nor discovery.endpoints names an endpoint: requests will get 503';
+
+function endpointList(config: Config, where: Where, readFile: (path: string) => string): ParsedList {
   const { file, endpoints } = config.discovery;
-  const parsed =
-    file === null
-      ? parseInline(endpoints, endpointDefaults(config), (path) => where('discovery.endpoints', path))
-      : parseFile(readOrWhy(file, readFile), file, endpointDefaults(config));
-  return parsed.kind === 'mistakes' ? parsed.mistakes : [];
+  return file === null
+    ? parseInline(endpoints, endpointDefaults(config), (path) => where('discovery.endpoints', path))
+    : parseFile(readOrWhy(file, readFile), file, endpointDefaults(config));
 }
 
 /** What an endpoint publishes that does not say it. */

@@ -68,8 +68,10 @@ function parseEntry(entry: unknown, index: number, context: ListContext, report:
     report([index, ...path], text);
   };
   for (const field of Object.keys(entry)) {
-    if (!FIELDS.includes(field))
-      mistake([field], `is unknown, the nearest known field is ${nearestName(field, FIELDS)}`);
+    if (FIELDS.includes(field)) continue;
+    const nearest = nearestName(field, FIELDS);
+    const known = nearest === null ? `known are ${FIELDS.join(', ')}` : `the nearest known field is ${nearest}`;
+    mistake([field], `is unknown, ${known}`);
   }
   const address = parseAddress(entry.address, mistake);
   const models = parseModels(entry, mistake);

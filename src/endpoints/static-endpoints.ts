@@ -117,7 +117,7 @@ export function parseFile(read: FileText, file: string, { kvPort, replayPort }: 
   const unknown = document.contents.items
     .map(({ key }) => key)
     .filter((key) => !isScalar(key) || key.value !== 'endpoints')
-    .map((key) => `unknown key ${String(key)}, the nearest known one is endpoints (${at(key.range?.[0] ?? 0)})`);
+    .map((key) => `unknown key ${String(key)}, the only one is endpoints (${at(key.range?.[0] ?? 0)})`);
   const { endpoints } = content as Record<string, unknown>;
   const context: ListContext = { label: 'endpoints', place, kvPort, replayPort };
   const parsed = parseEndpointList(endpoints, context);

@@ -78,7 +78,7 @@ export function createSharingTokenizer(
       const known = key === null ? null : answers.get(key);
       if (known !== null) {
         onCall(backend.api, 'cached', 0);
-        return known;
+        return { ...known, remembered: true };
       }
       const startMs = clock.nowMs();
       const joined = shared.find(request);

@@ -16,8 +16,8 @@ export type TokenChain = {
 export type TokenizeFailure = 'timeout' | 'late' | 'error' | 'rejected' | 'open' | 'disabled' | 'unsupported';
 
 export type TokenizeResult =
-  /** One chain per prompt of the request. */
-  | { readonly kind: 'tokens'; readonly chains: readonly TokenChain[] }
+  /** One chain per prompt of the request. `remembered`: from an earlier answer to the same bytes, nobody was asked. */
+  | { readonly kind: 'tokens'; readonly chains: readonly TokenChain[]; readonly remembered?: true }
   /** `later`: what the call still under way will end with. */
   | { readonly kind: 'none'; readonly reason: TokenizeFailure; readonly later?: Promise<TokenizeResult> };
 

@@ -92,12 +92,15 @@ describe('warmpath serve as a process', () => {
   test('a changed file takes effect where it can, says where it cannot, and changes nothing where it is broken', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-serve-'));
     const file = join(folder, 'warmpath.yaml');
-    const text = (more: { endpoint?: string; fallbacks?: number | string; drainDelayMs?: number }): string =>
+    const text = (more: { endpoint?: string | null; fallbacks?: number | string; drainDelayMs?: number }): string =>
       stringify({
         server: { drainDelayMs: more.drainDelayMs ?? 0 },
         routing: { fallbackEndpoints: more.fallbacks ?? 2 },
         discovery: {
-          endpoints: [{ name: 'a', address: more.endpoint ?? '127.0.0.1:9', model: 'm', kvEvents: 'none' }],
+          endpoints:
+            more.endpoint === null
+              ? []
+              : [{ name: 'a', address: more.endpoint ?? '127.0.0.1:9', model: 'm', kvEvents: 'none' }],
         },
       });
     await writeFile(file, text({}));
@@ -132,6 +135,9 @@ describe('warmpath serve as a process', () => {
       await writeFile(file, text({ endpoint: '127.0.0.1:11' }));
       await until('/readyz', /"config":"ok"/);
       await until('/api/v1/endpoints', /127\.0\.0\.1:11"/);
+
+      await writeFile(file, text({ endpoint: null }));
+      await until('/readyz', /"ready":true,.*"endpoints":"ok, but there is no endpoint: requests get 503"/);
     } finally {
       child.kill('SIGTERM');
       expect(await exit).toMatchObject({ code: 0 });

@@ -478,7 +478,7 @@ describe('a prompt that comes again', () => {
     const fake = await aServer();
     const { ask, counted, skip } = aTokenizer([fake.url], { cacheMaxBytes: 1 << 20 });
     const first = await ask(aChatRequest());
-    expect(await ask(aChatRequest())).toBe(first);
+    expect(await ask(aChatRequest())).toEqual({ ...first, remembered: true });
     expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
     expect(counted).toEqual(['render ok', 'render cached', 'render ok']);
     skip(300_001);

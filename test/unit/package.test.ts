@@ -9,6 +9,7 @@ const PACKAGE = JSON.parse(read('package.json')) as {
   files: string[];
   dependencies: Record<string, string>;
   devDependencies: Record<string, string>;
+  scripts: Record<string, string>;
 };
 
 describe('the npm package', () => {
@@ -23,6 +24,10 @@ describe('the npm package', () => {
     expect(PACKAGE.bin).toEqual({ warmpath: 'dist/main.js' });
     expect(read('src/main.ts')).toMatch(/^#!\/usr\/bin\/env node\n/);
     expect(PACKAGE.files).toEqual(expect.arrayContaining(['dist', 'proto', 'envoy']));
+  });
+
+  test('the command of the repository is the process that npm signals, not a child of its shell', () => {
+    expect(PACKAGE.scripts['warmpath']).toMatch(/ exec node src\/main\.ts$/);
   });
 });
 

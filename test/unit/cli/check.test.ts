@@ -35,9 +35,12 @@ async function check(args: readonly string[], env: Readonly<Record<string, strin
 }
 
 describe('a right configuration', () => {
-  test('without any argument the defaults are printed as YAML', async () => {
+  test('without any argument the defaults are printed as YAML, and that they name no endpoint', async () => {
     const { code, stdout, stderr } = await check([]);
-    expect([code, stderr]).toEqual([0, []]);
+    expect([code, stderr]).toEqual([
+      0,
+      ['warmpath check: neither discovery.file nor discovery.endpoints names an endpoint: requests will get 503'],
+    ]);
     expect(parse(stdout)).toMatchObject({ server: { grpcListen: '0.0.0.0:9002', bodyMaxBytes: 16_777_216 } });
   });
 
@@ -138,5 +141,6 @@ test('another command shares the options under its own name', () => {
   const io = { stdout: () => undefined, stderr: (line: string) => void stderr.push(line), env: {} };
   expect(loadOptions('serve', 'help', ['--nope'], io, () => '')).toEqual({ kind: 'exit', code: 2 });
   expect(stderr[0]).toMatch(/^warmpath serve: /);
-  expect(loadOptions('serve', 'help', [], io, () => '')).toMatchObject({ kind: 'options', notices: [] });
+  const args = ['--set', 'discovery.mode=kubernetes'];
+  expect(loadOptions('serve', 'help', args, io, () => '')).toMatchObject({ kind: 'options', notices: [] });
 });

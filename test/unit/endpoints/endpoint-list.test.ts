@@ -203,6 +203,10 @@ describe('mistakes', () => {
     [{ labels: ['a'] }, '.labels must be a map of texts, got ["a"]'],
     [{ labels: { zone: { a: 1 } } }, '.labels.zone must be a text, got {"a":1}'],
     [{ adress: '10.0.0.1:80' }, '.adress is unknown, the nearest known field is address'],
+    [
+      { colour: 'red' },
+      '.colour is unknown, known are name, address, model, models, adapters, kvEvents, replay, dataParallelSize, labels',
+    ],
   ])('%j', (fields, mistake) => {
     expect(mistakesOf(fields)).toEqual([`discovery.endpoints[0]${mistake} (here)`]);
   });
@@ -221,7 +225,7 @@ extra: 1
     expect(parsed).toEqual({
       kind: 'mistakes',
       mistakes: [
-        'unknown key extra, the nearest known one is endpoints (endpoints.yaml:9)',
+        'unknown key extra, the only one is endpoints (endpoints.yaml:9)',
         'endpoints[0].address must be ip:port, got "pod-a:80": it must be an IP address, because Envoy compares addresses and names are not resolved (endpoints.yaml:3)',
         'endpoints[0].model must be a text of 1 to 256 characters, got 3 (endpoints.yaml:4)',
         'endpoints[1] must be a map of fields, got 17 (endpoints.yaml:5)',
