@@ -52,8 +52,6 @@ export type App = {
   reconfigure(next: Config): ReturnType<typeof changedKeys>;
   /** The newest file is wrong: nothing changes but what readiness says. */
   refuseConfig(mistakes: readonly string[]): void;
-  /** Before an end at once: stops only what aborts the process when it is cut off, the thread with ZMQ sockets. */
-  abandon(): Promise<void>;
 };
 
 const DECISION_LOG_ENTRIES = 1000;
@@ -405,7 +403,6 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       return { live: changed.live, atStart: waiting };
     },
     refuseConfig: (mistakes) => readiness.set('config', `ok, but not the newest file: ${mistakes.join('; ')}`),
-    abandon: () => ingest.stop(),
   };
 }
 

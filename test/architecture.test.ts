@@ -173,7 +173,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   // Flow (b): one KV event batch.
   'kvevents/': {
     knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts', 'prefix/', 'tokenizer/tokenizer.ts'],
-    uses: ['node:worker_threads', 'zeromq'],
+    uses: ['node:net', 'node:worker_threads'],
   },
   // Slots and hashes only; the shapes of extra keys and the number of slots are the two words it shares.
   // Replicas among themselves: seeds and snapshots, over the gRPC port.

@@ -9,7 +9,7 @@ import { batchJson, eventJson, type TokenOutput } from '../kvevents/event-json.t
 import type { ApplyOutcome } from '../kvevents/event-stream.ts';
 import { createRedials } from '../kvevents/redials.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
-import { createZmqContext } from '../kvevents/zmq-frames.ts';
+import { createZmtp } from '../kvevents/zmtp.ts';
 
 const HELP = `usage: warmpath events ENDPOINT [--replay ENDPOINT] [--tokens]
        warmpath events --decode FILE|- [--tokens]
@@ -140,7 +140,7 @@ async function follow(
   const connection = createEventConnection(
     {
       clock: systemClock,
-      context: createZmqContext(),
+      zmtp: createZmtp(systemClock),
       permits: createReplayPermits(1),
       redials: createRedials(),
       apply: print,
@@ -161,7 +161,7 @@ async function follow(
   const timer = setInterval(() => connection.tick(), TICK_MS);
   await aborted(io.signal);
   clearInterval(timer);
-  await connection.close();
+  connection.close();
   return 0;
 }
 

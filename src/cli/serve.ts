@@ -45,7 +45,6 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
   await follower?.stop();
   const hurried = aborted(io.hurry).then(() => 'hurried' as const);
   const ended = await Promise.race([app.stop().then(() => 'stopped' as const), hurried]);
-  if (ended === 'hurried') await app.abandon();
   log.info(ended);
   return ended === 'stopped' ? 0 : 1;
 }

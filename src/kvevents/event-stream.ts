@@ -330,7 +330,8 @@ export function createEventStream(
     // Too much to keep: a hole that the next batch behind it will show.
     if (bufferedBytes + payload.byteLength > options.maxBufferedBytes) return;
     bufferedBytes += payload.byteLength + 64;
-    buffered.push({ seq, payload });
+    // What was read is valid until the call returns.
+    buffered.push({ seq, payload: new Uint8Array(payload) });
   };
 
   /** Applies what was kept and goes live, or asks again for what is still missing. */

@@ -24,8 +24,7 @@ export type IngestWorkerOptions = {
 export type ToIngestWorker =
   | { readonly kind: 'reconcile'; readonly id: number; readonly sources: readonly PlacedSource[] }
   | { readonly kind: 'snapshot'; readonly id: number; readonly place: StatusPlace }
-  | { readonly kind: 'adopt'; readonly id: number; readonly place: StatusPlace; readonly snapshot: SourceSnapshot }
-  | { readonly kind: 'stop' };
+  | { readonly kind: 'adopt'; readonly id: number; readonly place: StatusPlace; readonly snapshot: SourceSnapshot };
 
 export type FromIngestWorker =
   | { readonly kind: 'ready' }

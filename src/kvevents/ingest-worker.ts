@@ -1,6 +1,6 @@
 /**
  * Entry of the ingest thread: sockets, decoding and every write to the index happen here and nowhere else. It is told
- * which sources to follow and writes their state on the board; it never waits for the serving thread.
+ * which sources to follow and writes their state on the board; it never waits for the serving thread, which also ends it.
  */
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { systemClock } from '../clock.ts';
@@ -18,7 +18,7 @@ import { openStatusBoardWriter } from './status-board.ts';
 import { createSubscriber } from './subscriber.ts';
 import { createSubscriptions } from './subscriptions.ts';
 import { createTopicListeners } from './topic-listeners.ts';
-import { createZmqContext } from './zmq-frames.ts';
+import { createZmtp } from './zmtp.ts';
 
 const TICK_MS = 50;
 /** Some tenths of a millisecond. */
@@ -33,18 +33,18 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const log = createPortLog(post, options.debugLog);
   const counters = createCounterSink();
   const board = openStatusBoardWriter(options.board);
-  const context = createZmqContext();
+  const zmtp = createZmtp(clock);
   const listeners =
     options.listen === null
       ? null
       : createTopicListeners(
           {
             clock,
-            context,
+            zmtp,
             onUnknownTopic: () => counters.error('unknown_topic'),
             onFailure(error, endpoint) {
               counters.error('socket');
-              log.warn('kv event port not open', { endpoint, problem: errorText(error) });
+              log.warn('kv event port in trouble', { endpoint, problem: errorText(error) });
             },
           },
           options.listen,
@@ -53,7 +53,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     clock,
     log,
     decoder: createKvEventDecoder({}, 'joined'),
-    context,
+    zmtp,
     listeners,
     permits: createReplayPermits(options.maxParallelReplays),
     redials: createRedials(),
@@ -88,11 +88,6 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   };
 
   const tick = (): void => {
-    // The serving thread had given this one up: whatever held it back, there is another one now.
-    if (board.isReplaced()) {
-      die(new WarmpathError('worker_died', 'ingest thread was silent for too long and has been replaced'));
-      return;
-    }
     board.beat();
     subscriptions.tick();
     listeners?.tick();
@@ -101,37 +96,22 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
 
   const timers = [setInterval(tick, TICK_MS), setInterval(report, options.reportMs)];
 
-  const stop = async (): Promise<void> => {
+  // A failure here is a bug: the serving thread ends this one, and everything is relearnt.
+  const die = (error: unknown): void => {
+    if (isOver) return;
     isOver = true;
     timers.forEach(clearInterval);
-    await subscriptions.stop();
-    await listeners?.close();
-    // Nothing is left to do then, and the thread ends by itself.
-    port.close();
-  };
-
-  // A thread that ends with open ZMQ sockets takes the whole process down (zeromq.js issue 411), so it must never just
-  // end: not by an uncaught error, not by `terminate`, not by the main thread's `process.exit`.
-  let isDying = false;
-  const die = (error: unknown): void => {
-    if (isDying) return;
-    isDying = isOver = true;
-    timers.forEach(clearInterval);
     post({ kind: 'dying', problem: errorText(error) });
-    void Promise.allSettled([subscriptions.abandon(), listeners?.close()]).then(() => port.close());
   };
   process.on('uncaughtException', die);
 
-  const reconcile = async (id: number, sources: Parameters<typeof subscriptions.reconcile>[0]): Promise<void> => {
-    await subscriptions.reconcile(sources);
-    report();
-    post({ kind: 'reconciled', id });
-  };
-
-  const handle = (message: ToIngestWorker): Promise<void> | void => {
+  port.on('message', (message: ToIngestWorker) => {
     switch (message.kind) {
       case 'reconcile':
-        return reconcile(message.id, message.sources);
+        subscriptions.reconcile(message.sources);
+        report();
+        post({ kind: 'reconciled', id: message.id });
+        return;
       case 'snapshot': {
         const snapshot = subscriptions.at(message.place)?.snapshot() ?? null;
         const answer: FromIngestWorker = { kind: 'snapshot', id: message.id, snapshot };
@@ -141,18 +121,8 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
       case 'adopt': {
         const isProving = subscriptions.at(message.place)?.adopt(message.snapshot) ?? false;
         post({ kind: 'adopted', id: message.id, isProving });
-        return;
       }
-      case 'stop':
-        return stop();
     }
-  };
-
-  port.on('message', (message: ToIngestWorker) => {
-    // A failure here is a bug: it ends the thread, which is noticed, and everything is relearnt.
-    Promise.resolve()
-      .then(() => handle(message))
-      .catch(die);
   });
   post({ kind: 'ready' });
 }

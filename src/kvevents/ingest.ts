@@ -76,10 +76,8 @@ const RESTART_MAX_MS = 10_000;
 /** A thread that lived this long died of something new. */
 const STABLE_MS = 60_000;
 const STOP_TIMEOUT_MS = 3000;
-/** A thread that starts, or that closes its sockets to end, may be silent so much longer. */
+/** A thread that starts may be silent so much longer. */
 const STARTING_MS = 20_000;
-/** Threads that were given up and have not ended: each keeps the memory of its index. */
-const MAX_GIVEN_UP = 1;
 
 type Waiting = { readonly id: number; readonly resolve: () => void };
 
@@ -91,8 +89,6 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const statuses = createSourceStatuses(log);
   let worker: Worker | null = null;
   let board: StatusBoardReader | null = null;
-  /** Ending it by force would end the whole process (see ingest-worker.ts): it is left alone, with what it writes to. */
-  const givenUp = new Set<Worker>();
   let phase: 'created' | 'running' | 'stopped' = 'created';
   let isReady = false;
   let lastId = 0;
@@ -156,13 +152,13 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
         } else if (message.kind === 'dying') {
           problem = message.problem;
           distrust();
+          void spawned.terminate();
         } else receive(message);
       });
       spawned.on('error', (error) => {
         problem = errorText(error);
       });
       spawned.on('exit', (code) => {
-        if (givenUp.delete(spawned)) log.info('ingest thread that was given up has ended', { problem });
         if (spawned !== worker) return;
         const error = new WarmpathError('worker_died', `ingest thread ended: ${problem ?? `exit code ${code}`}`);
         worker = null;
@@ -210,10 +206,6 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   };
 
   const restart = (): void => {
-    if (givenUp.size > MAX_GIVEN_UP) {
-      timer = clock.after(RESTART_MAX_MS, restart);
-      return;
-    }
     spawn().then(
       () => post({ kind: 'reconcile', id: lastId, sources: statuses.sources() }),
       (problem: unknown) => log.error('ingest thread not started', { problem: errorText(problem) }),
@@ -233,13 +225,10 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
 
   const judgeSilence = (silentMs: number): void => {
     if (silentMs > silence.giveUpMs) {
-      const silent = worker!;
-      givenUp.add(silent);
-      silent.unref();
-      board!.replace();
+      void endOf(worker!);
       worker = null;
       board = null;
-      // It may wake up and go on writing: what it writes to is read by nobody any more.
+      // Until it is gone it may go on writing: what it writes to is read by nobody any more.
       memory = createPrefixIndexMemory({ maxBytes: indexMaxBytes });
       index = openPrefixIndexReader(memory);
       lost(`silent for ${Math.round(silentMs)} ms`);
@@ -250,26 +239,18 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
     }
   };
 
-  const shutDown = async (): Promise<void> => {
-    const ending = [...givenUp, ...(worker === null ? [] : [worker])];
-    // They end by themselves and never by force (see ingest-worker.ts).
-    await Promise.all(ending.map((thread) => ended(thread)));
-    worker = null;
-  };
-
-  const ended = (thread: Worker): Promise<void> =>
+  /** By force, which it may resist while it is in the kernel. */
+  const endOf = (thread: Worker): Promise<void> =>
     new Promise((resolve) => {
       const limit = clock.after(STOP_TIMEOUT_MS, () => {
         log.error('ingest thread does not end', { waitedMs: STOP_TIMEOUT_MS });
         thread.unref();
         resolve();
       });
-      thread.once('exit', () => {
+      void thread.terminate().then(() => {
         limit.cancel();
         resolve();
       });
-      const stop: ToIngestWorker = { kind: 'stop' };
-      thread.postMessage(stop);
     });
 
   return {
@@ -288,7 +269,8 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
       phase = 'stopped';
       timer?.cancel();
       watch?.cancel();
-      await shutDown();
+      if (worker !== null) await endOf(worker);
+      worker = null;
       statuses.replace([], 0);
       answerAll();
       for (const { resolve } of waiting) resolve();

@@ -1,9 +1,11 @@
 /**
  * Asks a publisher's ROUTER for batches again, over a DEALER (a REQ could read one reply only). One replay at a time;
- * what its answers mean is decided in event-stream.ts.
+ * what its answers mean is decided in event-stream.ts. Answers are taken off the wire as fast as they come and dealt with
+ * in turns: a ROUTER whose peer reads slowly drops messages in the middle.
  */
-import { Dealer, type Context } from 'zeromq';
-import { dealerOptions, pauseForOthers, readSeq, seqFrame } from './zmq-frames.ts';
+import type { Clock, Timer } from '../clock.ts';
+import { readSeq, seqFrame } from './seq-frame.ts';
+import type { Zmtp, ZmtpConnection } from './zmtp.ts';
 
 export type ReplayHandlers = {
   onBatch(seq: bigint, payload: Uint8Array): void;
@@ -11,6 +13,7 @@ export type ReplayHandlers = {
   onEnd(): void;
   /** An answer that is neither. */
   onGarbage(): void;
+  /** The socket cannot be dialled, or what answers is no ROUTER. */
   onFailure(error: unknown): void;
 };
 
@@ -20,46 +23,106 @@ export type ReplayClient = {
   cancel(): void;
   /** The publisher is gone: lets go of the connection too. */
   hangUp(): void;
-  /** Resolves when the socket is closed. */
-  close(): Promise<void>;
+  /** To be called several times a second. */
+  tick(): void;
+  /** Nothing is called after it. */
+  close(): void;
 };
 
-const EMPTY = Buffer.alloc(0);
+export type ReplayClientDeps = { readonly zmtp: Zmtp; readonly clock: Clock };
 
-export function createReplayClient(endpoint: string, context: Context, handlers: ReplayHandlers): ReplayClient {
-  let socket: Dealer | null = null;
-  /** An answer is still on its way: the socket cannot serve another request, its replies could not be told apart. */
+const EMPTY = Buffer.alloc(0);
+/** A replay socket opens a moment after the publisher's. */
+const REDIAL_MS = 100;
+const MAX_TURN_MS = 4;
+/** What may wait to be dealt with; then the ROUTER has to. */
+const MAX_WAITING_BYTES = 16 * 1024 * 1024;
+
+export function createReplayClient(deps: ReplayClientDeps, endpoint: string, handlers: ReplayHandlers): ReplayClient {
+  const { zmtp, clock } = deps;
+  let connection: ZmtpConnection | null = null;
+  let isUp = false;
+  let redial: Timer | null = null;
+  /** The request that waits for the connection. */
+  let unsent: bigint | null = null;
+  /** An answer is still on its way: the connection cannot serve another request, its replies could not be told apart. */
   let isAwaiting = false;
-  let readers: Promise<unknown> = Promise.resolve();
+  let waiting: (readonly Buffer[])[] = [];
+  let nTaken = 0;
+  let waitingBytes = 0;
+  let turn: NodeJS.Immediate | null = null;
 
   const drop = (): void => {
-    socket?.close();
-    socket = null;
-    isAwaiting = false;
+    redial?.cancel();
+    connection?.close();
+    if (turn !== null) clearImmediate(turn);
+    redial = connection = turn = unsent = null;
+    isUp = isAwaiting = false;
+    waiting = [];
+    nTaken = waitingBytes = 0;
   };
 
-  const open = (): Dealer => {
-    const opened = new Dealer(dealerOptions(endpoint, context));
-    opened.connect(endpoint);
-    readers = Promise.all([readers, read(opened)]);
-    return opened;
+  const fail = (error: unknown): void => {
+    drop();
+    handlers.onFailure(error);
   };
 
-  const read = async (from: Dealer): Promise<void> => {
-    let pause = pauseForOthers();
+  const dial = (): void => {
+    connection = zmtp.connect(endpoint, 'DEALER', {
+      onUp() {
+        isUp = true;
+        send();
+      },
+      onMessage: keep,
+      onDown(problem) {
+        connection = null;
+        isUp = false;
+        if (problem !== null) fail(problem);
+        // An answer that was on its way is lost; whoever waits for it does not wait for ever.
+        else if (unsent !== null) redial = clock.after(REDIAL_MS, redialled);
+      },
+    });
+  };
+
+  const redialled = (): void => {
+    redial = null;
     try {
-      for await (const frames of from) {
-        if (from !== socket) return;
-        receive(frames);
-        if (pause.isDue()) {
-          await pause.taken();
-          pause = pauseForOthers();
-        }
-      }
+      dial();
     } catch (error) {
-      if (from !== socket) return;
-      drop();
-      handlers.onFailure(error);
+      fail(error);
+    }
+  };
+
+  const send = (): void => {
+    if (!isUp || unsent === null) return;
+    // The ROUTER drops any request but [identity, "", seq] without an answer.
+    connection!.send([EMPTY, seqFrame(unsent)]);
+    unsent = null;
+  };
+
+  const keep = (frames: readonly Buffer[]): void => {
+    waiting.push(frames.map((frame) => Buffer.from(frame)));
+    waitingBytes += bytesOf(frames);
+    if (waitingBytes > MAX_WAITING_BYTES) connection?.reading('off');
+    turn ??= setImmediate(takeTurn);
+  };
+
+  const takeTurn = (): void => {
+    const taken = waiting;
+    const untilMs = clock.nowMs() + MAX_TURN_MS;
+    turn = null;
+    while (nTaken < taken.length && clock.nowMs() < untilMs) {
+      const frames = taken[nTaken++]!;
+      waitingBytes -= bytesOf(frames);
+      receive(frames);
+      // Dropped meanwhile.
+      if (waiting !== taken) return;
+    }
+    if (nTaken < taken.length) turn = setImmediate(takeTurn);
+    else {
+      waiting = [];
+      nTaken = 0;
+      connection?.reading('on');
     }
   };
 
@@ -78,28 +141,27 @@ export function createReplayClient(endpoint: string, context: Context, handlers:
   return {
     request(fromSeq) {
       if (isAwaiting) drop();
-      try {
-        socket ??= open();
-        isAwaiting = true;
-        const asked = socket;
-        // The ROUTER drops any request but [identity, "", seq] without an answer.
-        asked.send([EMPTY, seqFrame(fromSeq)]).catch((error: unknown) => {
-          if (asked !== socket) return;
+      isAwaiting = true;
+      unsent = fromSeq;
+      if (isUp) send();
+      else if (connection === null && redial === null) {
+        try {
+          dial();
+        } catch (error) {
           drop();
-          handlers.onFailure(error);
-        });
-      } catch (error) {
-        drop();
-        queueMicrotask(() => handlers.onFailure(error));
+          queueMicrotask(() => handlers.onFailure(error));
+        }
       }
     },
     cancel() {
       if (isAwaiting) drop();
     },
     hangUp: drop,
-    async close() {
-      drop();
-      await readers;
-    },
+    tick: () => connection?.tick(),
+    close: drop,
   };
+}
+
+function bytesOf(frames: readonly Buffer[]): number {
+  return frames.reduce((sum, { byteLength }) => sum + byteLength, 0);
 }

@@ -2,7 +2,6 @@
  * The part of an event source that does not depend on how its messages get here: the sequence rules of event-stream.ts
  * with a DEALER for replays, and what is told of both. A live feed (event-connection.ts, topic-connection.ts) drives it.
  */
-import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import {
   createEventStream,
@@ -15,14 +14,15 @@ import {
 } from './event-stream.ts';
 import { createReplayClient } from './replay-client.ts';
 import type { ReplayPermit, ReplayPermits } from './replay-permits.ts';
-import { readSeq } from './zmq-frames.ts';
+import { readSeq } from './seq-frame.ts';
+import type { Zmtp } from './zmtp.ts';
 
 /** trying: the first attempt is not over. down: connected no longer, or not yet although it was tried. */
 export type Reached = 'trying' | 'up' | 'down';
 
 export type ReplayedStreamDeps = {
   readonly clock: Clock;
-  readonly context: Context;
+  readonly zmtp: Zmtp;
   readonly permits: ReplayPermits;
   /** @param origin live: sent just now; replay: sent before, perhaps long ago */
   apply(payload: Uint8Array, seq: bigint, origin: 'live' | 'replay'): ApplyOutcome;
@@ -36,7 +36,7 @@ export type ReplayedStreamDeps = {
   onReplay(result: ReplayResult): void;
   /** A message of the wrong form. */
   onGarbage(reason: 'frames' | 'sequence' | 'replay_frames'): void;
-  /** A socket could not be used; it is tried again. */
+  /** An endpoint could not be dialled, or what answers there is none; it is tried again. */
   onFailure(error: unknown): void;
 };
 
@@ -52,8 +52,8 @@ export type ReplayedStream = {
   restarted(): void;
   /** To be called several times a second. */
   tick(): void;
-  /** Resolves when the replay socket is closed; nothing is applied after the call. */
-  close(): Promise<void>;
+  /** Nothing is applied after it. */
+  close(): void;
   mark(): StreamMark | null;
   /** See EventStream. */
   adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
@@ -79,7 +79,7 @@ export function createReplayedStream(
   const replays =
     replayEndpoint === null
       ? null
-      : createReplayClient(replayEndpoint, deps.context, {
+      : createReplayClient(deps, replayEndpoint, {
           onBatch(seq, payload) {
             origin = 'replay';
             stream.replayReceived(seq, payload, now());
@@ -180,13 +180,14 @@ export function createReplayedStream(
       tell();
     },
     tick() {
+      replays?.tick();
       stream.tick(now());
       tell();
     },
-    async close() {
+    close() {
       replayId++;
       release();
-      await replays?.close();
+      replays?.close();
     },
     mark: () => stream.mark(),
     adopt(mark, install) {

@@ -17,8 +17,6 @@ export type StatusBoardWriter = {
   write(place: StatusPlace, status: SourceStatus): void;
   /** A sign of life. */
   beat(): void;
-  /** True: another thread has taken over, this one is to end. */
-  isReplaced(): boolean;
 };
 
 export type StatusBoardReader = {
@@ -29,7 +27,6 @@ export type StatusBoardReader = {
   /** @returns null where nothing was written yet, or where it changes faster than it can be read */
   read(place: StatusPlace, source: IngestSource): SourceStatus | null;
   pulse(): number;
-  replace(): void;
 };
 
 /** As many as the index has owners. */
@@ -39,7 +36,6 @@ const HEADER_BYTES = 64;
 // Words of the header.
 const PULSE = 0;
 const REVISION = 1;
-const REPLACED = 2;
 
 const RECORD_BYTES = 128;
 // Words of a record. Numbers that may exceed 32 bits are doubles behind them.
@@ -90,7 +86,6 @@ export function openStatusBoardWriter(memory: StatusBoardMemory): StatusBoardWri
       Atomics.add(words, REVISION, 1);
     },
     beat: () => void Atomics.add(words, PULSE, 1),
-    isReplaced: () => Atomics.load(words, REPLACED) !== 0,
   };
 }
 
@@ -142,7 +137,6 @@ export function openStatusBoardReader(memory: StatusBoardMemory): StatusBoardRea
       return null;
     },
     pulse: () => Atomics.load(words, PULSE),
-    replace: () => void Atomics.store(words, REPLACED, 1),
   };
 }
 

@@ -2,7 +2,6 @@
  * Follows one publisher: what it is, how it is reached, what is counted and told of it. Payloads are applied in
  * batch-applier.ts, sequence rules are in event-stream.ts, sockets in event-connection.ts and topic-connection.ts.
  */
-import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -17,6 +16,7 @@ import type { CounterSink, IngestSource, SourceSnapshot, SourceStatus } from './
 import { createTopicConnection } from './topic-connection.ts';
 import { isTopic, type TopicListeners } from './topic-listeners.ts';
 import { deriveTrust } from './trust.ts';
+import type { Zmtp } from './zmtp.ts';
 
 export type SubscriberDeps = {
   readonly clock: Clock;
@@ -24,7 +24,7 @@ export type SubscriberDeps = {
   /** Shared by all sources: a batch is applied before the next one is decoded. */
   readonly decoder: KvEventDecoder;
   readonly blocks: EngineBlocksSource;
-  readonly context: Context;
+  readonly zmtp: Zmtp;
   readonly permits: ReplayPermits;
   readonly redials: Redials;
   /** Null: no port is open for publishers that connect to us. */
@@ -36,10 +36,8 @@ export type SubscriberDeps = {
 
 export type Subscriber = {
   start(): void;
-  /** Resolves when the sockets are closed; then the blocks are gone from the index. */
-  stop(): Promise<void>;
-  /** Closes the sockets and touches nothing else: for a thread that must end after a fault. */
-  abandon(): Promise<void>;
+  /** Then the blocks are gone from the index. */
+  stop(): void;
   /** To be called several times a second. */
   tick(): void;
   /** The process behind the source is another one. */
@@ -95,7 +93,7 @@ export function createSubscriber(
 
   const connectionDeps: EventConnectionDeps = {
     clock,
-    context: deps.context,
+    zmtp: deps.zmtp,
     permits: deps.permits,
     redials: deps.redials,
     apply: (payload, _seq, origin) => applier.apply(payload, origin === 'live' ? noteLag : undefined),
@@ -129,11 +127,10 @@ export function createSubscriber(
 
   return {
     start: () => connection.open(),
-    async stop() {
-      await connection.close();
+    stop() {
+      connection.close();
       blocks.close();
     },
-    abandon: () => connection.close(),
     tick() {
       connection.tick();
       const revision = connection.revision();

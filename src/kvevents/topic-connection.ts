@@ -1,7 +1,7 @@
 /**
  * Follows a publisher that connects to us, told from others by its topic. It counts as connected with its first message.
- * Whenever any connection of the port ends it may have been this one: a doubt, which a replay clears up at once and the
- * next batch in turn otherwise (a publisher that begins anew does not go on with the same numbers).
+ * The end of the connection its messages came by is a doubt, which a replay clears up at once and the next batch in turn
+ * otherwise (a publisher that begins anew does not go on with the same numbers).
  */
 import type { EventConnection } from './event-connection.ts';
 import type { EventStreamOptions } from './event-stream.ts';
@@ -31,10 +31,10 @@ export function createTopicConnection(
       // Nothing can be tried: who never connects is not waited for.
       stream.disconnected();
     },
-    async close() {
+    close() {
       unfollow?.();
       unfollow = null;
-      await stream.close();
+      stream.close();
     },
     tick() {
       if (unfollow !== null) stream.tick();

@@ -1,16 +1,16 @@
 /**
- * For publishers that connect instead of binding: SUBs that they dial, one per data-parallel rank (an engine adds its rank
+ * For publishers that connect instead of binding: ports that they dial, one per data-parallel rank (an engine adds its rank
  * to the port), whose messages are handed out by topic, `kv@ip:port@model`. A topic proves nothing, and one that names no
  * endpoint that is followed gives nothing: it is counted and forgotten.
  */
-import { Subscriber, type Context } from 'zeromq';
+import { createServer, type Server, type Socket } from 'node:net';
 import type { Clock } from '../clock.ts';
-import { listenerOptions, pauseForOthers } from './zmq-frames.ts';
+import type { Zmtp, ZmtpConnection } from './zmtp.ts';
 
 export type TopicFollower = {
-  /** @param frames of one message, of any number and kind but the topic */
+  /** @param frames of one message, of any number and kind but the topic; valid until the call returns */
   onMessage(frames: readonly Buffer[]): void;
-  /** Some publisher's connection ended: nobody can tell whose. */
+  /** A connection that messages of it came by has ended. */
   onPeerLost(): void;
 };
 
@@ -19,29 +19,32 @@ export type TopicListeners = {
   follow(publisher: string, follower: TopicFollower): () => void;
   /** To be called several times a second. */
   tick(): void;
-  /** Resolves when all sockets are closed. */
-  close(): Promise<void>;
+  /** Nothing is called after it. */
+  close(): void;
 };
 
 export type TopicListenersDeps = {
   readonly clock: Clock;
-  readonly context: Context;
+  readonly zmtp: Zmtp;
   onUnknownTopic(): void;
-  /** A port could not be bound, or its socket failed; it is tried again. */
+  /** A port could not be opened, or failed; it is tried again. Or what connected is no publisher. */
   onFailure(error: unknown, endpoint: string): void;
 };
 
 type Listener = {
-  socket: Subscriber | null;
-  reader: Promise<void>;
-  bindAtMs: number;
+  server: Server | null;
+  openAtMs: number;
+  /** Connections, each with those whose messages came by it. */
+  readonly peers: Map<ZmtpConnection, Set<TopicFollower>>;
   readonly byAddress: Map<string, TopicFollower>;
   /** Of endpoints with only one address on their host; null: several. */
   readonly byHost: Map<string, TopicFollower | null>;
 };
 
-const REBIND_MS = 2000;
+const REOPEN_MS = 2000;
 const MAX_TOPIC_BYTES = 1024;
+/** Of one port. Publishers, not requests: one per engine. */
+const MAX_PEERS = 4096;
 
 /** @param listen `host:port` for rank 0 */
 export function createTopicListeners(deps: TopicListenersDeps, listen: string): TopicListeners {
@@ -50,87 +53,76 @@ export function createTopicListeners(deps: TopicListenersDeps, listen: string): 
   const host = listen.slice(0, colon);
   const port = Number(listen.slice(colon + 1));
 
-  const bind = async (listener: Listener, rank: number): Promise<void> => {
-    listener.bindAtMs = Infinity;
-    const endpoint = `tcp://${host}:${port + rank}`;
-    const opened = new Subscriber(listenerOptions(endpoint, deps.context));
-    listener.socket = opened;
-    try {
-      for (const event of ['disconnect', 'close'] as const) {
-        opened.events.on(event, () => {
-          if (opened === listener.socket) lost(listener);
-        });
-      }
-      opened.subscribe('');
-      await opened.bind(endpoint);
-      await read(listener, opened);
-    } catch (error) {
-      if (opened !== listener.socket) return;
-      listener.socket = null;
-      opened.close();
-      listener.bindAtMs = deps.clock.nowMs() + REBIND_MS;
-      lost(listener);
-      deps.onFailure(error, endpoint);
-    }
+  const open = (listener: Listener, rank: number): void => {
+    listener.openAtMs = Infinity;
+    const server = createServer({ noDelay: true });
+    server.maxConnections = MAX_PEERS;
+    server.on('connection', (socket) => accept(listener, socket, rank));
+    server.on('error', (error) => {
+      if (server !== listener.server) return;
+      listener.server = null;
+      server.close();
+      listener.openAtMs = deps.clock.nowMs() + REOPEN_MS;
+      deps.onFailure(error, endpointOf(rank));
+    });
+    server.listen(port + rank, host.replace(/^\[|\]$/g, ''));
+    listener.server = server;
   };
 
-  const lost = (listener: Listener): void => {
-    for (const follower of listener.byAddress.values()) follower.onPeerLost();
-  };
+  const endpointOf = (rank: number): string => `tcp://${host}:${port + rank}`;
 
-  const read = async (listener: Listener, from: Subscriber): Promise<void> => {
-    let pause = pauseForOthers();
-    for await (const frames of from) {
-      if (from !== listener.socket) return;
-      const follower = followerOf(listener, frames[0]!);
-      if (follower) follower.onMessage(frames);
-      else deps.onUnknownTopic();
-      if (pause.isDue()) {
-        await pause.taken();
-        pause = pauseForOthers();
-      }
-    }
-  };
-
-  const open = (rank: number): Listener => {
-    const listener: Listener = {
-      socket: null,
-      reader: Promise.resolve(),
-      bindAtMs: Infinity,
-      byAddress: new Map(),
-      byHost: new Map(),
-    };
-    listeners.set(rank, listener);
-    listener.reader = bind(listener, rank);
-    return listener;
+  const accept = (listener: Listener, socket: Socket, rank: number): void => {
+    const followers = new Set<TopicFollower>();
+    const connection = deps.zmtp.accept(socket, 'SUB', {
+      onUp: () => undefined,
+      onMessage(frames) {
+        const follower = followerOf(listener, frames[0]!);
+        if (!follower) {
+          deps.onUnknownTopic();
+          return;
+        }
+        followers.add(follower);
+        follower.onMessage(frames);
+      },
+      onDown(problem) {
+        listener.peers.delete(connection);
+        if (problem !== null) deps.onFailure(problem, endpointOf(rank));
+        for (const follower of followers) follower.onPeerLost();
+      },
+    });
+    listener.peers.set(connection, followers);
   };
 
   return {
     follow(publisher, follower) {
       const { address, rank } = parsePublisher(publisher);
-      const listener = listeners.get(rank) ?? open(rank);
-      listener.byAddress.set(address, follower);
-      countHosts(listener);
+      let listener = listeners.get(rank);
+      if (listener === undefined) {
+        listener = { server: null, openAtMs: Infinity, peers: new Map(), byAddress: new Map(), byHost: new Map() };
+        listeners.set(rank, listener);
+        open(listener, rank);
+      }
+      const followed = listener;
+      followed.byAddress.set(address, follower);
+      countHosts(followed);
       return () => {
-        if (listener.byAddress.get(address) === follower) listener.byAddress.delete(address);
-        countHosts(listener);
+        if (followed.byAddress.get(address) === follower) followed.byAddress.delete(address);
+        for (const followers of followed.peers.values()) followers.delete(follower);
+        countHosts(followed);
       };
     },
     tick() {
       for (const [rank, listener] of listeners) {
-        if (deps.clock.nowMs() >= listener.bindAtMs) listener.reader = bind(listener, rank);
+        for (const connection of listener.peers.keys()) connection.tick();
+        if (deps.clock.nowMs() >= listener.openAtMs) open(listener, rank);
       }
     },
-    async close() {
-      const closing = [...listeners.values()];
-      listeners.clear();
-      for (const listener of closing) {
-        const { socket } = listener;
-        listener.socket = null;
-        listener.bindAtMs = Infinity;
-        socket?.close();
+    close() {
+      for (const { server, peers } of listeners.values()) {
+        for (const connection of peers.keys()) connection.close();
+        server?.close();
       }
-      await Promise.all(closing.map(({ reader }) => reader));
+      listeners.clear();
     },
   };
 }

@@ -9,7 +9,7 @@ import { createEventConnection } from '../../src/kvevents/event-connection.ts';
 import { createIngest } from '../../src/kvevents/ingest.ts';
 import { createRedials } from '../../src/kvevents/redials.ts';
 import { createReplayPermits } from '../../src/kvevents/replay-permits.ts';
-import { createZmqContext } from '../../src/kvevents/zmq-frames.ts';
+import { createZmtp } from '../../src/kvevents/zmtp.ts';
 import { silentLog } from '../../src/log.ts';
 import { createHashSeed } from '../../src/prefix/block-hash.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
@@ -38,13 +38,13 @@ async function until(condition: () => boolean): Promise<void> {
 }
 
 test('one source is not read to its end while another one has something to say', async () => {
-  const context = createZmqContext();
+  const zmtp = createZmtp(systemClock);
   const follow = (endpoint: string, apply: () => void): void => {
     const nothing = (): void => undefined;
     const connection = createEventConnection(
       {
         clock: systemClock,
-        context,
+        zmtp,
         permits: createReplayPermits(1),
         redials: createRedials(),
         apply() {
@@ -63,7 +63,7 @@ test('one source is not read to its end while another one has something to say',
       { endpoint, replayEndpoint: null },
     );
     connection.open();
-    endings.push(() => connection.close());
+    endings.push(async () => connection.close());
   };
   const flood = fork(new URL('../support/flood-publisher.ts', import.meta.url));
   endings.push(async () => {
@@ -108,7 +108,7 @@ test('one source is not read to its end while another one has something to say',
     await until(() => nWaitedFor >= 0 && nFloodApplied === nFlood);
     least = Math.min(least, nWaitedFor);
   }
-  // A turn is four of them here, as each takes a millisecond; zeromq itself would go on for 512.
+  // A turn is four of them here, as each takes a millisecond; one read may bring them all.
   expect(least).toBeLessThan(TURN_MESSAGES);
 });
 

@@ -9,6 +9,7 @@ import { createIngest, type Ingest, type IngestSource, type SourceStatus } from 
 import { silentLog } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
+import { TcpProxy } from '../support/tcp-proxy.ts';
 
 const MODEL = 'test-model';
 const BLOCK = 4;
@@ -182,7 +183,7 @@ test('rank 1 connects to the next port', async () => {
   });
 });
 
-test('a publisher that goes puts all of its port in doubt: replay clears it up, else the next batch does', async () => {
+test('a publisher that goes is in doubt, and nobody else on its port: the next process begins anew', async () => {
   const [a, b] = [await aPublisher(`kv@${A}@${MODEL}`), await aPublisher(`kv@${B}@${MODEL}`)];
   const c = await aPublisher('kv@10.0.0.3:8000@m');
   await ingest.reconcile([sourceOf(A, 0, a), sourceOf(B, 1, null), sourceOf('10.0.0.3:8000', 2, null)]);
@@ -191,19 +192,47 @@ test('a publisher that goes puts all of its port in doubt: replay clears it up, 
   await b.publish(stored([100], null, tokens(0)));
   await c.publish(stored([100], null, tokens(0)));
   await until('all', () => matched(0, 0) + matched(1, 0) + matched(2, 0) === 3);
+  await until('exact', () => statusOf(0)?.trust === 'exact');
   await c.stop();
-  await until('doubt', () => statusOf(1)?.state === 'suspect' && statusOf(2)?.state === 'suspect');
-  await until('cleared up', () => statusOf(0)?.trust === 'exact');
+  await until('doubt', () => statusOf(2)?.state === 'suspect');
+  expect([statusOf(0)?.trust, statusOf(1)?.trust, statusOf(2)?.trust]).toEqual(['exact', 'degraded', 'fallback']);
   await b.publish();
-  await until('goes on', () => statusOf(1)?.state === 'live');
-  expect([matched(1, 0), statusOf(1)?.restarts, statusOf(2)?.trust]).toEqual([1, 0, 'fallback']);
-  // The next process under that address begins anew.
+  await until('goes on', () => Number(statusOf(1)?.lastSeq) >= b.nextSeq - 1);
+  expect([matched(1, 0), statusOf(1)?.restarts]).toEqual([1, 0]);
   const next = await aPublisher('kv@10.0.0.3:8000@m');
   await until('relearnt', () => {
     void next.publish();
     return statusOf(2)?.state === 'live';
   });
   expect([statusOf(2)?.restarts, matched(2, 0)]).toEqual([1, 0]);
+});
+
+test('a connection that is cut is a doubt: replay clears it up, else the next batch in turn does', async () => {
+  const [a, b] = [await TcpProxy.to(`127.0.0.1:${port}`), await TcpProxy.to(`127.0.0.1:${port}`)];
+  opened.push(a, b);
+  const dialling = async (topic: string, proxy: TcpProxy): Promise<FakePublisher> => {
+    const publisher = await FakePublisher.start({ topic, dials: `tcp://${proxy.address}` });
+    opened.unshift(publisher);
+    return publisher;
+  };
+  await ingest.reconcile([sourceOf(A, 0, null), sourceOf(B, 1, null)]);
+  const withReplay = await dialling(`kv@${A}@${MODEL}`, a);
+  const without = await dialling(`kv@${B}@${MODEL}`, b);
+  await ingest.reconcile([sourceOf(A, 0, withReplay), sourceOf(B, 1, null)]);
+  await Promise.all([heard(withReplay, 0), heard(without, 1)]);
+  await withReplay.publish(stored([100], null, tokens(0)));
+  await without.publish(stored([100], null, tokens(0)));
+  await until('both', () => matched(0, 0) + matched(1, 0) === 2 && statusOf(0)?.trust === 'exact');
+  a.cut();
+  b.cut();
+  await until('doubt', () => statusOf(1)?.state === 'suspect');
+  // What is sent before the connection stands again is lost, and found missing.
+  await until('cleared up', () => statusOf(0)?.trust === 'exact');
+  await until('goes on', () => {
+    void without.publish();
+    return statusOf(1)?.state === 'live';
+  });
+  expect([statusOf(0)?.restarts, statusOf(1)?.restarts, matched(0, 0)]).toEqual([0, 0, 1]);
 });
 
 test('messages of the wrong form are counted and put their source in doubt', async () => {

@@ -19,21 +19,15 @@ function aSource(name: string, more: Partial<PlacedSource> = {}): PlacedSource {
   };
 }
 
-/** Subscriptions whose subscribers write down what happens to them; stopping one takes until `finish`. */
+/** Subscriptions whose subscribers write down what happens to them. */
 function someSubscriptions() {
   const done: string[] = [];
-  const finishers: (() => void)[] = [];
   const subscriptions = createSubscriptions((source) => {
     const name = source.endpointId;
     done.push(`open ${name}`);
-    const stop = (how: string) => () => {
-      done.push(`${how} ${name}`);
-      return new Promise<void>((resolve) => finishers.push(resolve)).then(() => void done.push(`gone ${name}`));
-    };
     return {
       start: () => done.push(`start ${name}`),
-      stop: stop('stop'),
-      abandon: stop('abandon'),
+      stop: () => done.push(`stop ${name}`),
       tick: () => done.push(`tick ${name}`),
       revision: () => 0,
       restarted: () => done.push(`restarted ${name}`),
@@ -42,16 +36,7 @@ function someSubscriptions() {
       status: () => ({ endpointId: name }) as never,
     };
   });
-  const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-  return {
-    subscriptions,
-    turn,
-    did: () => done.splice(0),
-    async finish() {
-      finishers.splice(0).forEach((resolve) => resolve());
-      await turn();
-    },
-  };
+  return { subscriptions, did: () => done.splice(0) };
 }
 
 describe('ticking', () => {
@@ -60,9 +45,9 @@ describe('ticking', () => {
     [250, 250],
     [1000, 250],
     [4000, 1000],
-  ])('of %i sources looks after %i at once, and after all within four calls', async (nSources, atOnce) => {
+  ])('of %i sources looks after %i at once, and after all within four calls', (nSources, atOnce) => {
     const it = someSubscriptions();
-    await it.subscriptions.reconcile(Array.from({ length: nSources }, (_, i) => aSource(`s${i}`)));
+    it.subscriptions.reconcile(Array.from({ length: nSources }, (_, i) => aSource(`s${i}`)));
     it.did();
     it.subscriptions.tick();
     const ticked = it.did();
@@ -73,52 +58,27 @@ describe('ticking', () => {
 });
 
 describe('reconciling', () => {
-  test('opens what is new, keeps what stays, closes what left', async () => {
+  test('opens what is new, keeps what stays, closes what left first: its slot may be taken again', () => {
     const it = someSubscriptions();
-    await it.subscriptions.reconcile([aSource('a'), aSource('b')]);
+    it.subscriptions.reconcile([aSource('a'), aSource('b')]);
     expect(it.did()).toEqual(['open a', 'start a', 'open b', 'start b']);
-    await it.subscriptions.reconcile([aSource('b'), aSource('a')]);
+    it.subscriptions.reconcile([aSource('b'), aSource('a')]);
     expect(it.did()).toEqual([]);
-    const reconciled = it.subscriptions.reconcile([aSource('b'), aSource('c')]);
-    await it.turn();
-    expect(it.did()).toEqual(['stop a']);
-    await it.finish();
-    await reconciled;
-    expect(it.did()).toEqual(['gone a', 'open c', 'start c']);
+    it.subscriptions.reconcile([aSource('b'), aSource('c')]);
+    expect(it.did()).toEqual(['stop a', 'open c', 'start c']);
     const told: string[] = [];
     for (let i = 0; i < 2; i++) it.subscriptions.report(({ endpointId }) => told.push(endpointId));
     expect(told).toEqual(['b', 'c']);
+    it.subscriptions.reconcile([]);
+    expect(it.did()).toEqual(['stop b', 'stop c']);
   });
 
-  test('resolves only when the blocks of what left are gone, and opens nothing in its slot before', async () => {
+  test('another incarnation is the same source, told of its restart; any other difference is another source', () => {
     const it = someSubscriptions();
-    await it.subscriptions.reconcile([aSource('a')]);
+    it.subscriptions.reconcile([aSource('a')]);
     it.did();
-    let isResolved = false;
-    const reconciled = it.subscriptions.reconcile([aSource('b')]).then(() => {
-      isResolved = true;
-    });
-    await it.turn();
-    expect([isResolved, ...it.did()]).toEqual([false, 'stop a']);
-    await it.finish();
-    await reconciled;
-    expect(it.did()).toEqual(['gone a', 'open b', 'start b']);
-  });
-
-  test('lists that come quickly are carried out in their order', async () => {
-    const it = someSubscriptions();
-    const all = [[aSource('a')], [], [aSource('a')]].map((sources) => it.subscriptions.reconcile(sources));
-    for (let i = 0; i < 5; i++) await it.finish();
-    await Promise.all(all);
-    expect(it.did()).toEqual(['open a', 'start a', 'stop a', 'gone a', 'open a', 'start a']);
-  });
-
-  test('another incarnation is the same source, told of its restart; any other difference is another source', async () => {
-    const it = someSubscriptions();
-    await it.subscriptions.reconcile([aSource('a')]);
-    it.did();
-    await it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
-    await it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
+    it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
+    it.subscriptions.reconcile([aSource('a', { incarnation: '2' })]);
     expect(it.did()).toEqual(['restarted a']);
     for (const change of [
       { slot: 1 as EndpointSlot },
@@ -126,37 +86,9 @@ describe('reconciling', () => {
       { rank: 1 },
       { kvEvents: { endpoint: 'tcp://a:5557', replayEndpoint: 'tcp://a:5558' } },
     ]) {
-      const reconciled = it.subscriptions.reconcile([aSource('a', change)]);
-      await it.turn();
-      await it.finish();
-      await reconciled;
-      expect(it.did()).toEqual(['stop a', 'gone a', 'open a', 'start a']);
+      it.subscriptions.reconcile([aSource('a', change)]);
+      expect(it.did()).toEqual(['stop a', 'open a', 'start a']);
     }
-  });
-
-  test('stopping closes everything, abandoning too', async () => {
-    const it = someSubscriptions();
-    await it.subscriptions.reconcile([aSource('a')]);
-    const stopped = it.subscriptions.stop();
-    await it.turn();
-    await it.finish();
-    await stopped;
-    await it.subscriptions.reconcile([aSource('b')]);
-    it.subscriptions.tick();
-    const abandoned = it.subscriptions.abandon();
-    await it.finish();
-    await abandoned;
-    expect(it.did()).toEqual([
-      'open a',
-      'start a',
-      'stop a',
-      'gone a',
-      'open b',
-      'start b',
-      'tick b',
-      'abandon b',
-      'gone b',
-    ]);
   });
 });
 
