@@ -224,7 +224,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   },
   'doctor/': {
     knows: ['clock.ts', 'wording.ts', 'endpoints/endpoint.ts', 'kvevents/', 'load/', 'openai/request.ts', 'tokenizer/'],
-    uses: ['node:crypto', 'undici', 'zeromq'],
+    uses: ['node:crypto', 'undici'],
   },
   'demo/': {
     knows: ['log.ts', 'simulator/', 'extproc/services.ts'],

@@ -3,12 +3,11 @@
  * Changes nothing and, unless told to probe, makes no engine compute. Who the endpoints are is found out elsewhere.
  */
 import { randomBytes } from 'node:crypto';
-import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import { errorText } from '../errors.ts';
 import { isTopic } from '../kvevents/topic-listeners.ts';
-import { createZmqContext } from '../kvevents/zmq-frames.ts';
+import { createZmtp, type Zmtp } from '../kvevents/zmtp.ts';
 import { createHttpGet, type Get } from '../load/http-get.ts';
 import type { OnTokenizerCall, StartableTokenizer } from '../tokenizer/sharing-tokenizer.ts';
 import { withoutCredentials } from '../wording.ts';
@@ -84,8 +83,8 @@ export async function examineFleet(
 ): Promise<readonly Report[]> {
   const timing = { ...TIMING, ...options.timing };
   const { get, close } = createHttpGet(deps.clock, { timeoutMs: timing.httpTimeoutMs, maxBytes: PAGE_MAX_BYTES });
-  const context = createZmqContext();
-  const tools: Tools = { ...deps, get, context, options, timing };
+  const zmtp = createZmtp(deps.clock);
+  const tools: Tools = { ...deps, get, zmtp, options, timing };
   let nDone = 0;
   try {
     const examined = await inTurn(endpoints, MAX_AT_ONCE, async (endpoint) => {
@@ -103,7 +102,7 @@ export async function examineFleet(
 
 type Tools = DoctorDeps & {
   readonly get: Get;
-  readonly context: Context;
+  readonly zmtp: Zmtp;
   readonly options: DoctorOptions;
   readonly timing: DoctorTiming;
 };
@@ -145,7 +144,7 @@ async function examineEndpoint(tools: Tools, endpoint: EndpointSpec): Promise<Ex
     const events = tools.options.kvEvents === 'off' ? [] : await examineEvents(tools, endpoint, watches, http);
     return { subject, findings: [...http.findings, ...tokenizer, ...events], tokens: asked?.tokens ?? NO_TOKENS };
   } finally {
-    await Promise.all(watches.map((watch) => watch?.close()));
+    for (const watch of watches) watch?.close();
   }
 }
 

@@ -2,7 +2,6 @@
  * Whether one publisher's KV events arrive: the ZMQ handshake, the replay socket, and what the batches seen say about
  * blocks and salts. Listens as `serve` does; asks for old batches only where told to.
  */
-import type { Context } from 'zeromq';
 import type { Clock } from '../clock.ts';
 import type { KvEventSource } from '../endpoints/endpoint.ts';
 import { errorText } from '../errors.ts';
@@ -14,6 +13,7 @@ import { createReplayClient } from '../kvevents/replay-client.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
 import { wireFormOf } from '../kvevents/wire-form.ts';
 import type { BlockStored } from '../kvevents/kv-event.ts';
+import type { Zmtp } from '../kvevents/zmtp.ts';
 
 export type ReplayAnswer =
   | { readonly kind: 'ended'; readonly nBatches: number }
@@ -49,10 +49,10 @@ export type SourceWatch = {
   replay(from: 'nothing' | 'oldest'): Promise<ReplayAnswer>;
   /** Resolves when the condition holds, or after the time. */
   until(condition: (observed: Observed) => boolean, ms: number): Promise<boolean>;
-  close(): Promise<void>;
+  close(): void;
 };
 
-export type SourceWatchDeps = { readonly clock: Clock; readonly context: Context };
+export type SourceWatchDeps = { readonly clock: Clock; readonly zmtp: Zmtp };
 
 export type SourceWatchOptions = {
   readonly connectTimeoutMs: number;
@@ -67,7 +67,7 @@ const BEYOND_ALL = 2n ** 63n - 1n;
 const MAX_REPLAYED = 2_000;
 
 export function watchSource(
-  { clock, context }: SourceWatchDeps,
+  { clock, zmtp }: SourceWatchDeps,
   source: KvEventSource,
   { connectTimeoutMs, replayTimeoutMs }: SourceWatchOptions,
 ): SourceWatch {
@@ -75,7 +75,7 @@ export function watchSource(
   const connection = createEventConnection(
     {
       clock,
-      context,
+      zmtp,
       permits: createReplayPermits(1),
       redials: createRedials(),
       apply: (payload, _seq, origin) => observer.note(payload, origin),
@@ -115,7 +115,7 @@ export function watchSource(
       let nBatches = 0;
       let answer: ReplayAnswer | null = null;
       let heardMs = clock.nowMs();
-      const client = createReplayClient(source.replayEndpoint, context, {
+      const client = createReplayClient({ clock, zmtp }, source.replayEndpoint, {
         onBatch(_seq, payload) {
           nBatches += 1;
           heardMs = clock.nowMs();
@@ -129,7 +129,7 @@ export function watchSource(
       const isOver = (): boolean =>
         answer !== null || nBatches >= MAX_REPLAYED || clock.nowMs() - heardMs > replayTimeoutMs;
       await poll(isOver, Infinity);
-      await client.close();
+      client.close();
       if (nBatches >= MAX_REPLAYED) return { kind: 'ended', nBatches };
       return answer ?? { kind: 'silent', nBatches };
     },
