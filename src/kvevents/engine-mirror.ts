@@ -519,12 +519,12 @@ export function createEngineMirror(
     if (n === 0) return;
     removal.n = 0;
     names.prepare(hashes, n, null);
+    names.findAll(owner, n, isHeld, positions);
     let nFound = 0;
     const hasCopies = extraCopies.size > 0;
     const hasParked = parked.size() > 0;
     for (let i = 0; i < n; i++) {
-      names.chooseAt(i);
-      const position = names.find(owner, isHeld);
+      const position = positions[i]! as BlockPosition;
       if (position === NO_POSITION) removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
       else if (hasCopies && takeCopy(position, medium)) counts.blocksRemoved++;
       else if (hasParked && (index.mediaAt(owner, position) & (1 << medium)) === 0) {

@@ -8,7 +8,7 @@
  */
 import { createLineMemory } from '../prefix/line-memory.ts';
 import { NO_POSITION, type BlockPosition, type IndexOwner } from '../prefix/prefix-index.ts';
-import { createNameTable, TABLE_FULL } from './name-table.ts';
+import { createNameTable, TABLE_FULL, UNCLEAR } from './name-table.ts';
 
 export type EngineNames = {
   nBytes(): number;
@@ -26,6 +26,8 @@ export type EngineNames = {
    * several one that is held: the caller checks what it gets.
    */
   find(owner: IndexOwner, isHeld: (position: BlockPosition) => boolean): BlockPosition;
+  /** The same for the n names of the last `prepare`, in one go. @param positions receives n positions */
+  findAll(owner: IndexOwner, n: number, isHeld: (position: BlockPosition) => boolean, positions: Uint32Array): void;
   /**
    * Makes the chosen name lead to a block, unless it does already or leads to another block, whoever calls it so.
    * @param use `new`: the owner has no name for the block yet
@@ -89,6 +91,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
   let places = new Int32Array(64);
   let placesEpoch = 0;
   let place = 0;
+  let guesses = new Int32Array(64);
   let lastRead = 0;
 
   const table = createNameTable(maxBytes, hiOf);
@@ -131,7 +134,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
 
   /** Whether the chosen name is the first one of a block. */
   function isFirst(position: number): boolean {
-    return firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff) && isNamed(position);
+    return isNamed(position) && firstHi[position] === hiOfMixed && firstLo[position] === (loOfMixed & 0xffff);
   }
 
   /** The strip in which an owner has a name of its own for a block, 0 = none. */
@@ -221,6 +224,32 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     nFree++;
   }
 
+  function chooseAt(i: number): void {
+    hiOfMixed = prepared[2 * i]!;
+    loOfMixed = prepared[2 * i + 1]!;
+    place = places[i]!;
+    if (place === 0 || placesEpoch !== table.epoch[0]) place = table.placeOf(hiOfMixed, loOfMixed);
+  }
+
+  /** The block an owner means by a name that only this value is stored under. */
+  function meant(owner: number, value: number): BlockPosition {
+    if (value >= 0) return (!hasOwn(owner) || usesFirst(owner, value) ? value : NO_POSITION) as BlockPosition;
+    const strip = (value ^ IN_STRIP) >>> 3;
+    return (strips[strip * STRIP_WORDS + OWNER] === owner ? positionOf(value) : NO_POSITION) as BlockPosition;
+  }
+
+  /** The same where several blocks have the chosen name: other models, or engines that count. */
+  function findAmong(owner: number, isHeld: (position: BlockPosition) => boolean): BlockPosition {
+    let found = NO_POSITION;
+    for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
+      const position = meant(owner, value);
+      if (value < 0 && position !== NO_POSITION) return position;
+      if (position === NO_POSITION) continue;
+      if (found === NO_POSITION || (isHeld(position) && !isHeld(found))) found = position;
+    }
+    return found;
+  }
+
   return {
     nBytes() {
       return (lastRead & 0) + table.nBytes() + (nextStrip - 1 - nFree) * 4 * STRIP_WORDS;
@@ -232,6 +261,7 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
     prepare(hashes, n, positions) {
       if (places.length < n) {
         places = new Int32Array(2 ** Math.ceil(Math.log2(n)));
+        guesses = new Int32Array(places.length);
         prepared = new Int32Array(2 * places.length);
       }
       placesEpoch = table.epoch[0]!;
@@ -245,28 +275,24 @@ export function createEngineNames(nChunks: number, maxBytes: number): EngineName
       // Kept, so that the reads are not optimised away.
       lastRead = table.touch(places, n);
     },
-    chooseAt(i) {
-      hiOfMixed = prepared[2 * i]!;
-      loOfMixed = prepared[2 * i + 1]!;
-      place = places[i]!;
-      if (place === 0 || placesEpoch !== table.epoch[0]) place = table.placeOf(hiOfMixed, loOfMixed);
-    },
+    chooseAt,
     find(owner, isHeld) {
       const only = table.peek(place, hiOfMixed, loOfMixed);
-      if (only === 0 || (only > 0 && !hasOwn(owner))) return only as BlockPosition;
-      let found = NO_POSITION;
-      for (let value = table.first(hiOfMixed, loOfMixed); value !== 0; value = table.next()) {
-        if (value < 0) {
-          const at = ((value ^ IN_STRIP) >>> 3) * STRIP_WORDS;
-          if (strips[at + OWNER] !== owner) continue;
-          return (strips[at + OF_CHUNK]! * CHUNK + (value & 7)) as BlockPosition;
-        }
-        const position = value as BlockPosition;
-        if (!usesFirst(owner, position)) continue;
-        // One name for two blocks: other models, or engines that count.
-        if (found === NO_POSITION || (isHeld(position) && !isHeld(found))) found = position;
+      return only === UNCLEAR ? findAmong(owner, isHeld) : meant(owner, only);
+    },
+    findAll(owner, n, isHeld, positions) {
+      // Three loops without a branch that depends on the memory they wait for: the waits overlap.
+      for (let i = 0; i < n; i++) guesses[i] = table.guess(places[i]!, prepared[2 * i + 1]!);
+      for (let i = 0; i < n; i++) {
+        const guess = guesses[i]!;
+        if (guess !== 0 && guess !== UNCLEAR && hiOf(guess) !== prepared[2 * i]) guesses[i] = UNCLEAR;
       }
-      return found;
+      for (let i = 0; i < n; i++) {
+        if (guesses[i] === UNCLEAR) {
+          chooseAt(i);
+          positions[i] = this.find(owner, isHeld);
+        } else positions[i] = meant(owner, guesses[i]!);
+      }
     },
     give(owner, position, use) {
       if (isNamed(position)) {

@@ -4,8 +4,9 @@
  * splits. The table keeps the lower word of a name, which decides the bucket; the upper one, which decides the
  * sub-table, is kept by the user and asked for when a sub-table splits.
  *
- * Names must be well mixed. A bucket is one cache line: seven lower words, seven values. All words are signed here:
- * V8 keeps a larger number that is stored or handed over on the heap. And no getters: they make an object slow.
+ * Names must be well mixed. A bucket is one cache line: seven lower words, seven values, and what says whether a name may
+ * lie in a bucket behind. All words are signed here: V8 keeps a larger number that is stored or handed over on the heap.
+ * And no getters: they make an object slow.
  */
 import { createLineMemory } from '../prefix/line-memory.ts';
 
@@ -27,10 +28,12 @@ export type NameTable = {
   next(): number;
   /** [0] changes when entries move: places found before are worth nothing then. */
   readonly epoch: Int32Array;
-  /** Where a name lies, for `touch` and `peek`. */
+  /** Where a name lies, for `touch`, `guess` and `peek`. */
   placeOf(hi: number, lo: number): number;
   /** The only value under a name, 0 = none, `UNCLEAR` when there are more. */
   peek(place: number, hi: number, lo: number): number;
+  /** The only value under a lower word in a place, whatever its upper word; 0 = no such name, `UNCLEAR` = ask `peek`. */
+  guess(place: number, lo: number): number;
   /** Reads n places: a loop as short as this one lets the processor wait for many cache misses at once. */
   touch(places: Int32Array, n: number): number;
 };
@@ -39,9 +42,13 @@ export const TABLE_FULL = 0x8000_0000 | 0;
 export const UNCLEAR = TABLE_FULL;
 const BUCKET_ENTRIES = 7;
 const BUCKET_WORDS = 16;
-// Words of a bucket: lower words, then how many entries wanted to be here or before and lie behind, then values.
-const PASSED = 7;
+// Words of a bucket: lower words of its entries, without gaps; how many those are, and << 3 how many entries wanted to be
+// here or before and lie behind; values; a bit for each name that passed (`passedBit`), and maybe for some that have gone.
+const META = 7;
+const ENTRIES_MASK = 7;
+const ONE_PASSED = 8;
 const VALUES = 8;
+const PASSED_NAMES = 15;
 const UNIT_BUCKETS = 4;
 const UNIT_ENTRIES = UNIT_BUCKETS * BUCKET_ENTRIES;
 const UNIT_WORDS = UNIT_BUCKETS * BUCKET_WORDS;
@@ -51,8 +58,11 @@ const SIZES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
 const MAX_UNITS = 16;
 const MAX_LOAD = 0.9;
 /** A sub-table that is emptier than this gives units back. */
-const MIN_LOAD = 0.35;
+const MIN_LOAD = 0.25;
 const MAX_DEPTH = 20;
+
+/** Entries a sub-table of so many units takes before it grows. */
+const CAPACITIES = Uint16Array.from({ length: MAX_UNITS + 1 }, (_, n) => Math.floor(n * UNIT_ENTRIES * MAX_LOAD));
 
 /** @param hiOf upper word of the name a value is stored under */
 export function createNameTable(maxBytes: number, hiOf: (value: number) => number): NameTable {
@@ -71,7 +81,8 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
   const freeUnits: number[] = [];
   const spill = createSpill();
   const upperSpill = createSpill();
-  const nInBucket = new Uint8Array(MAX_UNITS * UNIT_BUCKETS);
+  /** First words of the buckets of one sub-table. */
+  const bucketWords = new Int32Array(MAX_UNITS * UNIT_BUCKETS);
   const cursor = { sub: 0, bucket: 0, entry: 0, hi: 0, lo: 0, nBucketsLeft: 0 };
   addSub(0, 1);
 
@@ -102,7 +113,6 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
 
   const hasUnits = (n: number): boolean => freeUnits.length + nUnits - nextUnit >= n;
   const subOf = (hi: number): number => directory[depth === 0 ? 0 : hi >>> (32 - depth)]!;
-  const capacityOf = (sub: number): number => Math.floor(subUnits[sub]! * UNIT_ENTRIES * MAX_LOAD);
 
   function homeOf(sub: number, lo: number): number {
     return ((lo & 0xffff) * (subUnits[sub]! * UNIT_BUCKETS)) >>> 16;
@@ -113,21 +123,31 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     return (units[sub * MAX_UNITS + (bucket >>> 2)]! * UNIT_BUCKETS + (bucket & 3)) * BUCKET_WORDS;
   }
 
+  /** Adds an entry to a sub-table that has room for it. */
   function place(sub: number, lo: number, value: number): void {
     const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
     let bucket = homeOf(sub, lo);
-    for (;;) {
-      const at = bucketAt(sub, bucket);
-      for (let k = at; k < at + BUCKET_ENTRIES; k++) {
-        if (words[k + VALUES] !== 0) continue;
-        words[k + VALUES] = value;
-        words[k] = lo;
-        subCount[sub]!++;
-        return;
-      }
-      words[at + PASSED]!++;
+    let at = bucketAt(sub, bucket);
+    while ((words[at + META]! & ENTRIES_MASK) === BUCKET_ENTRIES) {
+      words[at + META]! += ONE_PASSED;
+      words[at + PASSED_NAMES]! |= passedBit(lo);
       if (++bucket === nBuckets) bucket = 0;
+      at = bucketAt(sub, bucket);
     }
+    const k = at + (words[at + META]! & ENTRIES_MASK);
+    words[k] = lo;
+    words[k + VALUES] = value;
+    words[at + META]!++;
+  }
+
+  /** Takes the entry at word k out of the bucket at `at`. */
+  function takeOut(at: number, k: number): void {
+    const last = at + (--words[at + META]! & ENTRIES_MASK);
+    words[k] = words[last]!;
+    words[k + VALUES] = words[last + VALUES]!;
+    // So that `guess` does not stumble over it when the name comes back.
+    words[last] = 0;
+    words[last + VALUES] = 0;
   }
 
   /** Takes all entries of a sub-table out into `spill`. */
@@ -145,25 +165,33 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
         n += its === 0 ? 0 : 1;
         words[k + VALUES] = 0;
       }
-      words[at + PASSED] = 0;
+      words[at + META] = 0;
+      words[at + PASSED_NAMES] = 0;
     }
     subCount[sub] = 0;
     return n;
   }
 
-  /** Puts n entries into an empty sub-table, without looking for free places as `place` does. */
+  /** Puts n entries into an empty sub-table. */
   function fill(sub: number, { lo, value }: Spill, n: number): void {
     const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
-    nInBucket.fill(0);
+    for (let bucket = 0; bucket < nBuckets; bucket++) bucketWords[bucket] = bucketAt(sub, bucket);
     for (let i = 0; i < n; i++) {
-      let bucket = homeOf(sub, lo[i]!);
-      while (nInBucket[bucket] === BUCKET_ENTRIES) {
-        words[bucketAt(sub, bucket) + PASSED]!++;
+      const its = lo[i]!;
+      let bucket = ((its & 0xffff) * nBuckets) >>> 16;
+      let at = bucketWords[bucket]!;
+      let meta = words[at + META]!;
+      while ((meta & ENTRIES_MASK) === BUCKET_ENTRIES) {
+        words[at + META] = meta + ONE_PASSED;
+        words[at + PASSED_NAMES]! |= passedBit(its);
         if (++bucket === nBuckets) bucket = 0;
+        at = bucketWords[bucket]!;
+        meta = words[at + META]!;
       }
-      const k = bucketAt(sub, bucket) + nInBucket[bucket]!++;
-      words[k] = lo[i]!;
+      const k = at + (meta & ENTRIES_MASK);
+      words[k] = its;
       words[k + VALUES] = value[i]!;
+      words[at + META] = meta + 1;
     }
     subCount[sub] = n;
   }
@@ -240,13 +268,15 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
         cursor.entry = k + 1 - at;
         return value;
       }
-      if (words[at + PASSED] === 0) return 0;
+      if (!mayLieBehind(at, lo)) return 0;
       cursor.entry = 0;
       cursor.nBucketsLeft--;
       if (++cursor.bucket === nBuckets) cursor.bucket = 0;
     }
     return 0;
   }
+
+  const mayLieBehind = (at: number, lo: number): boolean => (words[at + PASSED_NAMES]! & passedBit(lo)) !== 0;
 
   function first(hi: number, lo: number): number {
     cursor.sub = subOf(hi);
@@ -269,29 +299,34 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
         if (known !== 0) return known;
       }
       let sub = subOf(hi);
-      while (subCount[sub]! >= capacityOf(sub)) {
+      while (subCount[sub]! >= CAPACITIES[subUnits[sub]!]!) {
         if (!grow(sub, hi)) return TABLE_FULL;
         sub = subOf(hi);
       }
       place(sub, lo, value);
+      subCount[sub]!++;
       return 0;
     },
     remove(hi, lo, value) {
       const sub = subOf(hi);
       const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
       const home = homeOf(sub, lo);
-      for (let steps = 0, bucket = home; steps < nBuckets; steps++) {
-        const at = bucketAt(sub, bucket);
-        for (let k = at + VALUES; k < at + VALUES + BUCKET_ENTRIES; k++) {
-          if (words[k] !== value) continue;
-          words[k] = 0;
-          subCount[sub]!--;
-          for (let b = home; b !== bucket; b = b + 1 === nBuckets ? 0 : b + 1) words[bucketAt(sub, b) + PASSED]!--;
-          if (subUnits[sub]! > 1 && subCount[sub]! < subUnits[sub]! * UNIT_ENTRIES * MIN_LOAD) shrink(sub);
-          return;
-        }
+      let bucket = home;
+      let at = bucketAt(sub, bucket);
+      let k = entryOf(words, at, value);
+      for (let steps = 1; k < 0; steps++) {
+        if (steps === nBuckets) return;
         if (++bucket === nBuckets) bucket = 0;
+        at = bucketAt(sub, bucket);
+        k = entryOf(words, at, value);
       }
+      takeOut(at, k);
+      for (let b = home; b !== bucket; b = b + 1 === nBuckets ? 0 : b + 1) {
+        const passed = bucketAt(sub, b);
+        words[passed + META]! -= ONE_PASSED;
+        if (words[passed + META]! < ONE_PASSED) words[passed + PASSED_NAMES] = 0;
+      }
+      if (--subCount[sub]! < subUnits[sub]! * UNIT_ENTRIES * MIN_LOAD && subUnits[sub]! > 1) shrink(sub);
     },
     lowerWordOf(hi, lo, value) {
       const sub = subOf(hi);
@@ -306,28 +341,14 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     first,
     next: scan,
     peek(place, hi, lo) {
-      let found = 0;
-      let at = place;
-      let sub = -1;
-      let bucket = 0;
-      for (let n = 1; ; n++) {
-        for (let k = at; k < at + BUCKET_ENTRIES; k++) {
-          if (words[k] !== lo) continue;
-          const value = words[k + VALUES]!;
-          if (value === 0 || hiOf(value) !== hi) continue;
-          if (found !== 0) return UNCLEAR;
-          found = value;
-        }
-        if (words[at + PASSED] === 0) return found;
-        if (sub < 0) {
-          sub = subOf(hi);
-          bucket = homeOf(sub, lo);
-        }
-        const nBuckets = subUnits[sub]! * UNIT_BUCKETS;
-        if (n === nBuckets) return found;
-        if (++bucket === nBuckets) bucket = 0;
-        at = bucketAt(sub, bucket);
-      }
+      const only = onlyIn(words, place, lo);
+      if (!mayLieBehind(place, lo) && (only === 0 || (only !== UNCLEAR && hiOf(only) === hi))) return only;
+      const found = first(hi, lo);
+      return found !== 0 && scan() !== 0 ? UNCLEAR : found;
+    },
+    guess(place, lo) {
+      const only = onlyIn(words, place, lo);
+      return mayLieBehind(place, lo) ? UNCLEAR : only;
     },
     placeOf(hi, lo) {
       const sub = subOf(hi);
@@ -336,9 +357,68 @@ export function createNameTable(maxBytes: number, hiOf: (value: number) => numbe
     touch(places, n) {
       let read = 0;
       for (let i = 0; i < n; i++) read ^= words[places[i]!]!;
+      // What did not fit into a full bucket, or will not, is in the next one: the next line, except behind a unit's last.
+      for (let i = 0; i < n; i++) {
+        const at = places[i]!;
+        const isFull = ((words[at + META]! & ENTRIES_MASK) + 1) >>> 3;
+        const isLast = (((at / BUCKET_WORDS) & (UNIT_BUCKETS - 1)) + 1) >>> 2;
+        read ^= words[at + BUCKET_WORDS * (isFull & ~isLast)]!;
+      }
       return read;
     },
   };
+}
+
+/** Stands for a name in the word of those that passed; other bits than those that choose the bucket. */
+function passedBit(lo: number): number {
+  return 1 << (lo >>> 16);
+}
+
+/**
+ * The only value under a lower word in a bucket, 0 = none, `UNCLEAR` = several. Which of seven places it is cannot be
+ * predicted, so there is no branch: `miss` is -1 where words differ, else 0.
+ */
+function onlyIn(words: Int32Array, at: number, lo: number): number {
+  let x = words[at]! ^ lo;
+  let miss = (x | -x) >> 31;
+  let nFound = BUCKET_ENTRIES + miss;
+  x = words[at + 1]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  let index = 1 & ~miss;
+  x = words[at + 2]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  index |= 2 & ~miss;
+  x = words[at + 3]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  index |= 3 & ~miss;
+  x = words[at + 4]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  index |= 4 & ~miss;
+  x = words[at + 5]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  index |= 5 & ~miss;
+  x = words[at + 6]! ^ lo;
+  miss = (x | -x) >> 31;
+  nFound += miss;
+  index |= 6 & ~miss;
+  if (nFound > 1) return UNCLEAR;
+  // A free place has the value 0, whatever its lower word.
+  return nFound === 0 ? 0 : words[at + VALUES + index]!;
+}
+
+/** Word of the entry with this value in a bucket, -1 = none; without a branch as well. */
+function entryOf(words: Int32Array, at: number, value: number): number {
+  let found = 0;
+  for (let k = at; k < at + BUCKET_ENTRIES; k++) {
+    const x = words[k + VALUES]! ^ value;
+    found |= (k - at + 1) & ~((x | -x) >> 31);
+  }
+  return found === 0 ? -1 : at + found - 1;
 }
 
 type Spill = { readonly lo: Int32Array; readonly value: Int32Array };

@@ -426,7 +426,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
             if (n === 0) break;
           }
         } else if (!hold(run, holder, at, at + n, wasHeld, i)) break;
-        for (let k = 0; k < n; k++) positions[i + k] = positionAt(run, at + k);
+        writePositions(run, at, n, positions, i);
         i += n;
         at += n;
       }
@@ -490,6 +490,16 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     heldBy: (owner) => owners[owner]!.nHeld,
     stats: () => indexStats(control),
   };
+
+  /** Where the n blocks from an offset on are. */
+  function writePositions(run: number, offset: number, n: number, out: Uint32Array, outAt: number): void {
+    let entry = directoryEntry(words, run, offset >>> 3);
+    for (let k = 0, inChunk = offset & 7; k < n; inChunk = 0) {
+      const first = words[entry++]! * CHUNK_BLOCKS + inChunk;
+      const nHere = Math.min(n - k, CHUNK_BLOCKS - inChunk);
+      for (let i = 0; i < nHere; i++) out[outAt + k++] = first + i;
+    }
+  }
 
   /** Appends and holds. @returns how many blocks; with 0 the run is as it was, or gone if it was new */
   function appendTo(
