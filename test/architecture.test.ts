@@ -277,6 +277,7 @@ const PURE = [
   'load/request-trace.ts',
   'extproc/answers.ts',
   'extproc/exchange.ts',
+  'extproc/grpc-frames.ts',
   'extproc/message-reader.ts',
   'extproc/protobuf.ts',
   'extproc/request-side.ts',

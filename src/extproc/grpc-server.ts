@@ -4,10 +4,11 @@
  * here and proven in test/integration/extproc.test.ts, so an update that moves it fails loudly.
  */
 import { strict as assert } from 'node:assert';
-import type { Http2Server, ServerHttp2Session, Settings } from 'node:http2';
+import type { Http2Server, IncomingHttpHeaders, ServerHttp2Session, ServerHttp2Stream, Settings } from 'node:http2';
 import type { TLSSocket } from 'node:tls';
 import { logVerbosity, Server, setLogVerbosity, type ServerCredentials } from '@grpc/grpc-js';
 import { errorText, WarmpathError } from '../errors.ts';
+import { acceptGrpcCall, type GrpcCall, type GrpcCallListener } from './grpc-call.ts';
 
 export type GrpcServerOptions = {
   /** Must be above the largest body Envoy may send, or a large request ends in status 8 instead of a 413. */
@@ -30,6 +31,13 @@ const CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024;
 
 const KEEPALIVE_TIME_MS = 30_000;
 const KEEPALIVE_TIMEOUT_MS = 10_000;
+
+/** Calls of one method that grpc-js never sees. */
+export type OwnCalls = {
+  readonly path: string;
+  readonly maxMessageBytes: number;
+  serve(call: GrpcCall): GrpcCallListener;
+};
 
 type Internals = {
   commonServerOptions?: { settings?: Settings; streamResetBurst?: number; streamResetRate?: number };
@@ -57,7 +65,7 @@ export function createGrpcServer(options: GrpcServerOptions): Server {
 /**
  * @param listen `host:port`, port 0 for any free one
  * @param key configuration key, named in the error
- * @param onSession called with every new connection, before its first stream
+ * @param calls those that grpc-js never sees; `onSession` is called with every new connection, before its first stream
  * @returns the address bound
  */
 export async function bind(
@@ -65,7 +73,7 @@ export async function bind(
   listen: string,
   credentials: ServerCredentials,
   key: string,
-  onSession: (session: ServerHttp2Session) => void = () => undefined,
+  { calls, onSession }: { readonly calls?: OwnCalls; onSession?(session: ServerHttp2Session): void } = {},
 ): Promise<string> {
   // grpc-js writes its own view of a failed bind to the console; the error below says it better and once.
   setLogVerbosity(logVerbosity.NONE);
@@ -86,28 +94,22 @@ export async function bind(
     http2Server.on('session', (session: ServerHttp2Session) => {
       if (session.destroyed) return;
       session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
-      onSession(session);
+      if (calls !== undefined) takeCalls(session, http2Server, calls);
+      onSession?.(session);
     });
   }
   return `${listen.slice(0, listen.lastIndexOf(':'))}:${port}`;
 }
 
-/**
- * Lets go of the bytes of the message just read. grpc-js keeps them until the next message of the stream, which for a
- * request that has been answered comes a minute later or never: a body per open stream.
- */
-export function dropLastMessage(call: object): void {
-  const decoder = (call as { call?: { decoder?: DecoderInternals } }).call?.decoder;
-  // In any other state the pieces are the beginning of the next message.
-  if (decoder?.readState !== BETWEEN_MESSAGES) return;
-  decoder.readPartialMessage = [];
-  // One byte, and with it the whole piece of the connection's data it was cut from.
-  decoder.readCompressFlag = NO_FLAG;
+/** Streams for the path are served here, all others by whom the server had before. */
+function takeCalls(session: ServerHttp2Session, http2Server: Http2Server, calls: OwnCalls): void {
+  // What Node's own listener does, and nothing else: it hands every stream on to the server.
+  session.removeAllListeners('stream');
+  session.on('stream', (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, ...more: unknown[]) => {
+    if (headers[':path'] === calls.path) acceptGrpcCall(stream, headers, calls.maxMessageBytes, calls.serve);
+    else http2Server.emit('stream', stream, headers, ...more);
+  });
 }
-
-type DecoderInternals = { readState: number; readPartialMessage: readonly Buffer[]; readCompressFlag: Buffer };
-const NO_FLAG = Buffer.alloc(1);
-const BETWEEN_MESSAGES = 0;
 
 function bindError(error: Error, listen: string, key: string): WarmpathError {
   const text = errorText(error);

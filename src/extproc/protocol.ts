@@ -19,6 +19,8 @@ export const SUBSET = 'x-gateway-destination-endpoint-subset';
 export const REASON_HEADER = 'x-warmpath-reason';
 
 export const EXT_PROC_SERVICE = 'envoy.service.ext_proc.v3.ExternalProcessor';
+/** HTTP/2 path of its only method. */
+export const PROCESS_PATH = `/${EXT_PROC_SERVICE}/Process`;
 /** Every service name health is reported for; all but `liveness` follow readiness. */
 export const HEALTH_SERVICES = ['', 'liveness', 'readiness', EXT_PROC_SERVICE] as const;
 

@@ -16,13 +16,15 @@ import { immediateResponse } from './answers.ts';
 import { guardSession } from './client-identity.ts';
 import type { EndpointPicker } from './endpoint-picker.ts';
 import type { ExchangeEnding, ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
+import type { GrpcCall, GrpcCallListener } from './grpc-call.ts';
 import { bind, createGrpcServer } from './grpc-server.ts';
 import { createHealth, type ServingStatus } from './health.ts';
 import { tooManyStreams } from './refusals.ts';
 import type { RequestBodyMode } from './request-side.ts';
 import type { CreateUsageReader } from './response-side.ts';
-import { loadServices, withOwnCodec } from './services.ts';
-import { serveStream, type OpenStream, type ProcessCall } from './stream.ts';
+import { PROCESS_PATH } from './protocol.ts';
+import { loadServices } from './services.ts';
+import { serveStream, type OpenStream } from './stream.ts';
 import { createReloadingTls, createSelfSignedTls, type ServerTls, type TlsFiles } from './tls.ts';
 import { createUnseenEnds } from './unseen-ends.ts';
 import { createUsageJoin } from './usage-join.ts';
@@ -110,6 +112,13 @@ const HEALTH_MAX_STREAMS = 256;
 /** Room for headers and framing around a body, and for a body too large by less than its own size to get its 413. */
 const MESSAGE_MARGIN_BYTES = 1024 * 1024;
 
+const NOBODY: GrpcCallListener = {
+  message: () => undefined,
+  halfClosed: () => undefined,
+  drained: () => undefined,
+  closed: () => undefined,
+};
+
 export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcServerOptions): ExtProcServer {
   const { log, clock } = deps;
   const limits: ExtProcLimits = { ...DEFAULT_EXTPROC_LIMITS, ...options.limits };
@@ -139,12 +148,12 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     const services = loadServices();
     try {
       tls = await createTls();
+      const maxReceiveBytes = 2 * options.bodyMaxBytes + MESSAGE_MARGIN_BYTES;
       const main = createGrpcServer({
-        maxReceiveBytes: 2 * options.bodyMaxBytes + MESSAGE_MARGIN_BYTES,
+        maxReceiveBytes,
         maxStreamsPerConnection: limits.maxStreamsPerConnection,
       });
       servers.push(main);
-      main.addService(withOwnCodec(services.externalProcessor), { Process: process });
       main.addService(services.health, health.handlers);
       for (const more of options.moreServices?.() ?? []) main.addService(more.definition, more.implementation);
       const grpcAddress = await bind(
@@ -152,7 +161,10 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         options.grpcListen,
         tls?.credentials ?? ServerCredentials.createInsecure(),
         'server.grpcListen',
-        guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
+        {
+          calls: { path: PROCESS_PATH, serve: process, maxMessageBytes: maxReceiveBytes },
+          onSession: guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
+        },
       );
       let healthAddress: string | null = null;
       if (options.healthListen !== null) {
@@ -186,7 +198,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     return (session) => guardSession(session, allowed, refused);
   }
 
-  function process(call: ProcessCall): void {
+  function process(call: GrpcCall): GrpcCallListener {
     if (streams.size >= limits.maxStreams) return turnAway(call);
     const stream: OpenStream = serveStream(
       call,
@@ -208,6 +220,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     );
     streams.add(stream);
     if (draining) stream.drain();
+    return stream.listener;
   }
 
   function noteEnd(result: ExchangeResult): void {
@@ -223,11 +236,11 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   }
 
   /** Before any work is done: not even the first message is decoded into an exchange. */
-  function turnAway(call: ProcessCall): void {
-    call.resume();
+  function turnAway(call: GrpcCall): GrpcCallListener {
     call.write(immediateResponse(tooManyStreams()));
     call.end();
     deps.onStream(notServed('too_many_streams', 'refused'));
+    return NOBODY;
   }
 
   async function stop(): Promise<void> {

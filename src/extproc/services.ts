@@ -1,9 +1,7 @@
 /** The two gRPC services, loaded from the .proto files beside the sources. Reads files: call it from `start`, not on import. */
 import { fileURLToPath } from 'node:url';
-import type { MethodDefinition, ServiceDefinition } from '@grpc/grpc-js';
+import type { ServiceDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { readMessage } from './message-reader.ts';
-import type { ProcessingResponse } from './messages.ts';
 import { EXT_PROC_SERVICE } from './protocol.ts';
 
 export type Services = { readonly externalProcessor: ServiceDefinition; readonly health: ServiceDefinition };
@@ -31,13 +29,4 @@ export function loadServices(): Services {
     externalProcessor: definition[EXT_PROC_SERVICE] as ServiceDefinition,
     health: definition['grpc.health.v1.Health'] as ServiceDefinition,
   };
-}
-
-/** The service as our server speaks it: messages are read by us, answers are bytes already. */
-export function withOwnCodec({ Process }: ServiceDefinition): ServiceDefinition {
-  const own: Partial<MethodDefinition<unknown, ProcessingResponse>> = {
-    requestDeserialize: readMessage,
-    responseSerialize: (answer) => answer,
-  };
-  return { Process: { ...Process!, ...own } };
 }

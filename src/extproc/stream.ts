@@ -2,18 +2,16 @@
  * Joins one gRPC stream to one exchange: decoded messages in, answers out, endings both ways. Holds the one rule the
  * exchange cannot: nothing thrown here or in the picker reaches another stream.
  */
-import { status as grpcStatus, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
-import { dropLastMessage } from './grpc-server.ts';
-import type { EnvoyMessage, ProcessingResponse } from './messages.ts';
+import type { GrpcCall, GrpcCallListener } from './grpc-call.ts';
+import { readMessage } from './message-reader.ts';
+import type { EnvoyMessage } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
 import type { UnseenEnds } from './unseen-ends.ts';
 import type { UsageJoin } from './usage-join.ts';
-
-export type ProcessCall = ServerDuplexStream<EnvoyMessage, ProcessingResponse>;
 
 export type StreamDeps = {
   readonly picker: EndpointPicker;
@@ -28,12 +26,13 @@ export type StreamDeps = {
 };
 
 export type OpenStream = {
+  readonly listener: GrpcCallListener;
   /** See Exchange.drain and Exchange.expire. */
   drain(): void;
   expire(): void;
 };
 
-export function serveStream(call: ProcessCall, deps: StreamDeps, options: ExchangeOptions): OpenStream {
+export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeOptions): OpenStream {
   let writable = true;
   /**
    * Null once the stream is over. What is left of an HTTP/2 stream lives in Node until the next full collection; it must not
@@ -41,10 +40,8 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
    */
   let exchange: Exchange | null = createExchange(options, deps.clock, deps.createUsageReader, {
     send(response) {
-      if (!writable || call.write(response) || call.readableFlowing !== true) return;
       // Envoy does not take what it asked for: read no more of it until it does.
-      call.pause();
-      call.once('drain', () => call.resume());
+      if (writable && !call.write(response)) call.pause();
     },
     pick: (request, signal) => {
       let decision;
@@ -71,8 +68,7 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
     },
     fail(code, details) {
       writable = false;
-      // `destroy` would send no status at all, and Envoy would wait for its timeout.
-      call.emit('error', { code: grpcStatus[code], details });
+      call.fail(code, details);
     },
     finished(result) {
       writable = false;
@@ -98,27 +94,32 @@ export function serveStream(call: ProcessCall, deps: StreamDeps, options: Exchan
         } catch (again) {
           deps.onFault('stream handler failed', errorText(again));
           writable = false;
-          call.emit('error', { code: grpcStatus.INTERNAL, details: 'a message could not be handled' });
+          call.fail('INTERNAL', 'a message could not be handled');
         }
       }
     };
   }
 
-  call.on(
-    'data',
-    guarded((message: EnvoyMessage) => {
-      dropLastMessage(call);
-      exchange?.message(message);
-    }),
-  );
-  call.on(
-    'end',
-    guarded(() => exchange?.halfClosed()),
-  );
-  // Envoy ends most streams by a reset; grpc-js then emits any of these, in an order that depends on the moment.
   const cancelled = guarded(() => exchange?.cancelled());
-  call.on('cancelled', cancelled);
-  call.on('close', cancelled);
+  const message = guarded((incoming: EnvoyMessage) => exchange?.message(incoming));
 
-  return { drain: guarded(() => exchange?.drain()), expire: guarded(() => exchange?.expire()) };
+  return {
+    listener: {
+      message(bytes) {
+        let incoming;
+        try {
+          incoming = readMessage(bytes);
+        } catch (error) {
+          call.fail('INTERNAL', errorText(error));
+          return cancelled();
+        }
+        message(incoming);
+      },
+      halfClosed: guarded(() => exchange?.halfClosed()),
+      drained: call.resume,
+      closed: cancelled,
+    },
+    drain: guarded(() => exchange?.drain()),
+    expire: guarded(() => exchange?.expire()),
+  };
 }

@@ -10,6 +10,7 @@ import { afterEach, describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
 import { systemClock } from '../../src/clock.ts';
 import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import { PROCESS_PATH } from '../../src/extproc/protocol.ts';
 import {
   createExtProcServer,
   type ExchangeResult,
@@ -310,6 +311,21 @@ describe('faults stay where they happen', () => {
     expect(await rawStream(address, frame(Buffer.from('ffffffffff', 'hex')))).toBe('13');
     neighbour.send(requestBody('{}'));
     expect((await neighbour.next()).metadata).toBe(POD);
+  });
+
+  test('a compressed message, which is not announced, ends its own stream with status 12', async () => {
+    const { address, results } = await serve();
+    const compressed = frame(encodeRequest({ ...requestHeaders(), ...announced('BUFFERED') }));
+    compressed[0] = 1;
+    expect(await rawStream(address, compressed)).toBe('12');
+    await until(() => results.length === 1, 'the stream is accounted for');
+  });
+
+  test('what is no gRPC gets a 415, another method status 12', async () => {
+    const { address, requests } = await serve();
+    expect(await rawStream(address, Buffer.from('{}'), { 'content-type': 'application/json' })).toBe('415');
+    expect(await rawStream(address, frame(Buffer.alloc(0)), { ':path': `${PROCESS_PATH}Twice` })).toBe('12');
+    expect(requests).toHaveLength(0);
   });
 
   test('a message over the gRPC limit ends its own stream with status 8, a neighbour goes on', async () => {
@@ -649,19 +665,22 @@ function frame(message: Buffer): Buffer {
   return Buffer.concat([prefix, message]);
 }
 
-/** Sends raw bytes as one stream; resolves with its grpc-status. */
-function rawStream(address: string, bytes: Buffer): Promise<string> {
+/** Sends raw bytes as one stream; resolves with its grpc-status, or the status of HTTP where that is not 200. */
+function rawStream(address: string, bytes: Buffer, headers: http2.OutgoingHttpHeaders = {}): Promise<string> {
   const session = http2.connect(`http://${address}`);
   cleanups.push(() => session.destroy());
   return new Promise((resolve, reject) => {
     const stream = session.request({
       ':method': 'POST',
-      ':path': '/envoy.service.ext_proc.v3.ExternalProcessor/Process',
+      ':path': PROCESS_PATH,
       'content-type': 'application/grpc',
       te: 'trailers',
+      ...headers,
     });
     const report = (headers: http2.IncomingHttpHeaders): void => {
       if (headers['grpc-status'] !== undefined) resolve(String(headers['grpc-status']));
+      else if (headers[':status'] !== undefined && Number(headers[':status']) !== 200)
+        resolve(String(headers[':status']));
     };
     stream.on('response', report);
     stream.on('trailers', report);
