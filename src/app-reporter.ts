@@ -11,6 +11,7 @@ import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
 import type { MissingPublishers } from './kvevents/missing-publishers.ts';
 import type { KvEventCounters } from './kvevents/ingest.ts';
+import type { CreditWeights } from './load/cache-trust.ts';
 import type { EngineMetrics, ScrapeResult } from './load/engine-metrics.ts';
 import type { InFlight } from './load/in-flight.ts';
 import type { RequestTrace } from './load/request-trace.ts';
@@ -32,6 +33,7 @@ export type ReporterDeps = {
   readonly streamOf: (id: EndpointId) => StreamSummary | undefined;
   readonly missingPublishers: MissingPublishers;
   readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
+  readonly creditWeights: (endpoint: Endpoint) => CreditWeights;
   readonly unixMs: () => number;
 };
 
@@ -51,6 +53,8 @@ export type Reporter = {
 
 /** AIBrix's. */
 const ENGINE_LABEL = 'model.aibrix.ai/engine';
+
+const CREDITED = ['announced', 'routed'] as const;
 
 type CachedTokens = { predicted: number; observed: number | null };
 
@@ -86,6 +90,13 @@ export function createReporter(deps: ReporterDeps): Reporter {
     if (engine.waiting !== null) metrics.endpointWaitingRequests.set({ endpoint }, engine.waiting);
     if (engine.running !== null) metrics.endpointRunningRequests.set({ endpoint }, engine.running);
     if (engine.kvUsage !== null) metrics.endpointKvUsage.set({ endpoint }, engine.kvUsage);
+  }
+
+  /** What a token is worth there, by how it is known. */
+  function creditOf(endpoint: Endpoint): Readonly<Record<(typeof CREDITED)[number], number>> {
+    const { fresh, delivered } = deps.creditWeights(endpoint);
+    const rounded = (weight: number): number => Math.round(weight * 1000) / 1000;
+    return { announced: rounded(fresh * delivered), routed: rounded(delivered) };
   }
 
   const ageMs = (unixMs: number | null): number | null =>
@@ -227,6 +238,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
           ready: endpoint.ready,
           reachable: !engineMetrics.isDown(endpoint.id),
           trust,
+          credit: creditOf(endpoint),
           blockSizeTokens,
           kvEvents: stream
             ? {
@@ -271,6 +283,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
       metrics.endpointRunningRequests.reset();
       metrics.endpointKvUsage.reset();
       metrics.endpointMetricsAgeSeconds.reset();
+      metrics.endpointCreditWeight.reset();
       const byTrust = new Map<string, { model: string; trust: EndpointKnowledge['trust']; value: number }>();
       for (const endpoint of endpoints.all()) {
         const model = endpoint.models[0]!;
@@ -280,6 +293,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
         const load = inFlight.load(endpoint.slot);
         metrics.endpointInFlightRequests.set({ endpoint: endpoint.address }, load.requests);
         metrics.endpointInFlightTokens.set({ endpoint: endpoint.address }, load.tokens);
+        for (const of of CREDITED) {
+          metrics.endpointCreditWeight.set({ endpoint: endpoint.address, of }, creditOf(endpoint)[of]);
+        }
         writeEngineGauges(endpoint);
       }
       for (const { model, trust, value } of byTrust.values()) metrics.endpoints.set({ model, trust }, value);

@@ -15,11 +15,12 @@ import type { Endpoint, EndpointId, EndpointSlot, EndpointSpec } from './endpoin
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
-import { createKnowledge, createStreamSummaries } from './kvevents/endpoint-knowledge.ts';
+import { createKnowledge, createStreamSummaries, type StreamSummary } from './kvevents/endpoint-knowledge.ts';
 import { createIngest, type IngestSource } from './kvevents/ingest.ts';
 import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
+import type { CreditWeights } from './load/cache-trust.ts';
 import { createFleetLoad } from './load/fleet-load.ts';
 import { createRequestTrace } from './load/request-trace.ts';
 import type { Log } from './log.ts';
@@ -86,7 +87,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const routed = createRoutedPrefixes(clock, {
     keptBlocks(slot) {
       const { capacityTokens } = load.profiles.of(slot);
-      return capacityTokens === null ? null : Math.floor(capacityTokens / DEFAULT_BLOCK_SIZE_TOKENS);
+      if (capacityTokens === null) return null;
+      return Math.floor(capacityTokens / (streamAt(slot)?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS));
     },
   });
   const seed = createHashSeed();
@@ -109,6 +111,17 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     routed.forget(slot);
     ladder.forget(slot);
   };
+  const slotIds = new Map<number, EndpointId>();
+  const streamAt = (slot: number): StreamSummary | undefined => {
+    const id = slotIds.get(slot);
+    return id === undefined ? undefined : streamOf(id);
+  };
+  const creditWeights = ({ slot }: Pick<Endpoint, 'slot'>): CreditWeights => {
+    const stream = streamAt(slot);
+    if (stream === undefined || stream.trust === 'fallback') return load.creditWeights(slot, null);
+    const { lastProvenUnixMs: provenUnixMs, lagMs, blocks, blockSizeTokens } = stream;
+    return load.creditWeights(slot, { provenUnixMs, lagMs, heldTokens: blocks * (blockSizeTokens ?? 0) });
+  };
   const knowledge = createKnowledge(streamOf, relearnt, missingPublishers.isMissing);
   const reporter = createReporter({
     metrics,
@@ -122,6 +135,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     streamOf,
     missingPublishers,
     knowledge: knowledge.of,
+    creditWeights,
     unixMs: () => clock.unixMs(),
   });
   const tokenizer = createTokenizer(config, { log, clock, onCall: reporter.tokenizerCall });
@@ -130,6 +144,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       clock,
       endpoints,
       knowledge: knowledge.of,
+      creditWeights,
       index,
       hasher,
       ladder,
@@ -153,6 +168,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       get fallbackEndpoints() {
         return current.routing.fallbackEndpoints;
       },
+      mediaWeights: config.routing.mediaWeights,
       strategy: strategyOptions(config),
       shedding: config.routing,
     },
@@ -261,6 +277,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   function applyFleet(change: Change): void {
     metrics.setModels(endpoints.modelNames());
     knowledge.keep(endpoints.all());
+    slotIds.clear();
+    for (const { slot, id } of endpoints.all()) slotIds.set(slot, id);
     missingPublishers.keep(endpoints.all());
     const removed = change.removed.map(({ slot }) => slot);
     const restarted = change.changed.filter(({ what }) => what === 'restarted').map(({ before }) => before.slot);

@@ -37,6 +37,18 @@ export function integer(min: number, max: number, unit: string | null = null): K
   };
 }
 
+/** A number from 0 to 1. */
+export const share: Kind<number> = {
+  type: 'number',
+  unit: null,
+  parse(raw) {
+    const value = typeof raw === 'string' && /^\d{0,3}\.?\d{1,9}$/.test(raw.trim()) ? Number(raw) : raw;
+    if (typeof value === 'number' && value >= 0 && value <= 1) return ok(value);
+    return { kind: 'mistake', expected: 'a number from 0 to 1' };
+  },
+  show: String,
+};
+
 export const milliseconds = (min: number, max: number): Kind<number> => integer(min, max, 'ms');
 
 export const port: Kind<number> = integer(1, 65_535);

@@ -27,6 +27,7 @@ import {
   milliseconds,
   optional,
   port,
+  share,
   size,
   structure,
   text,
@@ -261,6 +262,17 @@ const SETTINGS = {
   ),
   'routing.destinationHeader': setting(headerName, 'x-gateway-destination-endpoint', 'header with the destination'),
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
+  'routing.mediaWeights.gpu': setting(
+    share,
+    1,
+    'what a cached block on the GPU is worth: the part of its computing that it saves',
+  ),
+  'routing.mediaWeights.host': setting(
+    share,
+    0.75,
+    '… one in the memory of the host, from where it must be fetched first',
+  ),
+  'routing.mediaWeights.disk': setting(share, 0.25, '… one on a disk'),
   'routing.sheddableObjectives': setting(
     list(objectiveName),
     [],

@@ -9,6 +9,7 @@ import type { Clock } from './clock.ts';
 import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/endpoint-picker.ts';
+import type { CreditWeights } from './load/cache-trust.ts';
 import type { ExpectedLoad } from './load/expected-load.ts';
 import type { FleetLoad } from './load/fleet-load.ts';
 import type { InFlight } from './load/in-flight.ts';
@@ -24,7 +25,14 @@ import {
   type Evaluation,
 } from './picking/decision-record.ts';
 import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
-import { createPromptMatcher, credit, prefixTraits, type PromptMatches } from './picking/prompt-matching.ts';
+import {
+  createPromptMatcher,
+  credit,
+  matched,
+  prefixTraits,
+  type MediaWeights,
+  type PromptMatches,
+} from './picking/prompt-matching.ts';
 import { createRequestHolder } from './picking/request-holder.ts';
 import { createSessions, type Session } from './picking/sessions.ts';
 import { shed, type SheddingOptions } from './picking/shedding.ts';
@@ -43,6 +51,8 @@ export type PickerDeps = {
   readonly clock: Clock;
   readonly endpoints: EndpointStore;
   readonly knowledge: (endpoint: Endpoint) => EndpointKnowledge;
+  /** What a promise of cached tokens is worth there. */
+  readonly creditWeights: (endpoint: Endpoint) => CreditWeights;
   readonly index: PrefixIndexReader;
   readonly hasher: BlockHasher;
   readonly routed: RoutedPrefixes;
@@ -64,6 +74,7 @@ export type PickerDeps = {
 export type PickerOptions = {
   readonly budgetMs: number;
   readonly fallbackEndpoints: number;
+  readonly mediaWeights: MediaWeights;
   readonly strategy: StrategyOptions;
   readonly shedding: SheddingOptions;
 };
@@ -188,16 +199,20 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const views = candidates.map((endpoint, index): Omit<CandidateView, 'costMs'> => {
       const { trust } = knowledge[index]!;
       const { blockSizeTokens, knownTokens } = matches[index]!;
-      const { matchedBlocks, matchedTokens: ofBlocks } = credit(matches[index]!, endpoint.slot, trust);
+      const match = matched(matches[index]!, endpoint.slot, trust);
+      const { matchedBlocks, matchedTokens: ofBlocks } = match;
       // Where the known blocks end, the text that was sent there may go on; where they are missing, it was pushed out.
       const ofText = ofBlocks < knownTokens ? 0 : routedTokens(endpoint.slot);
       // A few tokens more than known are what the estimate is wrong by.
       const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
-      const matchedTokens = usable > ofBlocks * TEXT_MARGIN ? usable : ofBlocks;
+      const isText = usable > ofBlocks * TEXT_MARGIN;
+      const matchedTokens = isText ? usable : ofBlocks;
+      const weights = matchedTokens === 0 ? NO_CREDIT : deps.creditWeights(endpoint);
+      const creditedTokens = isText ? weights.delivered * usable : credit(match, weights, options.mediaWeights);
       const load = expectedLoad.of(endpoint);
       const reachable = !isDown(endpoint.id);
-      const uncachedTokens = promptTokens - matchedTokens;
-      return { endpoint, trust, reachable, matchedBlocks, matchedTokens, uncachedTokens, load };
+      const uncachedTokens = promptTokens - creditedTokens;
+      return { endpoint, trust, reachable, matchedBlocks, matchedTokens, creditedTokens, uncachedTokens, load };
     });
     const known: DecisionRung = isExact
       ? 'exact'
@@ -210,10 +225,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
-      candidates: views.map(({ endpoint, trust, matchedTokens, load }) => ({
+      candidates: views.map(({ endpoint, trust, creditedTokens, load }) => ({
         address: endpoint.address,
         trust,
-        cachedTokens: matchedTokens,
+        cachedTokens: creditedTokens,
         load,
       })),
       promptTokens,
@@ -308,6 +323,7 @@ type TokenizerAnswer = {
   readonly exact: Promise<TokenizeResult> | null;
 };
 
+const NO_CREDIT: CreditWeights = { fresh: 0, delivered: 0 };
 const NOTHING_ASKED: TokenizerAnswer = { chains: [], failure: null, exact: null };
 const NOBODY_TO_ASK: TokenizerAnswer = { chains: [], failure: 'disabled', exact: null };
 

@@ -68,6 +68,7 @@ export type Metrics = {
   readonly endpointRunningRequests: LabelledGauge<EndpointLabel>;
   readonly endpointKvUsage: LabelledGauge<EndpointLabel>;
   readonly endpointMetricsAgeSeconds: LabelledGauge<EndpointLabel>;
+  readonly endpointCreditWeight: LabelledGauge<EndpointLabel & { readonly of: 'announced' | 'routed' }>;
   readonly engineScrapesTotal: LabelledCounter<{ readonly result: string }>;
   readonly engineValuesIgnoredTotal: Counter;
   readonly indexBlocks: Gauge;
@@ -224,6 +225,11 @@ export function createMetrics(): Metrics {
       'endpoint_metrics_age_seconds',
       'time since the metrics of the engine were last read',
       ['endpoint'],
+    ),
+    endpointCreditWeight: gauge.labelled(
+      'endpoint_credit_weight',
+      'what a token is worth that events have announced there, or that was routed there: 1 = as if it were certain',
+      ['endpoint', 'of'],
     ),
     engineScrapesTotal: counter.labelled('engine_scrapes_total', "readings of engines' metrics", ['result']),
     engineValuesIgnoredTotal: counter.plain(

@@ -53,7 +53,7 @@ export function createStreamSummaries(
 
 export type Knowledge = {
   /** What the index is worth for an endpoint now. */
-  of(endpoint: Endpoint): { readonly trust: Trust; readonly blockSizeTokens: number | null };
+  of(endpoint: Endpoint): Pick<StreamSummary, 'trust' | 'blockSizeTokens' | 'coverage'>;
   /** Endpoints that are not among these are not remembered any longer. */
   keep(endpoints: readonly Endpoint[]): void;
 };
@@ -74,7 +74,7 @@ export function createKnowledge(
   return {
     of({ id, slot }) {
       const stream = streamOf(id);
-      if (stream === undefined) return { trust: 'fallback', blockSizeTokens: null };
+      if (stream === undefined) return { trust: 'fallback', blockSizeTokens: null, coverage: 'none' };
       const before = known.get(id);
       if (before !== stream) {
         known.set(id, stream);
@@ -83,7 +83,7 @@ export function createKnowledge(
       }
       if (isMissing(id)) {
         missed.add(id);
-        return { trust: 'fallback', blockSizeTokens: stream.blockSizeTokens };
+        return { trust: 'fallback', blockSizeTokens: stream.blockSizeTokens, coverage: 'none' };
       }
       if (missed.delete(id)) relearnt(slot);
       return stream;

@@ -14,6 +14,8 @@ import type { EngineReading } from './metrics-page.ts';
 
 export type ExpectedLoad = {
   of(endpoint: Pick<Endpoint, 'slot'>): Load;
+  /** Requests of everybody ÷ own ones, at least 1. */
+  allPerOwn(): number;
   /** A page is being asked for: what is in flight now may be in it though it ends before the answer. */
   asked(slot: EndpointSlot): void;
   read(slot: EndpointSlot, reading: Pick<EngineReading, 'running' | 'waiting'>): void;
@@ -66,6 +68,7 @@ export function createExpectedLoad(
   }
 
   return {
+    allPerOwn: () => 1 + othersRatio(),
     of({ slot }) {
       const own = inFlight.load(slot);
       const ratio = othersRatio();

@@ -2,6 +2,7 @@
 import type { Clock } from '../clock.ts';
 import type { Endpoint, EndpointSlot } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
+import { createCacheTrust, type CacheEvidence, type CreditWeights } from './cache-trust.ts';
 import { createEngineMetrics, type EngineMetrics, type EngineMetricsDeps } from './engine-metrics.ts';
 import { createEngineModels, type EngineModelsDeps } from './engine-models.ts';
 import { createEngineProfiles, type EngineProfiles } from './engine-profile.ts';
@@ -21,6 +22,8 @@ export type FleetLoad = {
   readonly expected: Pick<ExpectedLoad, 'of'>;
   readonly metrics: Pick<EngineMetrics, 'of' | 'isDown'>;
   readonly profiles: EngineProfiles;
+  /** What a promise of cached tokens is worth there. @param events null = none that are believed */
+  creditWeights(slot: EndpointSlot, events: EventEvidence | null): CreditWeights;
   /** What strategies look at beside the load. */
   signals(endpoint: Endpoint): {
     readonly kvUsage: number | null;
@@ -38,6 +41,8 @@ export type FleetLoad = {
   start(): void;
   stop(): Promise<void>;
 };
+
+export type EventEvidence = Pick<CacheEvidence, 'provenUnixMs' | 'lagMs' | 'heldTokens'>;
 
 export type ForecastRequest = {
   readonly model: string;
@@ -58,7 +63,9 @@ export type EndedRequest = {
   readonly endpoint: Pick<Endpoint, 'slot'>;
   readonly outcome: 'completed' | 'cancelled' | 'failed' | 'assumed';
   readonly promptTokens: number;
-  readonly usage: { readonly completionTokens: number } | null;
+  /** Of an exact prompt: tokens the endpoint was expected to have. Null = the prompt was not known. */
+  readonly promisedTokens: number | null;
+  readonly usage: { readonly completionTokens: number; readonly cachedTokens: number | null } | null;
   readonly decidedMs: number;
   readonly firstByteMs: number | null;
   readonly endMs: number;
@@ -97,6 +104,7 @@ export function createFleetLoad(
   });
   const expected = createExpectedLoad({ inFlight, clock }, { intervalMs });
   const profiles = createEngineProfiles(clock, learning);
+  const cacheTrust = createCacheTrust(clock);
   const outputs = createOutputPredictor(clock);
   const http = createHttpGet(clock, PAGE_LIMITS);
   const metrics = createEngineMetrics(
@@ -130,6 +138,11 @@ export function createFleetLoad(
     expected,
     metrics,
     profiles,
+    creditWeights(slot, events) {
+      if (events === null) return cacheTrust.of(slot, null);
+      const { capacityTokens } = profiles.of(slot);
+      return cacheTrust.of(slot, { ...events, capacityTokens, allPerOwn: expected.allPerOwn() });
+    },
     signals({ id, slot }) {
       const { answerMs, tokensPerSecond } = profiles.of(slot);
       return { kvUsage: metrics.of(id)?.kvUsage ?? null, answerMs, tokensPerSecond };
@@ -141,8 +154,18 @@ export function createFleetLoad(
       const prefillMs = load.waitMs + load.prefillSetupMs + uncachedTokens * load.prefillMsPerToken;
       return { outputTokens, answerMs: prefillMs + outputTokens * decodeMsPerToken };
     },
-    ended({ endpoint, model, outcome, promptTokens, usage, decidedMs, firstByteMs, endMs, answer }) {
+    ended(request) {
+      const { endpoint, model, outcome, promptTokens, promisedTokens, usage } = request;
+      const { decidedMs, firstByteMs, endMs, answer } = request;
+      if (firstByteMs !== null || outcome === 'completed') {
+        const foundTokens = usage?.cachedTokens ?? promisedTokens ?? 0;
+        const computedTokens = promptTokens - foundTokens + (usage?.completionTokens ?? 0);
+        cacheTrust.computed(endpoint.slot, computedTokens, firstByteMs ?? endMs);
+      }
       if (outcome !== 'completed') return;
+      if (promisedTokens !== null && typeof usage?.cachedTokens === 'number') {
+        cacheTrust.served(endpoint.slot, promisedTokens, usage.cachedTokens);
+      }
       if (usage !== null) outputs.observe(model, promptTokens, usage.completionTokens);
       profiles.served(endpoint.slot, {
         answerMs: endMs - decidedMs,
@@ -164,6 +187,7 @@ export function createFleetLoad(
       inFlight.forget(slot);
       expected.forget(slot);
       profiles.forget(slot);
+      cacheTrust.forget(slot);
     },
     start() {
       running = true;

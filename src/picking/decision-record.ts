@@ -18,7 +18,12 @@ export type DecisionRung = Rung | 'random';
 export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
 
 /** What the event streams say about an endpoint, ranks merged. */
-export type EndpointKnowledge = { readonly trust: Trust; readonly blockSizeTokens: number | null };
+export type EndpointKnowledge = {
+  readonly trust: Trust;
+  readonly blockSizeTokens: number | null;
+  /** whole: everything the engine holds is announced. partial: some of it. none: nothing is known. */
+  readonly coverage: 'whole' | 'partial' | 'none';
+};
 
 export type CandidateView = {
   readonly endpoint: Endpoint;
@@ -27,8 +32,11 @@ export type CandidateView = {
   readonly reachable: boolean;
   /** Blocks announced by events, by medium. */
   readonly matchedBlocks: Readonly<Record<Medium, number>>;
-  /** Tokens expected to be resident when the request starts: announced, or routed there before. */
+  /** Tokens said to be resident when the request starts: announced, or routed there before. */
   readonly matchedTokens: number;
+  /** What they are worth by trust and medium, at most `matchedTokens`. */
+  readonly creditedTokens: number;
+  /** Prompt − credited. */
   readonly uncachedTokens: number;
   readonly load: Load;
   readonly costMs: number;
@@ -93,6 +101,8 @@ export type EndRecord = {
   readonly outcome: 'completed' | 'cancelled' | 'failed' | 'assumed';
   readonly promptTokens: number;
   readonly predictedCachedTokens: number;
+  /** The same where the whole prompt was known, else null. */
+  readonly promisedTokens: number | null;
   readonly predictedOutputTokens: number | null;
   readonly usage: Usage | null;
   /** Milliseconds of the clock: request complete, decided, first byte of the answer (null = not seen), end. */

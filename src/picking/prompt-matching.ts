@@ -3,6 +3,7 @@
  * routed matches, and the credit an endpoint gets for them. Never chooses.
  */
 import type { Endpoint, EndpointSlot, Trust } from '../endpoints/endpoint.ts';
+import { creditedTokens, type CreditWeights } from '../load/cache-trust.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { requestExtraKeys, type BlockHasher, type BlockHashes } from '../prefix/block-hash.ts';
 import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
@@ -131,27 +132,48 @@ export function prefixTraits(
   };
 }
 
+/** What is said to be at an endpoint of the longest match. */
+export type Match = Pick<CandidateView, 'matchedBlocks' | 'matchedTokens'> & {
+  /** From the start of the prompt: by events, and by what was sent there. */
+  readonly announcedTokens: number;
+  readonly routedTokens: number;
+};
+
 /** Several prompts in one request are several chains: the longest match decides. */
-export function credit(
-  matches: ChainMatches,
-  slot: EndpointSlot,
-  trust: Trust,
-): Pick<CandidateView, 'matchedBlocks' | 'matchedTokens'> {
-  let best = 0;
-  let matchedBlocks: Record<Medium, number> = { gpu: 0, host: 0, disk: 0 };
+export function matched(matches: ChainMatches, slot: EndpointSlot, trust: Trust): Match {
+  const { blockSizeTokens } = matches;
+  let best = NO_MATCH;
   for (let i = 0; i < matches.hashes.length; i++) {
     const announced = trust === 'fallback' ? null : matches.announced[i]!;
-    const nAnnounced = announced?.blocks(slot) ?? 0;
-    const nBlocks = Math.min(Math.max(nAnnounced, matches.routed[i]!.blocks(slot)), matches.usableBlocks[i]!);
-    if (nBlocks <= best) continue;
-    best = nBlocks;
-    matchedBlocks = {
+    const usable = matches.usableBlocks[i]!;
+    const announcedTokens = Math.min(announced?.blocks(slot) ?? 0, usable) * blockSizeTokens;
+    const routedTokens = Math.min(matches.routed[i]!.blocks(slot), usable) * blockSizeTokens;
+    const matchedTokens = Math.max(announcedTokens, routedTokens);
+    if (matchedTokens <= best.matchedTokens) continue;
+    const matchedBlocks = {
       gpu: announced?.blocksIn(slot, 'gpu') ?? 0,
       host: announced?.blocksIn(slot, 'host') ?? 0,
       disk: announced?.blocksIn(slot, 'disk') ?? 0,
     };
+    best = { matchedBlocks, matchedTokens, announcedTokens, routedTokens };
   }
-  return { matchedBlocks, matchedTokens: best * matches.blockSizeTokens };
+  return best;
 }
 
+/** Part of a block's computing that is saved where it lies in that medium, 0…1. */
+export type MediaWeights = Readonly<Record<Medium, number>>;
+
+/** Tokens the endpoint is credited with, at most those matched. */
+export function credit(match: Match, weights: CreditWeights, of: MediaWeights): number {
+  const { gpu, host, disk } = match.matchedBlocks;
+  const worth = (gpu * of.gpu + host * of.host + disk * of.disk) / Math.max(1, gpu + host + disk);
+  return creditedTokens({ ...match, worth }, weights);
+}
+
+const NO_MATCH: Match = {
+  matchedBlocks: { gpu: 0, host: 0, disk: 0 },
+  matchedTokens: 0,
+  announcedTokens: 0,
+  routedTokens: 0,
+};
 const NO_BLOCKS = new Uint32Array(0) as BlockHashes;

@@ -21,7 +21,7 @@ import {
   type EndRecord,
   type Evaluation,
 } from './decision-record.ts';
-import { credit, type PromptMatcher } from './prompt-matching.ts';
+import { matched, type PromptMatcher } from './prompt-matching.ts';
 
 export type HolderDeps = {
   readonly clock: Clock;
@@ -97,10 +97,11 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
       },
       release(outcome) {
         if (!load.release(computedTokens(usage))) return;
-        const { trust } = deps.knowledge(endpoint);
-        // Without events the engine's cache is known only from what was sent there and served.
+        const { trust, coverage } = deps.knowledge(endpoint);
+        // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
         const isServed = outcome === 'completed' || outcome === 'assumed';
-        const keep = !isServed ? 'drop' : trust === 'fallback' ? 'keep' : 'grace';
+        const isTold = trust !== 'fallback' && coverage === 'whole';
+        const keep = !isServed ? 'drop' : isTold ? 'grace' : 'keep';
         ended = keep;
         unanswered = false;
         for (const booking of booked) booking.end(keep);
@@ -113,6 +114,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
           outcome,
           promptTokens,
           predictedCachedTokens: matchedTokens,
+          promisedTokens: rung === 'exact' ? matchedTokens : null,
           predictedOutputTokens: forecast.outputTokens,
           usage,
           receivedMs,
@@ -155,7 +157,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
       held.unbook();
       if (held.isUnanswered()) {
         const lengths = answers.map(({ nTokens }) => nTokens);
-        const { matchedTokens } = credit(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
+        const { matchedTokens } = matched(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
         const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
         record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
       }

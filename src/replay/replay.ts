@@ -4,7 +4,13 @@
  * Deterministic: equal input gives equal output.
  */
 import { SimulatedEngine, type EngineNotice, type EngineRequest } from './engine.ts';
-import { METRICS_INTERVAL_MS, type CreatePolicy, type EngineProbe, type Policy } from './policies/policy.ts';
+import {
+  METRICS_INTERVAL_MS,
+  type CreatePolicy,
+  type EngineProbe,
+  type EventBatch,
+  type Policy,
+} from './policies/policy.ts';
 import { createRandom } from './random.ts';
 import { engineBlocks, type TimingModel } from './timing.ts';
 import { createVirtualClock, type VirtualClock } from './virtual-clock.ts';
@@ -59,6 +65,8 @@ type EngineSlot = {
   readonly speed: number;
   alive: boolean;
   nRequests: number;
+  /** A batch of its events was lost behind the last one that was not. */
+  missesEvents: boolean;
 };
 
 type Router = { readonly policy: Policy; readonly clock: VirtualClock };
@@ -66,6 +74,7 @@ type LateEvent = {
   readonly dueMs: number;
   readonly slot: EngineSlot;
   readonly notice: EngineNotice & { kind: 'blocks' };
+  readonly comes: EventBatch['comes'];
 };
 /** A router reads an engine's metrics. */
 type Reading = { dueMs: number; readonly router: Router; readonly slot: EngineSlot };
@@ -135,6 +144,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       speed: engineSpeed,
       alive: true,
       nRequests: 0,
+      missesEvents: false,
     };
     slots.push(slot);
     for (const router of routers) {
@@ -159,11 +169,12 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     slot.engine.submit(request, nowMs);
   }
 
-  function tell(slot: EngineSlot, notice: EngineNotice): void {
-    if (notice.kind === 'blocks') {
-      for (const { policy } of routers) policy.onBlocks?.(slot.probe, notice.changes);
-      return;
-    }
+  function tellEvents({ slot, notice, comes }: Omit<LateEvent, 'dueMs'>): void {
+    const batch = { sentMs: notice.timeMs, comes };
+    for (const { policy } of routers) policy.onBlocks?.(slot.probe, notice.changes, batch);
+  }
+
+  function tell(slot: EngineSlot, notice: Exclude<EngineNotice, { kind: 'blocks' }>): void {
     const { request, timeMs } = notice;
     const outcome = outcomes[request.index]!;
     const { policy } = routerOf(request.index);
@@ -189,11 +200,17 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     for (const { slot, notice } of notices) {
       tellLateEvents(notice.timeMs);
       if (notice.kind === 'blocks') {
-        if (scenario.eventLoss > 0 && eventRandom() < scenario.eventLoss) continue;
+        const isLost = scenario.eventLoss > 0 && eventRandom() < scenario.eventLoss;
+        const event = { slot, notice, comes: slot.missesEvents ? 'after a gap' : 'next' } as const;
+        slot.missesEvents = isLost;
+        if (isLost) continue;
         if (scenario.eventDelayMs > 0) {
-          late.push({ dueMs: notice.timeMs + scenario.eventDelayMs, slot, notice });
+          late.push({ dueMs: notice.timeMs + scenario.eventDelayMs, ...event });
           continue;
         }
+        for (const { clock } of routers) clock.advanceTo(notice.timeMs);
+        tellEvents(event);
+        continue;
       }
       for (const { clock } of routers) clock.advanceTo(notice.timeMs);
       tell(slot, notice);
@@ -205,9 +222,9 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
 
   function tellLateEvents(timeMs: number): void {
     for (; lateHead < late.length && late[lateHead]!.dueMs <= timeMs; lateHead++) {
-      const { dueMs, slot, notice } = late[lateHead]!;
-      for (const { clock } of routers) clock.advanceTo(dueMs);
-      tell(slot, notice);
+      const event = late[lateHead]!;
+      for (const { clock } of routers) clock.advanceTo(event.dueMs);
+      tellEvents(event);
     }
   }
 
@@ -246,6 +263,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     dead.push(slot.engine);
     slot.engine = startEngine(() => slot, slot.speed);
     slot.alive = true;
+    slot.missesEvents = false;
     fleetChanged();
   }
   const dead: SimulatedEngine[] = [];

@@ -89,7 +89,8 @@ export function anIdlePicker(
     {
       clock,
       endpoints: endpointsOf(N_ENGINES),
-      knowledge: () => ({ trust: 'exact', blockSizeTokens: BLOCK }),
+      knowledge: () => ({ trust: 'exact', blockSizeTokens: BLOCK, coverage: 'whole' }),
+      creditWeights: () => ({ fresh: 1, delivered: 1 }),
       index: openPrefixIndexReader(createPrefixIndexMemory({ maxBytes: 1 << 20 })),
       hasher,
       routed: createRoutedPrefixes(clock),

@@ -111,7 +111,8 @@ export async function multiTurn(nConversations: number): Promise<void> {
   const shared = {
     clock,
     endpoints,
-    knowledge: () => ({ trust: 'exact', blockSizeTokens: BLOCK }) as const,
+    knowledge: () => ({ trust: 'exact', blockSizeTokens: BLOCK, coverage: 'whole' }) as const,
+    creditWeights: () => ({ fresh: 1, delivered: 1 }),
     index: openPrefixIndexReader(memory),
     hasher,
     routed: createRoutedPrefixes(clock),

@@ -146,6 +146,7 @@ describe('the product beside good and bad engines', () => {
     const metrics = await (await fetch(`${admin}/metrics`)).text();
     expect(metrics).toContain(`warmpath_endpoint_waiting_requests{endpoint="${healthy}"} 7`);
     expect(metrics).toContain(`warmpath_endpoint_kv_usage{endpoint="${healthy}"} 0.25`);
+    expect(metrics).toContain(`warmpath_endpoint_credit_weight{endpoint="${healthy}",of="routed"} 1`);
     expect(metrics).not.toContain(`warmpath_endpoint_waiting_requests{endpoint="${garbage}"}`);
     expect(metrics).toMatch(/warmpath_engine_scrapes_total\{result="garbage"\} \d+/);
     expect(metrics).toMatch(/warmpath_engine_scrapes_total\{result="refused"\} \d+/);

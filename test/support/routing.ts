@@ -2,8 +2,9 @@
 import type { PickerOptions } from '../../src/endpoint-picker.ts';
 import { parseStrategy, type Strategy } from '../../src/scheduling/strategy-names.ts';
 
-export const PREFIX_CACHE_ONLY: Pick<PickerOptions, 'strategy' | 'shedding'> = {
+export const PREFIX_CACHE_ONLY: Pick<PickerOptions, 'strategy' | 'shedding' | 'mediaWeights'> = {
   strategy: { default: aStrategy('prefix-cache'), header: '', allowed: [] },
+  mediaWeights: { gpu: 1, host: 0.75, disk: 0.25 },
   shedding: { sheddableObjectives: [], shedWaitMs: 2000 },
 };
 

@@ -96,6 +96,7 @@ describe('precedence', () => {
         fallbackEndpoints: 2,
         destinationHeader: 'x-gateway-destination-endpoint',
         compatTargetPodHeader: false,
+        mediaWeights: { gpu: 1, host: 0.75, disk: 0.25 },
       },
       log: { level: 'info' },
     });
@@ -165,6 +166,9 @@ describe('kinds of values', () => {
     ['routing.destinationHeader', 'X-Up', 'a lower-case HTTP header name'],
     ['routing.destinationHeader', 'a\r\nb', 'a lower-case HTTP header name'],
     ['tokenizer.urls', 'ftp://a', 'a list, each entry an http:// or https:// URL'],
+    ['routing.mediaWeights.host', '1.01', 'a number from 0 to 1'],
+    ['routing.mediaWeights.host', '-0.5', 'a number from 0 to 1'],
+    ['routing.mediaWeights.host', 'half', 'a number from 0 to 1'],
     ['discovery.endpoints', '[', 'YAML without aliases'],
     ['discovery.endpoints', '[&a x, *a]', 'YAML without aliases'],
   ])('%s=%j is a mistake', (key, text, expected) => {

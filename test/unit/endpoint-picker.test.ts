@@ -4,6 +4,7 @@ import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/pic
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import type { Decision, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
+import type { CreditWeights } from '../../src/load/cache-trust.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
 import { textOfString } from '../../src/openai/json-scan.ts';
@@ -96,6 +97,8 @@ function aPicker(
     specs?: readonly EndpointSpec[];
     tokenizer?: Tokenizer;
     trust?: EndpointKnowledge['trust'];
+    coverage?: EndpointKnowledge['coverage'];
+    weights?: CreditWeights;
     routing?: Partial<PickerOptions>;
   } = {},
 ) {
@@ -103,6 +106,8 @@ function aPicker(
     specs = [1, 2, 3].map((n) => aSpec(n)),
     tokenizer = characterTokenizer,
     trust = 'exact',
+    coverage = 'whole',
+    weights = { fresh: 1, delivered: 1 },
     routing = {},
   } = options;
   const clock = createFakeClock();
@@ -122,7 +127,8 @@ function aPicker(
     {
       clock,
       endpoints,
-      knowledge: () => ({ trust, blockSizeTokens: BLOCK }),
+      knowledge: () => ({ trust, blockSizeTokens: BLOCK, coverage }),
+      creditWeights: () => weights,
       index: openPrefixIndexReader(memory),
       hasher,
       routed,
@@ -149,7 +155,11 @@ function aPicker(
     endpoints,
     down,
     /** Endpoint n announces the blocks of a text. */
-    warm(n: number, text: string, { salt, adapter = null }: { salt?: string; adapter?: string | null } = {}) {
+    warm(
+      n: number,
+      text: string,
+      { salt, adapter = null, medium = 'GPU' }: { salt?: string; adapter?: string | null; medium?: string } = {},
+    ) {
       const { slot } = endpoints.all().find(({ name }) => name === `pod-${n}`)!;
       const nBlocks = Math.floor(text.length / BLOCK);
       const source = sources.get(slot) ?? engineBlocks.openSource({ slot, rank: 0, model: 'demo' });
@@ -167,7 +177,7 @@ function aPicker(
             blockSizeTokens: BLOCK,
             loraId: null,
             loraName: adapter,
-            medium: 'GPU',
+            medium,
             extraKeys: Array.from({ length: nBlocks }, (_, i) => (i === 0 && salt !== undefined ? [salt] : null)),
             groupIdx: 0,
             kvCacheSpecKind: 'full_attention',
@@ -296,6 +306,48 @@ describe('one request', () => {
     const after = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT }), signal);
     if (after.kind === 'error') throw new Error(after.message);
     expect(after.candidates.filter(({ matchedTokens }) => matchedTokens > 0)).toHaveLength(1);
+  });
+
+  test('blocks that must be fetched first are worth less, and what is doubtful less still', async () => {
+    const { picker, warm } = aPicker({ weights: { fresh: 0.5, delivered: 0.8 } });
+    warm(1, TEXT);
+    warm(2, TEXT, { medium: 'CPU' });
+    warm(3, TEXT, { medium: 'DISK' });
+    const evaluation = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (evaluation.kind === 'error') throw new Error(evaluation.message);
+    const { candidates, promptTokens } = evaluation;
+    expect(candidates.map(({ matchedTokens }) => matchedTokens)).toEqual([80, 80, 80]);
+    expect(candidates.map(({ matchedBlocks }) => matchedBlocks)).toEqual([
+      { gpu: 5, host: 0, disk: 0 },
+      { gpu: 0, host: 5, disk: 0 },
+      { gpu: 0, host: 0, disk: 5 },
+    ]);
+    const credits = [1, 0.75, 0.25].map((worth) => 0.5 * 0.8 * 80 * worth);
+    candidates.forEach((one, i) => {
+      expect(one.creditedTokens).toBeCloseTo(credits[i]!);
+      expect(one.uncachedTokens).toBeCloseTo(promptTokens - credits[i]!);
+    });
+    // What was routed there is on the GPU when the prompt starts, whatever events say; what was promised stays 80.
+    const subset = { kind: 'only', addresses: ['10.0.0.1:8000'] } as const;
+    await picker.pick(aRequest({ model: 'demo', prompt: TEXT }, { subset }), signal);
+    const after = await picker.evaluate(aRequest({ model: 'demo', prompt: TEXT }), signal);
+    if (after.kind === 'error') throw new Error(after.message);
+    expect(after.candidates[0]!.matchedTokens).toBe(80);
+    expect(after.candidates[0]!.creditedTokens).toBeCloseTo(0.8 * 80);
+  });
+
+  test('where events tell only a part, prompts served there are remembered as where there are none', async () => {
+    for (const [coverage, nBlocks] of [
+      ['partial', 5],
+      ['whole', 0],
+    ] as const) {
+      const { picker, routed, clock } = aPicker({ trust: 'degraded', coverage });
+      const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      decision.reservation.release('completed');
+      clock.advance(10_000);
+      expect(routed.stats().nBlocks).toBe(nBlocks);
+    }
   });
 
   test('several prompts are several chains, the longest match decides', async () => {

@@ -25,6 +25,14 @@ export type EngineProbe = {
 /** A router that reads engines' metrics does it that often. */
 export const METRICS_INTERVAL_MS = 1000;
 
+/** What the events themselves show of their way. */
+export type EventBatch = {
+  /** When the engine sent it. */
+  readonly sentMs: number;
+  /** Whether its number follows that of the last one. */
+  readonly comes: 'next' | 'after a gap';
+};
+
 export type Policy = {
   /** @returns one of `engines`, which is never empty */
   choose(request: EngineRequest, engines: readonly EngineProbe[]): EngineProbe;
@@ -32,7 +40,7 @@ export type Policy = {
   /** The last token came, or the engine died under the request. */
   onEnd?(request: EngineRequest, engine: EngineProbe, outcome: 'completed' | 'failed'): void;
   /** KV events, late or with holes as the scenario says. */
-  onBlocks?(engine: EngineProbe, changes: BlockChanges): void;
+  onBlocks?(engine: EngineProbe, changes: BlockChanges, batch: EventBatch): void;
   /** What `/metrics` says when it is read, every `METRICS_INTERVAL_MS`. */
   onMetrics?(engine: EngineProbe, reading: { readonly running: number; readonly waiting: number }): void;
   /** Another process, or none, is behind the engine's address now. */

@@ -55,6 +55,8 @@ export function createRoutedIndex(maxBlocksPerEngine: number): RoutedIndex {
 /** Blocks as KV events announce them. */
 export type AnnouncedBlocks = {
   matchedBlocks(request: EngineRequest, engine: EngineProbe): number;
+  /** @param id of the engine */
+  nBlocks(id: number): number;
   apply(engine: EngineProbe, changes: readonly number[]): void;
   forget(engine: EngineProbe): void;
 };
@@ -69,6 +71,7 @@ export function createAnnouncedBlocks(): AnnouncedBlocks {
       while (n < blocks.length && ofEngine.has(blocks[n]!)) n += 1;
       return n;
     },
+    nBlocks: (id) => held.get(id)?.size ?? 0,
     apply({ id }, changes) {
       let ofEngine = held.get(id);
       if (!ofEngine) held.set(id, (ofEngine = new Set()));

@@ -3,6 +3,7 @@
  * virtual time. Only where the blocks come from differs from `serve`: ids of a workload instead of hashed tokens.
  */
 import type { EndpointSlot } from '../../endpoints/endpoint.ts';
+import { createCacheTrust, creditedTokens, type CacheEvidence, type CreditWeights } from '../../load/cache-trust.ts';
 import { createExpectedLoad } from '../../load/expected-load.ts';
 import { createInFlight, type LoadReservation } from '../../load/in-flight.ts';
 import type { BlockHashes } from '../../prefix/block-hash.ts';
@@ -13,28 +14,43 @@ import { METRICS_INTERVAL_MS, type CreatePolicy, type EngineProbe } from './poli
 import { createAnnouncedBlocks } from './tracking.ts';
 
 export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, events }) => {
+  const trust = createCacheTrust(clock);
   const inFlight = createInFlight(clock);
   const expectedLoad = createExpectedLoad({ inFlight, clock }, { intervalMs: METRICS_INTERVAL_MS });
-  const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
   const announced = createAnnouncedBlocks();
-  const held = new Map<number, { load: LoadReservation; booking: Booking; cachedTokens: number | null }>();
+  const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
+  /** When the events of an engine were whole for the last time. */
+  const proofs = new Map<number, EventProof>();
+  const held = new Map<number, Held>();
   const slotOf = ({ id }: EngineProbe): EndpointSlot => id as EndpointSlot;
+
+  function weightsOf(engine: EngineProbe): CreditWeights {
+    const proof = proofs.get(engine.id);
+    if (proof === undefined) return trust.of(slotOf(engine), null);
+    const heldTokens = announced.nBlocks(engine.id) * blockTokens;
+    const capacityTokens = cacheBlocks * blockTokens;
+    return trust.of(slotOf(engine), { ...proof, heldTokens, capacityTokens, allPerOwn: expectedLoad.allPerOwn() });
+  }
 
   return {
     choose(request, engines) {
       const hashes = keysOf(request);
       const onTheWay = routed.longestMatch(hashes);
       const candidates = engines.map((engine) => {
-        const nAnnounced = events === 'none' ? 0 : announced.matchedBlocks(request, engine);
-        const nBlocks = Math.max(nAnnounced, onTheWay.blocks(slotOf(engine)));
+        const most = request.promptTokens - 1;
+        const tokensOf = (nBlocks: number): number => Math.min(nBlocks * blockTokens, most);
+        const routedTokens = tokensOf(onTheWay.blocks(slotOf(engine)));
+        const announcedTokens = tokensOf(announced.matchedBlocks(request, engine));
+        const cached = { routedTokens, announcedTokens, worth: 1 };
         return {
+          promisedTokens: Math.max(routedTokens, announcedTokens),
           address: engine.address,
           trust: TRUST[events],
-          cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
+          cachedTokens: creditedTokens(cached, weightsOf(engine)),
           load: expectedLoad.of({ slot: slotOf(engine) }),
         };
       });
-      const mostCached = Math.max(...candidates.map(({ cachedTokens }) => cachedTokens));
+      const mostCached = Math.max(...candidates.map(({ promisedTokens }) => promisedTokens));
       const nCached = Math.min(Math.ceil(mostCached / blockTokens), request.blocks.length);
       const { order } = schedule({
         candidates,
@@ -43,12 +59,15 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
         sharers: engines.reduce((sum, engine) => sum + onTheWay.bookings(slotOf(engine), nCached), 0),
       });
       const chosen = engines[order[0]!]!;
+      const { cachedTokens, promisedTokens } = candidates[order[0]!]!;
       held.set(request.index, {
-        load: inFlight.reserve(slotOf(chosen), request.promptTokens - candidates[order[0]!]!.cachedTokens, {
+        load: inFlight.reserve(slotOf(chosen), request.promptTokens - cachedTokens, {
           promptTokens: request.promptTokens,
         }),
         booking: routed.book(slotOf(chosen), hashes),
+        promisedTokens,
         cachedTokens: null,
+        firstTokenMs: 0,
       });
       return chosen;
     },
@@ -58,27 +77,52 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       reservation.load.firstByte();
       // In `serve` it comes with the usage, at the end.
       reservation.cachedTokens = cachedTokens;
+      reservation.firstTokenMs = clock.nowMs();
     },
-    onEnd(request, _engine, outcome) {
+    onEnd(request, engine, outcome) {
       const reservation = held.get(request.index);
       if (!reservation) return;
       held.delete(request.index);
-      const { cachedTokens } = reservation;
+      const { cachedTokens, promisedTokens, firstTokenMs } = reservation;
+      if (cachedTokens !== null && outcome === 'completed') {
+        const computedTokens = request.promptTokens - cachedTokens + request.outputTokens;
+        trust.computed(slotOf(engine), computedTokens, firstTokenMs);
+        trust.served(slotOf(engine), promisedTokens, cachedTokens);
+      }
       reservation.load.release(cachedTokens === null ? undefined : request.promptTokens - cachedTokens);
       reservation.booking.end(outcome === 'failed' ? 'drop' : events === 'whole' ? 'grace' : 'keep');
     },
-    onBlocks: announced.apply,
+    onBlocks(engine, changes, { sentMs, comes }) {
+      // As `serve` does where no replay brings back what is missing.
+      if (comes === 'after a gap') announced.forget(engine);
+      announced.apply(engine, changes);
+      proofs.set(engine.id, { provenUnixMs: clock.unixMs(), lagMs: clock.nowMs() - sentMs });
+    },
     onMetrics(engine, reading) {
       expectedLoad.asked(slotOf(engine));
       expectedLoad.read(slotOf(engine), reading);
     },
     onGone(engine) {
       announced.forget(engine);
+      proofs.delete(engine.id);
+      trust.forget(slotOf(engine));
       routed.forget(slotOf(engine));
       inFlight.forget(slotOf(engine));
       expectedLoad.forget(slotOf(engine));
     },
   };
+};
+
+type EventProof = Pick<CacheEvidence, 'provenUnixMs' | 'lagMs'>;
+
+type Held = {
+  readonly load: LoadReservation;
+  readonly booking: Booking;
+  /** At the choice. */
+  readonly promisedTokens: number;
+  /** Null until the first token. */
+  cachedTokens: number | null;
+  firstTokenMs: number;
 };
 
 const TRUST = { whole: 'exact', gaps: 'degraded', none: 'fallback' } as const;

@@ -88,7 +88,7 @@ describe('knowledge of an endpoint', () => {
 
   test('without a stream it is what was sent there, nothing else', () => {
     const { knowledge } = aKnowledge();
-    expect(knowledge.of(ENDPOINT)).toEqual({ trust: 'fallback', blockSizeTokens: null });
+    expect(knowledge.of(ENDPOINT)).toEqual({ trust: 'fallback', blockSizeTokens: null, coverage: 'none' });
   });
 
   test('what was sent while a stream was not believed is forgotten once it is believed again', () => {

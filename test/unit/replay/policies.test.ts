@@ -84,10 +84,10 @@ describe('peer policies, as their documents define them', () => {
   test('dynamo: announced blocks are credit, blocks in use are cost', () => {
     const policy = aPolicy('dynamo');
     const fleet = aFleet([{}, {}]);
-    policy.onBlocks!(fleet[0]!, [1, 2]);
+    policy.onBlocks!(fleet[0]!, [1, 2], { sentMs: 0, comes: 'next' });
     const request = aRequest([1, 2, 3]);
     expect(policy.choose(request, fleet).id).toBe(0);
-    policy.onBlocks!(fleet[0]!, [~1]);
+    policy.onBlocks!(fleet[0]!, [~1], { sentMs: 0, comes: 'next' });
     expect(policy.choose(aRequest([1, 2, 3]), fleet).id).toBe(1);
   });
 
