@@ -30,7 +30,7 @@ export function unknownModel(model: string): PickError {
 export const CLIENT_GONE: PickError = {
   kind: 'error',
   status: 503,
-  type: 'service_unavailable',
+  type: 'service_unavailable_error',
   code: null,
   param: null,
   message: 'The request was given up before it was decided.',
@@ -42,7 +42,7 @@ export function noEndpoint(reason: string, message: string, model: string | null
   return {
     kind: 'error',
     status: 503,
-    type: 'service_unavailable',
+    type: 'service_unavailable_error',
     code: 'no_endpoint',
     param: null,
     message,
