@@ -145,8 +145,9 @@ describe('a healthy fleet', () => {
 
 describe('what is wrong is found', () => {
   test('no endpoint at all', async () => {
-    const { code, complaints } = await diagnose([]);
-    expect([code, complaints]).toEqual([1, ['null fleet problem: there is no endpoint']]);
+    const { code, out, err } = await run([]);
+    expect([code, err]).toEqual([1, [expect.stringMatching(/^warmpath doctor: neither discovery\.file nor /)]]);
+    expect(out.slice(0, 2)).toEqual(['fleet', '  problem  fleet      there is no endpoint']);
   });
 
   test('nobody listens', async () => {
