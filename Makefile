@@ -8,7 +8,8 @@ help: ## this list
 
 # One marker for everything that `npm ci` gives, so that no target installs twice.
 node_modules/.ready: package.json package-lock.json
-	npm ci --no-audit --no-fund
+	@# Not what npm thinks of the Node it runs on: the one Warmpath runs on is installed by it.
+	npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 setup: node_modules/.ready ## install the pinned dependencies

@@ -273,7 +273,7 @@ describe('three values', () => {
   test('are told what to do next', async () => {
     const notes = await helm.notes(THREE);
     expect(notes).toMatch(/^Warmpath 0\.1\.0 follows pods app=vllm in namespace llm\./);
-    expect(notes.match(/^ {3}\S.*$/gm)).toHaveLength(3);
+    expect(notes.match(/^ {3}\S.*$/gm)).toHaveLength(4);
     expect(await helm.notes({})).toContain('Nothing asks it yet: set gateway.name');
   });
 });
