@@ -21,6 +21,7 @@ import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
 import type { CreditWeights } from './load/cache-trust.ts';
+import { createEngineSeedFile } from './load/engine-seed-file.ts';
 import { createFleetLoad } from './load/fleet-load.ts';
 import { createRequestTrace } from './load/request-trace.ts';
 import type { Log } from './log.ts';
@@ -268,6 +269,31 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   );
   const discovery = kubernetes ?? staticEndpoints;
 
+  /** Null before the start is over. */
+  let configState: string | null = null;
+  let seedProblem: string | null = null;
+  const showConfig = (state: string | null): void => {
+    configState = state;
+    if (state === null) return;
+    const but = state === 'ok' ? 'ok, but' : `${state};`;
+    readiness.set('config', seedProblem === null ? state : `${but} not the newest engine profiles: ${seedProblem}`);
+  };
+  const { engineProfileFile } = config.load;
+  const seedFile =
+    engineProfileFile === null
+      ? null
+      : createEngineSeedFile(
+          {
+            log,
+            onSeeds: load.seed,
+            onProblem(problem) {
+              seedProblem = problem;
+              showConfig(configState);
+            },
+          },
+          { file: engineProfileFile, gpuTypeLabel: config.load.gpuTypeLabel },
+        );
+
   /** Endpoints whose replay is not asked any more. */
   const liveOnly = new Set<EndpointId>();
   /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
@@ -356,6 +382,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     await tokenizer.start();
     const { address } = await admin.start();
     started.push(() => admin.stop());
+    started.push(async () => seedFile?.stop());
+    await seedFile?.start();
     // In this order, because the first list may be long in coming and `stop` must not wait for it.
     started.push(() => discovery.stop());
     await discovery.start();
@@ -393,7 +421,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     ownPort = portOf(grpcAddress);
     void siblings?.fill();
     readiness.set('grpc', 'ok');
-    readiness.set('config', 'ok');
+    showConfig('ok');
     return { grpc: grpcAddress, health: healthAddress, admin: address };
   }
 
@@ -417,10 +445,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       current = withLiveKeys(config, next);
       if (changed.live.includes('discovery.endpoints')) staticEndpoints.replace(current.discovery.endpoints);
       const waiting = changedKeys(config, next).atStart;
-      readiness.set('config', waiting.length === 0 ? 'ok' : `ok, but a restart is needed for ${waiting.join(', ')}`);
+      showConfig(waiting.length === 0 ? 'ok' : `ok, but a restart is needed for ${waiting.join(', ')}`);
       return { live: changed.live, atStart: waiting };
     },
-    refuseConfig: (mistakes) => readiness.set('config', `ok, but not the newest file: ${mistakes.join('; ')}`),
+    refuseConfig: (mistakes) => showConfig(`ok, but not the newest file: ${mistakes.join('; ')}`),
   };
 }
 

@@ -289,10 +289,15 @@ const SETTINGS = {
     null,
     'label of endpoints that names their GPU: until an endpoint has shown how fast it is, those with the same value answer for it',
   ),
+  'load.engineProfileFile': setting(
+    optional(filePath),
+    null,
+    'watched YAML file with what was measured of engines before, per GPU type or endpoint: prefill and decode rate, capacity (docs/operations.md); what engines show while serving counts more from the tenth prompt on',
+  ),
   'load.engineProfileCaching': setting(
     flag,
     true,
-    'learn how fast each engine is (prefill and decode rate); off: all are taken to be alike',
+    'learn how fast each engine is (prefill and decode rate); off: as `load.engineProfileFile` says, else all alike',
   ),
   'log.level': live(choice('debug', 'info', 'warn', 'error'), 'info', 'least severe lines that are written'),
 } as const;

@@ -34,6 +34,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'log.ts',
       'wording.ts',
       'endpoints/',
+      'load/engine-seed-file.ts',
       'kvevents/',
       'kubernetes/',
       'tokenizer/',
@@ -168,7 +169,10 @@ const RULES: Readonly<Record<string, Rule>> = {
     ],
   },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'prefix/prefix-match.ts', 'load/in-flight.ts'], uses: [] },
-  'load/': { knows: ['clock.ts', 'log.ts', 'endpoints/endpoint.ts'], uses: ['undici'] },
+  'load/': {
+    knows: ['clock.ts', 'file-follower.ts', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts'],
+    uses: ['undici', 'yaml'],
+  },
 
   // Flow (b): one KV event batch.
   'kvevents/': {

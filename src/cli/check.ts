@@ -5,7 +5,7 @@ import { loadOptions, type OptionsIo } from './options.ts';
 
 const HELP = `usage: warmpath check [--config FILE] [--set key=value]…
 
-Validates the configuration, the endpoints file and the TLS files it names. Prints the effective configuration as YAML,
+Validates the configuration, and the files it names: endpoints, engine profiles, TLS. Prints the effective configuration as YAML,
 or every mistake at once.
 
 Later wins: default < file < environment (WARMPATH_A_B) < --set.

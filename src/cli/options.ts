@@ -5,6 +5,7 @@ import type { ParsedList } from '../endpoints/endpoint-list.ts';
 import { parseFile, parseInline } from '../endpoints/static-endpoints.ts';
 import { errorText } from '../errors.ts';
 import type { FileText } from '../file-follower.ts';
+import { parseSeedFile } from '../load/engine-seed-file.ts';
 import { showGot } from '../wording.ts';
 
 export type OptionsIo = {
@@ -106,6 +107,7 @@ function validate(input: ConfigInput): ValidConfig {
     ...(loaded.kind === 'mistakes' ? loaded.mistakes : []),
     ...(list.kind === 'mistakes' ? list.mistakes : []),
     ...tlsMistakes(known, loaded.where, readFile),
+    ...seedMistakes(known, readFile),
   ];
   if (loaded.kind !== 'config' || list.kind !== 'endpoints' || mistakes.length > 0)
     return { kind: 'mistakes', mistakes };
@@ -143,6 +145,13 @@ function tlsMistakes(config: Config, where: Where, readFile: (path: string) => s
     if (read.kind === 'text') return [];
     return [`${key} must be a readable file, got ${showGot(path)}: ${read.why} (${where(key)})`];
   });
+}
+
+function seedMistakes({ load }: Config, readFile: (path: string) => string): readonly string[] {
+  const { engineProfileFile: file, gpuTypeLabel } = load;
+  if (file === null) return [];
+  const parsed = parseSeedFile(readOrWhy(file, readFile), file, gpuTypeLabel);
+  return parsed.kind === 'mistakes' ? parsed.mistakes : [];
 }
 
 function readOrWhy(path: string, readFile: (path: string) => string): FileText {

@@ -4,6 +4,7 @@
  * prefill-model.ts. No I/O; the clock is injected.
  */
 import type { Clock } from '../clock.ts';
+import type { EngineSeed } from './engine-seeds.ts';
 import type { EngineReading, Total } from './metrics-page.ts';
 
 export type EngineProfile = {
@@ -55,8 +56,15 @@ const LEAST_ANSWERS = 4;
 const LEAST_TOKENS = 50;
 const NOTHING: EngineProfile = { answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: null };
 
-/** @param learning `off`: only what an engine says of its capacity is kept */
-export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'): EngineProfiles {
+/**
+ * @param learning `off`: only what an engine says of its capacity is kept
+ * @param seedOf what somebody has measured before: it counts until the engine has shown or said something itself
+ */
+export function createEngineProfiles(
+  clock: Clock,
+  learning: 'on' | 'off' = 'on',
+  seedOf: (slot: number) => EngineSeed | null = () => null,
+): EngineProfiles {
   const bySlot = new Map<number, State>();
 
   function stateOf(slot: number): State {
@@ -81,13 +89,16 @@ export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'
   return {
     of(slot) {
       const state = bySlot.get(slot);
-      if (state === undefined) return NOTHING;
+      const seed = seedOf(slot);
+      const seeded = seed === null ? NOTHING : { ...NOTHING, ...profileOf(seed) };
+      if (state === undefined) return seeded;
       return {
         // The own requests first: the engine's totals are of everybody's, and as old as the reading.
         answerMs: state.answer.weight > 0 ? state.answer.value : state.reportedAnswer.ms,
-        decodeMsPerToken: state.decode.weight > 0 ? state.decode.value : state.reportedDecode.ms,
+        decodeMsPerToken:
+          state.decode.weight > 0 ? state.decode.value : (state.reportedDecode.ms ?? seeded.decodeMsPerToken),
         tokensPerSecond: (1000 * state.tokens * fading(state)) / TOKENS_MEMORY_MS,
-        capacityTokens: state.capacityTokens,
+        capacityTokens: state.capacityTokens ?? seeded.capacityTokens,
       };
     },
     served(slot, { answerMs, decodeMs, promptTokens, completionTokens }) {
@@ -109,6 +120,13 @@ export function createEngineProfiles(clock: Clock, learning: 'on' | 'off' = 'on'
     },
     forget: (slot) => void bySlot.delete(slot),
   };
+}
+
+function profileOf({
+  decodeTokensPerSecond: rate,
+  capacityTokens,
+}: EngineSeed): Pick<EngineProfile, 'decodeMsPerToken' | 'capacityTokens'> {
+  return { decodeMsPerToken: rate === null ? null : 1000 / rate, capacityTokens };
 }
 
 function learn(mean: Mean, sample: number): void {

@@ -6,6 +6,7 @@ import { createCacheTrust, type CacheEvidence, type CreditWeights } from './cach
 import { createEngineMetrics, type EngineMetrics, type EngineMetricsDeps } from './engine-metrics.ts';
 import { createEngineModels, type EngineModelsDeps } from './engine-models.ts';
 import { createEngineProfiles, type EngineProfiles } from './engine-profile.ts';
+import { NO_SEEDS, type EngineSeed, type EngineSeeds } from './engine-seeds.ts';
 import { createExpectedLoad, type ExpectedLoad } from './expected-load.ts';
 import { createHttpGet } from './http-get.ts';
 import {
@@ -36,6 +37,8 @@ export type FleetLoad = {
   ended(request: EndedRequest): void;
   /** The endpoints that are asked, from `start` on. */
   reconcile(endpoints: readonly Endpoint[]): void;
+  /** What is measured of engines before they have shown anything. */
+  seed(seeds: EngineSeeds): void;
   /** Another process is behind the slot, or none. */
   forget(slot: EndpointSlot): void;
   start(): void;
@@ -97,13 +100,19 @@ export function createFleetLoad(
   { metricsIntervalMs: intervalMs, adapterIntervalMs, engineProfileCaching, gpuTypeLabel }: FleetLoadOptions,
 ): FleetLoad {
   const kinds = new Map<number, string>();
+  let seeds = NO_SEEDS;
+  const seedBySlot = new Map<number, EngineSeed>();
   const learning = engineProfileCaching ? 'on' : 'off';
   const inFlight = createInFlight(clock, ASSUMED_PREFILL_TOKENS_PER_SECOND, {
     kindOf: (slot) => kinds.get(slot) ?? null,
+    seedMsPerTokenOf(slot) {
+      const rate = seedBySlot.get(slot)?.prefillTokensPerSecond ?? null;
+      return rate === null ? null : 1000 / rate;
+    },
     learning,
   });
   const expected = createExpectedLoad({ inFlight, clock }, { intervalMs });
-  const profiles = createEngineProfiles(clock, learning);
+  const profiles = createEngineProfiles(clock, learning, (slot) => seedBySlot.get(slot) ?? null);
   const cacheTrust = createCacheTrust(clock);
   const outputs = createOutputPredictor(clock);
   const http = createHttpGet(clock, PAGE_LIMITS);
@@ -131,6 +140,12 @@ export function createFleetLoad(
   function follow(): void {
     metrics.reconcile(wanted);
     models.reconcile(wanted);
+  }
+
+  function placeSeeds(): void {
+    seedBySlot.clear();
+    if (seeds.nProfiles === 0) return;
+    for (const endpoint of wanted) seedBySlot.set(endpoint.slot, seeds.of(endpoint));
   }
 
   return {
@@ -181,7 +196,12 @@ export function createFleetLoad(
         const kind = gpuTypeLabel === null ? undefined : labels[gpuTypeLabel];
         if (kind !== undefined) kinds.set(slot, kind);
       }
+      placeSeeds();
       if (running) follow();
+    },
+    seed(next) {
+      seeds = next;
+      placeSeeds();
     },
     forget(slot) {
       inFlight.forget(slot);

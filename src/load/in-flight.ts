@@ -88,7 +88,9 @@ export const ASSUMED_PREFILL_TOKENS_PER_SECOND = 8_000;
 export type InFlightOptions = {
   /** Names engines that are alike, by GPU; null = not known. */
   readonly kindOf?: (slot: number) => string | null;
-  /** `off`: every engine is taken to be as fast as assumed. */
+  /** What somebody has measured before, milliseconds per prompt token; null = nothing. */
+  readonly seedMsPerTokenOf?: (slot: number) => number | null;
+  /** `off`: every engine is taken to be as fast as measured before, or as assumed. */
   readonly learning?: 'on' | 'off';
 };
 
@@ -160,9 +162,9 @@ const IDLE = {
 export function createInFlight(
   clock: Clock,
   assumedPrefillTokensPerSecond: number = ASSUMED_PREFILL_TOKENS_PER_SECOND,
-  { kindOf, learning = 'on' }: InFlightOptions = {},
+  { kindOf, seedMsPerTokenOf, learning = 'on' }: InFlightOptions = {},
 ): InFlight {
-  const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond, kindOf);
+  const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond, kindOf, seedMsPerTokenOf);
   const slots = new Map<number, SlotState>();
   let nTotal = 0;
   let firstMs: number | null = null;

@@ -41,13 +41,19 @@ const FLEET_WEIGHT = 10;
 /** The assumption stands for so many samples, of such prompts. */
 const ASSUMED_SAMPLES = 2;
 const ASSUMED_TOKENS = [1000, 8000] as const;
+/** A measured speed is taken to be that of such a prompt. */
+const SEED_TOKENS = 4000;
 /** Where others' prompts may be in a sample: the part by which it may exceed what was expected. */
 const MOST_EXCESS = 0.03;
 
-/** @param kindOf names endpoints that are alike; null = not known of what kind it is */
+/**
+ * @param kindOf names endpoints that are alike; null = not known of what kind it is
+ * @param seedMsPerTokenOf what somebody has measured of an endpoint, or of its kind, before; null = nothing
+ */
 export function createPrefillModels(
   assumedMsPerToken: number,
   kindOf: (slot: number) => string | null = () => null,
+  seedMsPerTokenOf: (slot: number) => number | null = () => null,
 ): PrefillModels {
   const fleet: Sums = { n: 0, x: 0, y: 0, xx: 0, xy: 0 };
   for (let i = 0; i < ASSUMED_SAMPLES; i++) {
@@ -59,7 +65,9 @@ export function createPrefillModels(
 
   function factorOf(slot: number): number {
     const kind = kindOf(slot);
-    return leaning(bySlot.get(slot), kind === null ? 1 : leaning(byKind.get(kind), 1));
+    const seed = seedMsPerTokenOf(slot);
+    const others = seed === null ? 1 : (seed * SEED_TOKENS) / (line.setupMs + SEED_TOKENS * line.msPerToken);
+    return leaning(bySlot.get(slot), kind === null ? others : leaning(byKind.get(kind), others));
   }
 
   /** @param factor of those it leans on until it has shown enough itself */

@@ -34,6 +34,20 @@ async function check(args: readonly string[], env: Readonly<Record<string, strin
   return { code, stdout: stdout.join('\n'), stderr };
 }
 
+test('engine profiles that are wrong are mistakes like any other', async () => {
+  const profiles = await aFile('profiles.yaml', 'profiles:\n  - { gpuType: A, prefillTokensPerSecond: 0 }\n');
+  const given = ['--set', `load.engineProfileFile=${profiles}`, '--set', 'log.level=loud'];
+  const { code, stderr } = await check([...given, '--set', 'load.gpuTypeLabel=gpu']);
+  expect([code, stderr]).toEqual([
+    2,
+    [
+      'warmpath check: 2 mistakes in the configuration',
+      '  log.level must be one of debug, info, warn, error, got "loud" (--set)',
+      `  profiles[0].prefillTokensPerSecond must be a number above 0 and at most 1000000000, got 0 (${profiles}:2)`,
+    ],
+  ]);
+});
+
 describe('a right configuration', () => {
   test('without any argument the defaults are printed as YAML, and that they name no endpoint', async () => {
     const { code, stdout, stderr } = await check([]);
