@@ -98,8 +98,7 @@ function understand(api: KnownApi, body: Uint8Array, scan: Scan, cut: 'yes' | 'n
       model: modelName,
       stream: stream !== undefined && isTrue(body, stream),
       prompt,
-      // vLLM's messages API does not know of salts.
-      cacheSalt: salt === undefined || api === 'messages' ? null : textOfString(body, salt) || null,
+      cacheSalt: salt === undefined ? null : textOfString(body, salt) || null,
       maxTokens: maxTokensValue,
       body,
       fields,

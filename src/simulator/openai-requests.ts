@@ -211,11 +211,13 @@ function chatPrompt(fields: Fields, reads: 'all' | 'tokenize'): TokenizedInput {
 function preambleOf(fields: Fields, reads: 'all' | 'tokenize'): string | null {
   const given = fields['chat_template_kwargs'];
   const kwargs: Fields = isPresent(given) ? object(given, 'chat_template_kwargs') : {};
+  const effort = (reads === 'all' ? fields['reasoning_effort'] : undefined) ?? undefined;
   const parts = {
     tools: fields['tools'] ?? undefined,
     documents: (reads === 'all' ? fields['documents'] : undefined) ?? kwargs['documents'],
-    reasoning_effort: (reads === 'all' ? fields['reasoning_effort'] : undefined) ?? kwargs['reasoning_effort'],
-    enable_thinking: kwargs['enable_thinking'],
+    reasoning_effort: effort ?? kwargs['reasoning_effort'],
+    // Whoever names an effort wants thoughts, unless it is none.
+    enable_thinking: kwargs['enable_thinking'] ?? (effort === undefined ? undefined : effort !== 'none'),
   };
   const text = JSON.stringify(parts);
   return text === '{}' ? null : text;

@@ -3,7 +3,7 @@
  * chats can be rendered and tokenized. The rules are those of vLLM's `entrypoints/anthropic/serving.py` and
  * `entrypoints/openai/responses/utils.py`; only what changes tokens is carried over.
  *
- * Deliberately not here: models whose responses API does not go through a chat template (gpt-oss). A wrong guess costs
+ * Only for servers that do not render these APIs themselves (vLLM before 0.32) and for local tokenizers. A wrong guess costs
  * matches, never truth: blocks are compared by their tokens.
  */
 import { parseRequest, type InferenceRequest } from '../openai/request.ts';
@@ -18,13 +18,13 @@ export function asChat(request: InferenceRequest): InferenceRequest | null {
   const fields = JSON.parse(Buffer.from(request.body).toString('utf8')) as Fields;
   const messages = request.api === 'messages' ? ofMessagesApi(fields) : ofResponsesApi(fields);
   if (messages === null) return null;
-  const { effort } = recordOf(request.api === 'messages' ? fields['output_config'] : fields['reasoning']);
   const body = {
     model: request.model,
     messages,
     tools: request.api === 'messages' ? anthropicTools(fields['tools']) : responsesTools(fields['tools']),
     tool_choice: toolChoice(fields['tool_choice']),
-    reasoning_effort: effort ?? undefined,
+    reasoning_effort:
+      (request.api === 'messages' ? effortOfMessages(fields) : recordOf(fields['reasoning'])['effort']) ?? undefined,
     chat_template_kwargs: fields['chat_template_kwargs'],
     mm_processor_kwargs: fields['mm_processor_kwargs'],
     cache_salt: request.cacheSalt ?? undefined,
@@ -47,6 +47,11 @@ function ofMessagesApi(fields: Fields): Message[] | null {
     else messages.push(...anthropicTurn(role, listOf(content).map(recordOf)));
   }
   return messages;
+}
+
+/** Thoughts that are switched off outweigh the effort they would be worth. */
+function effortOfMessages(fields: Fields): unknown {
+  return recordOf(fields['thinking'])['type'] === 'disabled' ? 'none' : recordOf(fields['output_config'])['effort'];
 }
 
 /** Texts of a system prompt, without the one by which a client names itself. */
@@ -72,7 +77,7 @@ function anthropicTurn(role: string, blocks: readonly Fields[]): Message[] {
     } else if (block['type'] === 'thinking' && typeof block['thinking'] === 'string') {
       thoughts.push(block['thinking']);
     } else if (block['type'] === 'tool_use') {
-      const called = { name: block['name'] ?? '', arguments: JSON.stringify(block['input'] ?? {}) };
+      const called = { name: block['name'] ?? '', arguments: asPython(block['input'] ?? {}) };
       toolCalls.push({ id: block['id'], type: 'function', function: called });
     } else if (block['type'] === 'tool_result' && role === 'user') {
       before.push(...toolResult(block));
@@ -103,6 +108,18 @@ function imagePart(source: unknown): Message {
   const { type, url, media_type: mediaType, data } = recordOf(source);
   const ofData = `data:${String(mediaType ?? 'image/jpeg')};base64,${String(data ?? '')}`;
   return { type: 'image_url', image_url: { url: type === 'url' ? url : ofData } };
+}
+
+/** As Python's `json.dumps` prints it: models with a format of their own show arguments as they are written. */
+function asPython(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(asPython).join(', ')}]`;
+  if (typeof value === 'object' && value !== null) {
+    return `{${Object.entries(value)
+      .map(([key, one]) => `${asPython(key)}: ${asPython(one)}`)
+      .join(', ')}}`;
+  }
+  const escaped = (letter: string): string => `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`;
+  return JSON.stringify(value).replace(/[\u007f-\uffff]/g, escaped);
 }
 
 function anthropicTools(tools: unknown): Message[] | undefined {
@@ -159,7 +176,14 @@ function ofResponseItem(item: Fields): Message | null {
   if (type === 'reasoning')
     return { role: 'assistant', reasoning: firstText(content) ?? firstText(item['summary']) ?? '' };
   if (typeof role !== 'string') return null;
-  return role === 'assistant' ? { role, content: firstText(content) ?? '' } : { role, content };
+  if (role === 'assistant') return { role, content: firstText(content) ?? '' };
+  return { role, content: Array.isArray(content) ? content.map(chatPart) : content };
+}
+
+/** The same part under the name that the chat API has for it. */
+function chatPart(part: unknown): unknown {
+  const { type, text } = recordOf(part);
+  return type === 'input_text' ? { type: 'text', text } : part;
 }
 
 /** Adds to an assistant's turn what it does not have yet. */

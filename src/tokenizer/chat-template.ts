@@ -22,14 +22,17 @@ export function createChatTemplate(source: string, specialTokens: Readonly<Recor
       if (fields['continue_final_message'] === true || isPresent(fields['chat_template'])) return null;
       const messages = listOf(fields['messages']).map((message) => messageOf(recordOf(message), takesParts));
       if (messages.includes(null)) return null;
+      const { reasoning_effort: effort, documents, chat_template_kwargs: given } = fields;
       return template.render({
         ...specialTokens,
-        ...(isPresent(fields['reasoning_effort']) ? { reasoning_effort: fields['reasoning_effort'] } : {}),
-        ...recordOf(fields['chat_template_kwargs']),
+        // Whoever names an effort wants thoughts, unless it is none, and unless the client says so itself.
+        ...(isPresent(effort) ? { enable_thinking: effort !== 'none' } : {}),
+        ...recordOf(given),
+        ...(isPresent(effort) ? { reasoning_effort: effort } : {}),
         messages,
         // Defined, as transformers does, also where there are none.
         tools: toolsOf(fields['tools']),
-        documents: fields['documents'] ?? recordOf(fields['chat_template_kwargs'])['documents'] ?? null,
+        documents: documents ?? recordOf(given)['documents'] ?? null,
         add_generation_prompt: fields['add_generation_prompt'] !== false,
       });
     },

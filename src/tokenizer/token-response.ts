@@ -103,9 +103,15 @@ export function isUnknownModel(body: Uint8Array): boolean {
   return param === 'model' || /\bmodel\b.*(does not exist|not found)/i.test(message);
 }
 
-/** Whether a server that was given messages asks for a prompt instead: SGLang before chats could be tokenized. */
-export function lacksPrompt(status: number, body: Uint8Array): boolean {
+/**
+ * Whether a server that was given messages can not tokenize any: it asks for a prompt instead, as SGLang before chats could be
+ * tokenized, or for a chat template, as vLLM where the model has a format of its own (gpt-oss).
+ */
+export function lacksChat(status: number, body: Uint8Array): boolean {
   if (status !== 400 && status !== 422) return false;
   const text = Buffer.from(body.buffer, body.byteOffset, Math.min(body.length, 4096)).toString('latin1');
-  return /\bprompt\b/.test(text) && /\b(missing|required)\b/i.test(text);
+  if (/\bmust provide a chat template\b/.test(text)) return true;
+  // vLLM says it too, beside what is wrong with the chat itself: that is one client's mistake.
+  const nMistakes = text.match(/['"]loc['"]/g)?.length ?? 0;
+  return nMistakes <= 1 && /\bprompt\b/.test(text) && /\b(missing|required)\b/i.test(text);
 }

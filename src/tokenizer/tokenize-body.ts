@@ -1,6 +1,6 @@
 /**
- * Bodies for vLLM's `/tokenize`, spliced from the byte ranges of the client's request: nothing is parsed and printed again.
- * Fields and defaults: vllm `entrypoints/serve/tokenize`; SGLang takes the same.
+ * Bodies for vLLM's render endpoints and `/tokenize`, spliced from the byte ranges of the client's request: nothing is parsed
+ * and printed again. Fields and defaults: vllm `entrypoints/serve/tokenize`; SGLang takes the same.
  */
 import type { ByteRange } from '../openai/json-scan.ts';
 import type { FieldName, InferenceRequest } from '../openai/request.ts';
@@ -23,8 +23,17 @@ const TEMPLATE_ARGUMENTS = ['documents', 'reasoning_effort'] as const satisfies 
 /** What a part of a multimodal message is called, as key or type: without identifiers its tokens say nothing. */
 const MEDIA_WORDS = ['"image', '"video', '"audio', '"input_audio', '"input_image'];
 
+/** Without it an image comes back as the numbers the model sees, half a megabyte and more; the second is its older name. */
+const NO_PIXELS = Buffer.from('{"mm_payload":"none","return_mm_kwargs":false,');
+
 const BACKSLASH = 0x5c;
 const OPEN_BRACE = 0x7b;
+
+/** The request as it came, except that of images only hashes and places are asked back. */
+export function renderBody(request: InferenceRequest): Uint8Array {
+  const { body } = request;
+  return holdsMedia(request) ? Buffer.concat([NO_PIXELS, body.subarray(body.indexOf(OPEN_BRACE) + 1)]) : body;
+}
 
 /** One body per prompt, or null where this form can not give the engine's tokens. */
 export function tokenizeBodies(request: InferenceRequest): readonly Uint8Array[] | null {
@@ -58,26 +67,38 @@ function specialTokens(request: InferenceRequest, assumed: 'true' | 'false'): re
   return given.length > 0 ? given : [['add_special_tokens', Buffer.from(assumed)]];
 }
 
-/** `chat_template_kwargs` with the arguments of the request before its own members, so that the client's own win. */
+/**
+ * `chat_template_kwargs` with the arguments of the request behind its own members: of two under one name the last wins. Whoever
+ * names an effort wants thoughts, unless it is none, and unless the client says so itself (vLLM's `build_chat_params`).
+ */
 function templateArguments(request: InferenceRequest): readonly Member[] {
-  const given = request.fields.get('chat_template_kwargs');
   const added = TEMPLATE_ARGUMENTS.flatMap((name) => member(request, name));
   if (added.length === 0) return member(request, 'chat_template_kwargs');
-  const open = Buffer.from(object(added)).subarray(0, -1);
-  if (given === undefined || request.body[given.start] !== OPEN_BRACE) {
-    return [['chat_template_kwargs', open, Buffer.from('}')]];
-  }
-  const inside = slice(request, { start: given.start + 1, end: given.end });
-  const isEmpty = Buffer.from(inside).toString('latin1').trim() === '}';
-  return [['chat_template_kwargs', open, Buffer.from(isEmpty ? '' : ','), inside]];
+  const effort = request.fields.get('reasoning_effort');
+  const thinks = effort !== undefined && Buffer.from(slice(request, effort)).toString('latin1') !== '"none"';
+  const assumed: readonly Member[] = effort === undefined ? [] : [['enable_thinking', Buffer.from(String(thinks))]];
+  const members = [listed(assumed), insideOf(request, 'chat_template_kwargs'), listed(added)];
+  const joined = members.filter(({ length }) => length > 0).flatMap((one) => [Buffer.from(','), one]);
+  return [['chat_template_kwargs', Buffer.from('{'), ...joined.slice(1), Buffer.from('}')]];
+}
+
+/** The members of an object as they stand in the body; nothing where it has none or is no object. */
+function insideOf(request: InferenceRequest, name: FieldName): Buffer {
+  const range = request.fields.get(name);
+  if (range === undefined || request.body[range.start] !== OPEN_BRACE) return Buffer.alloc(0);
+  return Buffer.from(
+    Buffer.from(slice(request, { start: range.start + 1, end: range.end - 1 }))
+      .toString()
+      .trim(),
+  );
 }
 
 function object(members: readonly Member[]): Uint8Array {
-  const parts: Uint8Array[] = [];
-  for (const [name, ...value] of members) {
-    parts.push(Buffer.from(`${parts.length === 0 ? '{' : ','}"${name}":`), ...value);
-  }
-  parts.push(Buffer.from('}'));
+  return Buffer.concat([Buffer.from('{'), listed(members), Buffer.from('}')]);
+}
+
+function listed(members: readonly Member[]): Buffer {
+  const parts = members.flatMap(([name, ...value], i) => [Buffer.from(`${i === 0 ? '' : ','}"${name}":`), ...value]);
   return Buffer.concat(parts);
 }
 
@@ -87,7 +108,7 @@ function slice({ body }: InferenceRequest, { start, end }: ByteRange): Uint8Arra
 
 /** A word right after an unescaped quote begins a JSON string; inside of texts quotes are escaped. */
 export function holdsMedia(request: InferenceRequest): boolean {
-  const range = request.fields.get('messages');
+  const range = request.fields.get(request.api === 'responses' ? 'input' : 'messages');
   if (range === undefined) return false;
   const { body } = request;
   const messages = Buffer.from(body.buffer, body.byteOffset + range.start, range.end - range.start);

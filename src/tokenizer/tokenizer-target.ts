@@ -7,19 +7,20 @@ import { backoffMs, type Clock } from '../clock.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
+import { asChat } from './chat-form.ts';
 import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
 import { post, type HttpAnswer } from './http-post.ts';
 import { createLatencyWindow } from './latency-window.ts';
 import type { ServerAccess } from './server-access.ts';
 import {
   isUnknownModel,
-  lacksPrompt,
+  lacksChat,
   parseChatRenderResponse,
   parseCompletionsRenderResponse,
   parseTokenizeResponse,
   type TokenResponse,
 } from './token-response.ts';
-import { tokenizeBodies } from './tokenize-body.ts';
+import { renderBody, tokenizeBodies } from './tokenize-body.ts';
 import type { TokenChain, TokenizeFailure, TokenizeResult } from './tokenizer.ts';
 
 export type HttpApi = 'render' | 'tokenize';
@@ -72,8 +73,18 @@ type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly form: Fo
 
 type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal };
 
-/** What may be missing on a server. Older SGLang tokenizes texts, not chats. */
-type Form = HttpApi | 'tokenize_chat';
+/** What may be missing on a server. Older SGLang tokenizes texts, not chats; older vLLM renders chats and completions only. */
+type Form = HttpApi | 'render_responses' | 'render_messages' | 'tokenize_chat';
+
+type RenderedApi = 'chat' | 'completions' | 'responses' | 'messages';
+
+/** A render endpoint lies behind the path of the API it renders, and takes the same body. */
+const RENDERED: Readonly<Record<RenderedApi, { readonly path: string; readonly form: Form }>> = {
+  chat: { path: '/v1/chat/completions/render', form: 'render' },
+  completions: { path: '/v1/completions/render', form: 'render' },
+  responses: { path: '/v1/responses/render', form: 'render_responses' },
+  messages: { path: '/v1/messages/render', form: 'render_messages' },
+};
 
 /** @param url `http(s)://host:port`, a path in it is put before vLLM's own; throws TypeError on anything else */
 export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, url: string): TokenizerTarget {
@@ -91,7 +102,13 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
   const breaker = createCircuitBreaker({ clock, random, onState: logState }, BREAKER);
   let nSending = 0;
   /** Until when something is not asked for because it was not there. */
-  const absentUntilMs: Record<Form, number> = { render: -Infinity, tokenize: -Infinity, tokenize_chat: -Infinity };
+  const absentUntilMs: Record<Form, number> = {
+    render: -Infinity,
+    render_responses: -Infinity,
+    render_messages: -Infinity,
+    tokenize: -Infinity,
+    tokenize_chat: -Infinity,
+  };
   /** Said once, not at every try. */
   const toldAbsent = new Set<Form>();
 
@@ -116,6 +133,8 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     toldAbsent.add(form);
     if (form === 'render' && options.api === 'auto') {
       log.info('render endpoint not served, using /tokenize', { url: origin, status });
+    } else if (form === 'render_responses' || form === 'render_messages') {
+      log.info('render endpoint not served, asking for the chat it becomes', { url: origin, api: form, status });
     } else {
       log.warn('tokenizer endpoint not served', { url: origin, api: form, status });
     }
@@ -151,27 +170,27 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
 
   function understand(
     { breaker: call }: Call,
-    api: HttpApi,
+    form: Form,
     answer: HttpAnswer,
     parse: (body: Uint8Array) => TokenResponse,
   ): Attempt {
     if (answer.kind === 'timeout') return none('timeout');
     if (answer.kind !== 'answer') return none('error');
-    if (isNotServed(answer)) return { kind: 'not_served', form: api, status: answer.status };
+    if (isNotServed(answer)) return { kind: 'not_served', form, status: answer.status };
     if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
-    if (response.kind === 'other_shape' && api === 'render') return { kind: 'not_served', form: api, status: 200 };
+    if (response.kind === 'other_shape' && form !== 'tokenize') return { kind: 'not_served', form, status: 200 };
     call.end('failure');
     return none('error');
   }
 
-  async function render(call: Call, request: InferenceRequest): Promise<Attempt> {
-    const path = request.api === 'chat' ? '/v1/chat/completions/render' : '/v1/completions/render';
-    const answer = await send(call, 'render', path, request.body);
+  async function render(call: Call, request: InferenceRequest, api: RenderedApi): Promise<Attempt> {
+    const { path, form } = RENDERED[api];
+    const answer = await send(call, 'render', path, renderBody(request));
     const nPrompts = request.prompt.kind === 'texts' ? request.prompt.ranges.length : 1;
-    return understand(call, 'render', answer, (body) =>
-      request.api === 'chat' ? parseChatRenderResponse(body) : parseCompletionsRenderResponse(body, nPrompts),
+    return understand(call, form, answer, (body) =>
+      api === 'completions' ? parseCompletionsRenderResponse(body, nPrompts) : parseChatRenderResponse(body),
     );
   }
 
@@ -199,11 +218,22 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
   }
 
   async function attemptInOrder(call: Call, request: InferenceRequest): Promise<TokenizeResult> {
-    for (let api = firstApi(); ; api = 'tokenize') {
-      const attempt = await (api === 'render' ? render : tokenize)(call, request);
+    const { api } = request;
+    if (api !== 'chat' && api !== 'completions') {
+      if (api !== 'responses' && api !== 'messages') return none('unsupported');
+      if (firstApi() === 'render' && !isAbsent(RENDERED[api].form)) {
+        const attempt = await render(call, request, api);
+        if (attempt.kind !== 'not_served') return attempt;
+        noteAbsent(attempt.form, attempt.status);
+      }
+      const chat = asChat(request);
+      return chat === null ? none('unsupported') : attemptInOrder(call, chat);
+    }
+    for (let next = firstApi(); ; next = 'tokenize') {
+      const attempt = await (next === 'render' ? render(call, request, api) : tokenize(call, request));
       if (attempt.kind !== 'not_served') return attempt;
       noteAbsent(attempt.form, attempt.status);
-      if (api === 'tokenize' || options.api !== 'auto') return none('unsupported');
+      if (next === 'tokenize' || options.api !== 'auto') return none('unsupported');
     }
   }
 
@@ -219,7 +249,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     },
     refusal(request, urgency) {
       const api = firstApi();
-      if (isAbsent(api) || (api === 'tokenize' && request.api === 'chat' && isAbsent('tokenize_chat'))) {
+      if (isAbsent(api) || (api === 'tokenize' && request.api !== 'completions' && isAbsent('tokenize_chat'))) {
         return 'unsupported';
       }
       if (!breaker.passable) return 'open';
@@ -251,7 +281,7 @@ function isNotServed(answer: HttpAnswer): boolean {
 }
 
 function isNotServedChat(answer: HttpAnswer): boolean {
-  return isNotServed(answer) || (answer.kind === 'answer' && lacksPrompt(answer.status, answer.body));
+  return isNotServed(answer) || (answer.kind === 'answer' && lacksChat(answer.status, answer.body));
 }
 
 function none(reason: TokenizeFailure): TokenizeResult {

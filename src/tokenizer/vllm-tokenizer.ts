@@ -7,9 +7,8 @@
 import type { Clock } from '../clock.ts';
 import { WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import type { InferenceRequest } from '../openai/request.ts';
+import type { Api, InferenceRequest } from '../openai/request.ts';
 import type { Urgency } from './call-slots.ts';
-import { asChat } from './chat-form.ts';
 import { createServerAccess, type ServerAccessOptions } from './server-access.ts';
 import {
   createSharingTokenizer,
@@ -47,6 +46,8 @@ export type VllmTokenizerOptions = ServerAccessOptions & {
   readonly cacheMaxBytes: number;
 };
 
+/** What has tokens of its own at a server; token ids need none. */
+const TOKENIZED: ReadonlySet<Api> = new Set(['chat', 'completions', 'responses', 'messages']);
 /** Servers remembered; the one unused for longest goes first. */
 const MAX_TARGETS = 4096;
 /** Second calls per call, on average and at once: a saturated fleet must not be asked everything twice. */
@@ -163,13 +164,12 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     start: () => access.start(),
     begin(request, endpointUrls, urgency) {
       if (targetOptions === null) return 'disabled';
-      const chat = asChat(request);
-      if (chat === null) return 'unsupported';
+      if (!TOKENIZED.has(request.api)) return 'unsupported';
       const urls = options.urls.length > 0 ? options.urls : endpointUrls;
-      const target = choose(chat, urls, urgency);
+      const target = choose(request, urls, urgency);
       forgetUnused();
       if (typeof target === 'string') return target;
-      return { api: target.api, result: callOrAnother(target, chat, urls, urgency) };
+      return { api: target.api, result: callOrAnother(target, request, urls, urgency) };
     },
     async close() {
       closed = true;

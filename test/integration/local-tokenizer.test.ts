@@ -1,5 +1,5 @@
-/** Tokens from a model's own files, in threads, against what the Python libraries made of the same prompts. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+/** Tokens from a model's own files, in threads. Whether they are the engine's is `vllm-recordings.test.ts`'s. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,11 +10,6 @@ import type { InferenceRequest } from '../../src/openai/request.ts';
 import { createLocalTokenizer, type LocalTokenizerOptions } from '../../src/tokenizer/local-tokenizer.ts';
 import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
-
-type Recorded = {
-  readonly chats: readonly { readonly body: object; readonly ids: readonly number[] }[];
-  readonly texts: readonly { readonly text: string; readonly ids: readonly number[] }[];
-};
 
 const FIXTURES = fileURLToPath(new URL('../fixtures/tokenizers/', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'warmpath-local-'));
@@ -60,20 +55,6 @@ function aFile(name: string, text: string): string {
   writeFileSync(file, text);
   return file;
 }
-
-describe.each(['qwen3', 'gpt-oss'])('%s', (name) => {
-  const recorded = JSON.parse(readFileSync(join(FIXTURES, name, 'recorded.json'), 'utf8')) as Recorded;
-
-  test('gives every chat and every text the tokens the engine would give it', async () => {
-    const { tokenizer, ask } = aTokenizer({ file: join(FIXTURES, name, 'tokenizer.json'), threads: 2 });
-    await tokenizer.start();
-    const texts = await ask(aCompletionsRequest(recorded.texts.map(({ text }) => text)));
-    expect(idsOf(texts)).toEqual(recorded.texts.map(({ ids }) => ids));
-    const chats = await Promise.all(recorded.chats.map(({ body }) => ask(aChatRequest(body))));
-    expect(chats.map(idsOf)).toEqual(recorded.chats.map(({ ids }) => [ids]));
-    expect(recorded.chats.length).toBeGreaterThan(10);
-  });
-});
 
 describe('a tokenizer of this process', () => {
   test('shares calls, counts them, and takes a template from a file', async () => {

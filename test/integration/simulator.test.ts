@@ -277,7 +277,7 @@ describe('tokenizer and render endpoints of a simulated pod', () => {
     });
     expect(rendered.length).toBeGreaterThan(plain.length);
     expect(await tokenIds(pod, '/tokenize', { messages, documents, reasoning_effort: 'low' })).toEqual(plain);
-    const chat_template_kwargs = { documents, reasoning_effort: 'low' };
+    const chat_template_kwargs = { documents, reasoning_effort: 'low', enable_thinking: true };
     expect(await tokenIds(pod, '/tokenize', { messages, chat_template_kwargs })).toEqual(rendered);
   });
 

@@ -98,7 +98,7 @@ describe('the render endpoint', () => {
       kwargs_data: null,
     };
     const { ask, counted } = aTokenizer([fake.url]);
-    const request = aChatRequest({ temperature: 0.5, messages: [{ role: 'user', content: [{ type: 'image_url' }] }] });
+    const request = aChatRequest({ temperature: 0.5 });
     const result = await ask(request);
     expect(result).toMatchObject({ chains: [{ features: [{ identifier: 'abc', offset: 2, length: 3 }] }] });
     expect(chainsOf(result)).toEqual([chatTokens(request)]);
@@ -160,7 +160,7 @@ describe('the tokenize endpoint', () => {
       model: 'demo-model',
       messages: [{ role: 'user', content: 'Hello!' }],
       tools: [],
-      chat_template_kwargs: { reasoning_effort: 'low', a: 1 },
+      chat_template_kwargs: { enable_thinking: true, a: 1, reasoning_effort: 'low' },
       add_special_tokens: false,
     });
     expect(chainsOf(await ask(aCompletionsRequest(['a', 'bc'], { max_tokens: 1 })))).toEqual([[97], [98, 99]]);
@@ -613,17 +613,32 @@ describe('SGLang', () => {
 });
 
 describe('a request of another API', () => {
-  test('is asked for as the chat it becomes', async () => {
+  test('is asked for as the chat it becomes where it is not rendered itself, which is said once', async () => {
     const fake = await aServer();
-    const { ask } = aTokenizer([fake.url]);
+    const { ask, logged } = aTokenizer([fake.url]);
     const messages = [{ role: 'user', content: [{ type: 'text', text: 'hi' }] }];
     expect(chainsOf(await ask(aRequest('/v1/messages', { model: 'm', max_tokens: 1, messages })))).toHaveLength(1);
+    expect(chainsOf(await ask(aRequest('/v1/responses', { model: 'm', input: 'hi' })))).toHaveLength(1);
     expect(chainsOf(await ask(aRequest('/v1/responses', { model: 'm', input: 'hi' })))).toHaveLength(1);
     const asked = {
       path: '/v1/chat/completions/render',
       json: { model: 'm', messages: [{ role: 'user', content: 'hi' }] },
     };
-    expect(fake.calls).toMatchObject([asked, asked]);
+    const missing = (api: string): object => ({ path: `/v1/${api}/render` });
+    expect(fake.calls).toMatchObject([missing('messages'), asked, missing('responses'), asked, asked]);
+    expect(logged).toMatchObject([
+      { msg: 'render endpoint not served, asking for the chat it becomes', api: 'render_messages', status: 404 },
+      { msg: 'render endpoint not served, asking for the chat it becomes', api: 'render_responses', status: 404 },
+    ]);
+  });
+
+  test('is not asked for where no chat has the same tokens', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    expect(await ask(aRequest('/v1/responses', { model: 'm', input: [{ type: 'item_reference', id: 'x' }] }))).toEqual({
+      kind: 'none',
+      reason: 'unsupported',
+    });
   });
 });
 

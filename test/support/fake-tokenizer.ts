@@ -122,7 +122,7 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     if (fake.behaviour === 'stall') return void response.writeHead(200, { 'content-length': '100' }).write('{"tok');
     if (fake.behaviour === 'huge') return send(response, 200, ' '.repeat(HUGE_BYTES));
     if (fake.behaviour === 'endless') return writeEndlessly(response);
-    if (path.endsWith('/render')) answerRender(path, response, json);
+    if (path.endsWith('/completions/render')) answerRender(path, response, json);
     else if (path.endsWith('/tokenize')) answerTokenize(response, json);
     else send(response, 404, { detail: 'Not Found' });
   }

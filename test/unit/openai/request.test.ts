@@ -417,8 +417,8 @@ describe('a request of the messages API', () => {
     expect(textsOf(ask({}))).toEqual(messages);
   });
 
-  test('has no salt, as its engine knows none', () => {
-    expect(ask({ cache_salt: 's', max_tokens: 3 })).toMatchObject({ cacheSalt: null, maxTokens: 3 });
+  test('tells its salt and its limit', () => {
+    expect(ask({ cache_salt: 's', max_tokens: 3 })).toMatchObject({ cacheSalt: 's', maxTokens: 3 });
   });
 
   test.each<[object, string, string]>([

@@ -20,8 +20,10 @@ test('what computes no answer has no chat', () => {
 
 describe('a request of the messages API', () => {
   const messagesOf = (fields: object): unknown => chatOf('/v1/messages', fields)['messages'];
-  const call = { type: 'tool_use', id: 't1', name: 'f', input: { a: 1 } };
-  const chatCall = { id: 't1', type: 'function', function: { name: 'f', arguments: '{"a":1}' } };
+  const call = { type: 'tool_use', id: 't1', name: 'f', input: { a: 1, ü: ['😀', null] } };
+  // As Python prints it.
+  const printed = '{"a": 1, "\\u00fc": ["\\ud83d\\ude00", null]}';
+  const chatCall = { id: 't1', type: 'function', function: { name: 'f', arguments: printed } };
 
   test.each<[string, object, unknown]>([
     [
@@ -137,6 +139,8 @@ describe('a request of the messages API', () => {
       output_config: { effort: 'low' },
       max_tokens: 5,
     };
+    const disabled = chatOf('/v1/messages', { ...fields, thinking: { type: 'disabled' } });
+    expect(disabled).toMatchObject({ reasoning_effort: 'none' });
     expect(chatOf('/v1/messages', fields)).toEqual({
       model: 'm',
       messages: fields.messages,
@@ -164,7 +168,7 @@ describe('a request of the responses API', () => {
     [
       'parts',
       { input: [{ type: 'message', role: 'user', content: [{ type: 'input_text', text: 'a' }] }] },
-      [{ role: 'user', content: [{ type: 'input_text', text: 'a' }] }],
+      [{ role: 'user', content: [{ type: 'text', text: 'a' }] }],
     ],
     [
       'a thought, an answer and calls, which are one turn, and a result',

@@ -33,17 +33,27 @@ describe('the chat form', () => {
     [
       'fields that become arguments',
       ',"reasoning_effort":"low","documents":[1]',
-      { reasoning_effort: 'low', documents: [1] },
+      { enable_thinking: true, reasoning_effort: 'low', documents: [1] },
     ],
-    ['both', ',"chat_template_kwargs":{"a":1},"reasoning_effort":"low"', { a: 1, reasoning_effort: 'low' }],
-    ['both and none inside', ',"chat_template_kwargs":{ },"reasoning_effort":"low"', { reasoning_effort: 'low' }],
     [
-      'the same twice, where the argument wins',
-      ',"chat_template_kwargs":{"reasoning_effort":"high"},"reasoning_effort":"low"',
-      { reasoning_effort: 'high' },
+      'both',
+      ',"chat_template_kwargs":{"a":1},"reasoning_effort":"low"',
+      { enable_thinking: true, a: 1, reasoning_effort: 'low' },
     ],
-    ['null as arguments', ',"chat_template_kwargs":null,"reasoning_effort":"low"', { reasoning_effort: 'low' }],
-    ['arguments of a wrong type', ',"chat_template_kwargs":7,"reasoning_effort":"low"', { reasoning_effort: 'low' }],
+    ['both and none inside', ',"chat_template_kwargs":{ },"documents":[1]', { documents: [1] }],
+    [
+      'the same twice, where the field wins',
+      ',"chat_template_kwargs":{"reasoning_effort":"high"},"reasoning_effort":"low"',
+      { enable_thinking: true, reasoning_effort: 'low' },
+    ],
+    ['an effort of none', ',"reasoning_effort":"none"', { enable_thinking: false, reasoning_effort: 'none' }],
+    [
+      'thoughts that are wanted all the same',
+      ',"chat_template_kwargs":{"enable_thinking":true},"reasoning_effort":"none"',
+      { enable_thinking: true, reasoning_effort: 'none' },
+    ],
+    ['null as arguments', ',"chat_template_kwargs":null,"documents":[1]', { documents: [1] }],
+    ['arguments of a wrong type', ',"chat_template_kwargs":7,"documents":[1]', { documents: [1] }],
   ])('passes on %s', (_, fields, kwargs) => {
     const parsed = JSON.parse(chatBody(`{"model":"m","messages":[1]${fields}}`)) as Record<string, unknown>;
     expect(parsed['chat_template_kwargs']).toEqual(kwargs);
