@@ -4,6 +4,7 @@ import { demo, type DemoAddresses } from '../demo/demo.ts';
 import { findEnvoy, type EnvoyBinary } from '../demo/envoy-binary.ts';
 import { reportJson, reportTable, type DemoReport } from '../demo/report.ts';
 import { errorText, WarmpathError } from '../errors.ts';
+import { aborted, integer } from './arguments.ts';
 
 const HELP = `usage: warmpath demo [options]
 
@@ -121,17 +122,4 @@ function readArguments(args: readonly string[]): Arguments | 'help' {
     atEnd: values.keep ? 'keep' : 'stop',
     output: values.json ? 'json' : 'table',
   };
-}
-
-function integer(flag: string, text: string, least: number, most: number): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isInteger(value) || value < least || value > most) {
-    throw new Error(`${flag} must be an integer from ${least} to ${most}, got "${text}"`);
-  }
-  return value;
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 }

@@ -14,6 +14,7 @@ import { createServerAccess } from '../tokenizer/server-access.ts';
 import type { OnTokenizerCall, StartableTokenizer } from '../tokenizer/sharing-tokenizer.ts';
 import { createVllmTokenizer } from '../tokenizer/vllm-tokenizer.ts';
 import { endpointDefaults, loadOptions, type OptionsIo } from './options.ts';
+import { aborted } from './arguments.ts';
 
 const HELP = `usage: warmpath doctor [--config FILE] [--set key=value]… [--replay] [--probe] [--json]
 
@@ -48,7 +49,7 @@ export async function runDoctor(
   const { config, notices } = options;
   for (const notice of notices) io.stderr(`warmpath doctor: ${notice}`);
   const reports = await Promise.race([examine(config, options.flags, io, timing), aborted(io.signal)]);
-  if (reports === 'aborted') {
+  if (reports === undefined) {
     io.stderr('warmpath doctor: interrupted');
     return 1;
   }
@@ -204,11 +205,4 @@ function heading(subject: Report['subject']): string {
 function findingLines({ status, check, text, advice }: Finding): string[] {
   const indent = ' '.repeat(22);
   return [`  ${status.padEnd(8)} ${check.padEnd(10)} ${text}`, ...(advice === null ? [] : [`${indent}→ ${advice}`])];
-}
-
-function aborted(signal: AbortSignal): Promise<'aborted'> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve('aborted');
-    else signal.addEventListener('abort', () => resolve('aborted'), { once: true });
-  });
 }

@@ -10,6 +10,7 @@ import type { ApplyOutcome } from '../kvevents/event-stream.ts';
 import { createRedials } from '../kvevents/redials.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
 import { createZmtp } from '../kvevents/zmtp.ts';
+import { aborted } from './arguments.ts';
 
 const HELP = `usage: warmpath events ENDPOINT [--replay ENDPOINT] [--tokens]
        warmpath events --decode FILE|- [--tokens]
@@ -163,11 +164,4 @@ async function follow(
   clearInterval(timer);
   connection.close();
   return 0;
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }

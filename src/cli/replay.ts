@@ -11,6 +11,7 @@ import { svgPlot } from '../replay/svg-plot.ts';
 import { syntheticWorkload, WORKLOAD_NAMES } from '../replay/synthetic-workloads.ts';
 import { polynomialTiming, simpleTiming, TIMING_NAMES, type TimingName } from '../replay/timing.ts';
 import { readMooncakeTrace, TRACE_BLOCK_TOKENS, type Workload } from '../replay/workload.ts';
+import { integer, number, oneOf, positive } from './arguments.ts';
 
 export type ReplayIo = {
   stdout(line: string): void;
@@ -285,30 +286,4 @@ function scaleOut(text: string): ScaleOut {
   const match = /^(\d+)@(\d+(?:\.\d+)?)$/.exec(text);
   if (!match) throw new Error(`--scale-out must be ENGINES@SECOND, got "${text}"`);
   return { engines: integer('--scale-out', match[1]!, 1, 1000), atMs: 1000 * Number(match[2]) };
-}
-
-function number(flag: string, text: string, least: number, most: number): number {
-  const value = Number(text);
-  if (text.trim() === '' || !(value >= least && value <= most)) {
-    throw new Error(`${flag} must be a number from ${least} to ${most}, got "${text}"`);
-  }
-  return value;
-}
-
-function integer(flag: string, text: string, least: number, most: number): number {
-  const value = number(flag, text, least, most);
-  if (!Number.isInteger(value)) throw new Error(`${flag} must be an integer from ${least} to ${most}, got "${text}"`);
-  return value;
-}
-
-function positive(flag: string, text: string): number {
-  const value = Number(text);
-  if (!Number.isFinite(value) || value <= 0) throw new Error(`${flag} must be a number above 0, got "${text}"`);
-  return value;
-}
-
-function oneOf<T extends string>(flag: string, text: string, allowed: readonly T[]): T {
-  const found = allowed.find((word) => word === text);
-  if (found === undefined) throw new Error(`${flag} must be one of ${allowed.join(', ')}, got "${text}"`);
-  return found;
 }

@@ -7,6 +7,7 @@ import { errorText } from '../errors.ts';
 import { createFileFollower, type FileFollower } from '../file-follower.ts';
 import { createLog, type Log } from '../log.ts';
 import { loadOptions, type LoadedOptions } from './options.ts';
+import { aborted } from './arguments.ts';
 
 const HELP = `usage: warmpath serve [--config FILE] [--set key=value]…
 
@@ -76,9 +77,4 @@ function followConfig(options: Options, app: App, log: Log, onConfig: (next: Con
   );
   void follower.first().then(() => follower.follow());
   return follower;
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 }

@@ -8,6 +8,7 @@ import {
   type SimulatedPod,
   type SimulatedPodAddresses,
 } from '../simulator/simulated-pod.ts';
+import { aborted, integer, oneOf, positive } from './arguments.ts';
 
 export type SimulateVllmIo = {
   stdout(line: string): void;
@@ -199,29 +200,4 @@ function readyLine(name: string, pod: SimulatedPod, addresses: SimulatedPodAddre
     });
   }
   return `${name} ready: http://${httpAddress} model ${model}, KV events ${kvEventsEndpoint}, replay ${replayEndpoint}`;
-}
-
-function integer(flag: string, text: string, least: number, most: number): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isInteger(value) || value < least || value > most) {
-    throw new Error(`${flag} must be an integer from ${least} to ${most}, got "${text}"`);
-  }
-  return value;
-}
-
-function positive(flag: string, text: string): number {
-  const value = Number(text);
-  if (!Number.isFinite(value) || value <= 0) throw new Error(`${flag} must be a number above 0, got "${text}"`);
-  return value;
-}
-
-function oneOf<T extends string>(flag: string, text: string, allowed: readonly T[]): T {
-  const found = allowed.find((word) => word === text);
-  if (found === undefined) throw new Error(`${flag} must be one of ${allowed.join(', ')}, got "${text}"`);
-  return found;
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 }

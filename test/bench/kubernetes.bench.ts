@@ -12,7 +12,7 @@ import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import { createKubernetesEndpoints } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
-import { aPod, MODEL_LABEL } from '../support/kubernetes.ts';
+import { aPod, DISCOVERY_OPTIONS } from '../support/kubernetes.ts';
 
 const N_PODS = 10_000;
 const CHANGES_PER_SECOND = 1_000;
@@ -83,18 +83,8 @@ async function follow(): Promise<void> {
         access,
       },
       {
-        namespace: null,
-        kubeconfig: null,
-        labelSelector: MODEL_LABEL,
-        inferencePool: null,
+        ...DISCOVERY_OPTIONS,
         modelAdapters: 'off',
-        modelLabel: MODEL_LABEL,
-        portLabel: 'model.aibrix.ai/port',
-        kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
-        deploymentLabel: null,
-        fleetLabel: null,
-        kvPort: 5557,
-        replayPort: 5558,
       },
     );
     const stalls = monitorEventLoopDelay({ resolution: 1 });

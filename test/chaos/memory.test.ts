@@ -12,7 +12,7 @@ import { createUsageJoin } from '../../src/extproc/usage-join.ts';
 import { silentLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
 import { grpcFrame, openLoadConnection } from '../bench/grpc-load.ts';
-import { DEFAULT_EXCHANGE_OPTIONS } from '../support/exchange-harness.ts';
+import { DEFAULT_EXCHANGE_OPTIONS, SERVER_OPTIONS } from '../support/exchange-harness.ts';
 import {
   announced,
   encodeRequest,
@@ -155,18 +155,7 @@ async function start(): Promise<{
   };
   const server = createExtProcServer(
     { picker: { pick }, log: silentLog, clock: systemClock, createUsageReader, onStream: () => undefined },
-    {
-      grpcListen: '127.0.0.1:0',
-      healthListen: null,
-      bodyMaxBytes: 1024 * 1024,
-      failureMode: 'closed',
-      defaultBodyMode: 'BUFFERED',
-      deadlineMs: 1_000,
-      destinationHeader: 'x-gateway-destination-endpoint',
-      compatTargetPodHeader: false,
-      drainDelayMs: 0,
-      drainTimeoutMs: 0,
-    },
+    SERVER_OPTIONS,
   );
   const { grpcAddress } = await server.start();
   return { address: grpcAddress, openStreams: server.openStreams, nPicks: () => nPicks, stop: server.stop };

@@ -20,7 +20,7 @@ import {
 import { loadServices } from '../../src/extproc/services.ts';
 import { createLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
-import { createHeld, type Held } from '../support/exchange-harness.ts';
+import { createHeld, type Held, SERVER_OPTIONS } from '../support/exchange-harness.ts';
 import { createExtProcClient, createHealthClient } from '../support/extproc-client.ts';
 import {
   announced,
@@ -34,18 +34,7 @@ import {
 const POD = '10.0.0.1:8000';
 const TLS = fileURLToPath(new URL('../fixtures/tls/', import.meta.url));
 
-const OPTIONS: ExtProcServerOptions = {
-  grpcListen: '127.0.0.1:0',
-  healthListen: null,
-  bodyMaxBytes: 1024 * 1024,
-  failureMode: 'closed',
-  defaultBodyMode: 'BUFFERED',
-  deadlineMs: 2_000,
-  destinationHeader: 'x-gateway-destination-endpoint',
-  compatTargetPodHeader: false,
-  drainDelayMs: 0,
-  drainTimeoutMs: 2_000,
-};
+const OPTIONS: ExtProcServerOptions = { ...SERVER_OPTIONS, drainTimeoutMs: 2_000 };
 
 type Setup = {
   server: ExtProcServer;

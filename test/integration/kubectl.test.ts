@@ -15,7 +15,7 @@ import { startFakeApiAdmin, type FakeApiAdmin } from '../support/fake-api-admin.
 import { FakeApiServer } from '../support/fake-api-server.ts';
 import type { ObjectDraft } from '../support/fake-api-store.ts';
 import { findKubeTool } from '../support/kube-tools.ts';
-import { accessTo, anAdapter, aPod, aPool, MODEL_LABEL } from '../support/kubernetes.ts';
+import { accessTo, anAdapter, aPod, aPool, MODEL_LABEL, DISCOVERY_OPTIONS } from '../support/kubernetes.ts';
 
 const run = promisify(execFile);
 
@@ -79,18 +79,8 @@ async function follow(inferencePool: string | null): Promise<Following> {
       access: accessTo(server),
     },
     {
-      namespace: null,
-      kubeconfig: null,
-      labelSelector: MODEL_LABEL,
+      ...DISCOVERY_OPTIONS,
       inferencePool,
-      modelAdapters: 'auto',
-      modelLabel: MODEL_LABEL,
-      portLabel: 'model.aibrix.ai/port',
-      kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
-      deploymentLabel: null,
-      fleetLabel: null,
-      kvPort: 5557,
-      replayPort: 5558,
     },
   );
   await endpoints.start();

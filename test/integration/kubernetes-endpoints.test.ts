@@ -16,7 +16,15 @@ import {
 } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
-import { accessTo, anAdapter, aPod, aPool, kubeconfigOf, MODEL_LABEL } from '../support/kubernetes.ts';
+import {
+  accessTo,
+  anAdapter,
+  aPod,
+  aPool,
+  kubeconfigOf,
+  MODEL_LABEL,
+  DISCOVERY_OPTIONS,
+} from '../support/kubernetes.ts';
 
 const endings: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -57,18 +65,7 @@ function discover(
       access: accessTo(server),
     },
     {
-      namespace: null,
-      kubeconfig: null,
-      labelSelector: MODEL_LABEL,
-      inferencePool: null,
-      modelAdapters: 'auto',
-      modelLabel: MODEL_LABEL,
-      portLabel: 'model.aibrix.ai/port',
-      kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
-      deploymentLabel: null,
-      fleetLabel: null,
-      kvPort: 5557,
-      replayPort: 5558,
+      ...DISCOVERY_OPTIONS,
       timing: { backoffMs: 5, backoffMaxMs: 50, goodWatchMs: 30, missingMs: 40, settleMs: 2 },
       ...options,
     },

@@ -10,6 +10,7 @@ import type { Decision } from '../../src/extproc/endpoint-picker.ts';
 import { createExtProcServer, type ExchangeResult, type ExtProcServer } from '../../src/extproc/server.ts';
 import { createLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
+import { SERVER_OPTIONS } from '../support/exchange-harness.ts';
 import { createExtProcClient, type ExtProcClient } from '../support/extproc-client.ts';
 import { encodeRequest, type WireRequest } from '../support/extproc-messages.ts';
 
@@ -45,19 +46,7 @@ beforeAll(async () => {
       createUsageReader,
       onStream: (result) => void results.push(result),
     },
-    {
-      grpcListen: '127.0.0.1:0',
-      healthListen: null,
-      bodyMaxBytes: 64 * 1024,
-      failureMode: 'closed',
-      defaultBodyMode: 'BUFFERED',
-      deadlineMs: 1_000,
-      destinationHeader: 'x-gateway-destination-endpoint',
-      compatTargetPodHeader: false,
-      drainDelayMs: 0,
-      drainTimeoutMs: 0,
-      limits: { maxMessagesPerStream: 20 },
-    },
+    { ...SERVER_OPTIONS, bodyMaxBytes: 64 * 1024, limits: { maxMessagesPerStream: 20 } },
   );
   address = (await server.start()).grpcAddress;
   client = createExtProcClient(address);

@@ -11,21 +11,10 @@ import {
 } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
-import { accessTo, anAdapter, aPod, MODEL_LABEL } from '../support/kubernetes.ts';
+import { accessTo, anAdapter, aPod, MODEL_LABEL, DISCOVERY_OPTIONS } from '../support/kubernetes.ts';
 
 const OPTIONS: KubernetesEndpointsOptions = {
-  namespace: null,
-  kubeconfig: null,
-  labelSelector: MODEL_LABEL,
-  inferencePool: null,
-  modelAdapters: 'auto',
-  modelLabel: MODEL_LABEL,
-  portLabel: 'model.aibrix.ai/port',
-  kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
-  deploymentLabel: null,
-  fleetLabel: null,
-  kvPort: 5557,
-  replayPort: 5558,
+  ...DISCOVERY_OPTIONS,
   timing: { backoffMs: 4, backoffMaxMs: 30, goodWatchMs: 30, missingMs: 20, settleMs: 2 },
   limits: { connectMs: 200, headMs: 100, idleMs: 60 },
 };

@@ -1,4 +1,5 @@
 /** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
+import type { ExtProcServerOptions } from '../../src/extproc/server.ts';
 import type { Decision, PickError, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
 import {
   createExchange,
@@ -129,3 +130,17 @@ export const aRouted = (...endpoints: string[]): Decision => ({
   endpoints,
   reservation: createHeld().reservation,
 });
+
+/** A server on a free port of this machine that stops at once. */
+export const SERVER_OPTIONS: ExtProcServerOptions = {
+  grpcListen: '127.0.0.1:0',
+  healthListen: null,
+  bodyMaxBytes: 1024 * 1024,
+  failureMode: 'closed',
+  defaultBodyMode: 'BUFFERED',
+  deadlineMs: 2_000,
+  destinationHeader: 'x-gateway-destination-endpoint',
+  compatTargetPodHeader: false,
+  drainDelayMs: 0,
+  drainTimeoutMs: 0,
+};

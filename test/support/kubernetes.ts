@@ -17,6 +17,27 @@ export type PodGiven = {
 
 export const MODEL_LABEL = 'model.aibrix.ai/name';
 
+/** What the configuration says of pods by default. */
+export const POD_OPTIONS = {
+  modelLabel: MODEL_LABEL,
+  portLabel: 'model.aibrix.ai/port',
+  kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
+  deploymentLabel: null,
+  fleetLabel: null,
+  kvPort: 5557,
+  replayPort: 5558,
+} as const;
+
+/** What it says of discovery. */
+export const DISCOVERY_OPTIONS = {
+  ...POD_OPTIONS,
+  namespace: null,
+  kubeconfig: null,
+  labelSelector: MODEL_LABEL,
+  inferencePool: null,
+  modelAdapters: 'auto',
+} as const;
+
 /** A running, ready vLLM pod unless told otherwise. */
 export function aPod(given: PodGiven = {}): ObjectDraft {
   const { name = 'vllm-0', ip = '10.50.0.1', phase = 'Running', ready = 'True', restarts = 0 } = given;

@@ -1,6 +1,8 @@
 /** Builders of decoded KV events, and a small bench of index, hasher and engine blocks around them. */
+import type { EndpointId } from '../../src/endpoints/endpoint.ts';
 import { createEngineBlocks, type EngineBlocksLimits } from '../../src/kvevents/engine-blocks.ts';
 import type { BlockRemoved, BlockStored, KvEvent, KvEventBatch } from '../../src/kvevents/kv-event.ts';
+import type { SourceStatus } from '../../src/kvevents/source-status.ts';
 import { createBlockHasher, createHashSeed, type BlockExtraKeys } from '../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
@@ -112,5 +114,32 @@ export function createIndexBench(options: BenchOptions = {}) {
       const root = hasher.root(query.model ?? 'm', query.adapter ?? null, size);
       return reader.longestMatch(hasher.blocks(tokenIds, root, size, query.extraKeys));
     },
+  };
+}
+
+/** A live source of which nothing is missing. */
+export function aSourceStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
+  return {
+    endpointId: 'pod' as EndpointId,
+    rank: 0,
+    state: 'live',
+    trust: 'exact',
+    connection: 'up',
+    lastSeq: '7',
+    gaps: 0,
+    replays: 1,
+    restarts: 0,
+    errors: 0,
+    nBlocks: 3,
+    blockSizeTokens: 16,
+    reportsExtraKeys: 'yes',
+    lastEventUnixMs: 5,
+    lagMs: 1,
+    lastBatchUnixMs: 5,
+    lastProvenUnixMs: 5,
+    behind: 0,
+    replay: 'works',
+    partial: false,
+    ...changes,
   };
 }

@@ -2,7 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { parseEndpointList, parseIpPort, type ParsedList } from '../../../src/endpoints/endpoint-list.ts';
 import { parseFile, parseInline } from '../../../src/endpoints/static-endpoints.ts';
-import { aSpec } from './endpoint-builder.ts';
+import { aSpec } from '../../support/endpoints.ts';
 
 const PORTS = { kvPort: 5557, replayPort: 5558 };
 

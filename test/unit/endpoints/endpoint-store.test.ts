@@ -7,7 +7,7 @@ import {
   type EndpointSlot,
   type EndpointSpec,
 } from '../../../src/endpoints/endpoint.ts';
-import { aSpec } from './endpoint-builder.ts';
+import { aSpec } from '../../support/endpoints.ts';
 
 const [A, B, C] = ['10.0.0.1:80', '10.0.0.2:80', '10.0.0.3:80'] as const;
 

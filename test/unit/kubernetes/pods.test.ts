@@ -1,15 +1,9 @@
 import { describe, expect, test } from '@jest/globals';
 import { createFleetBuilder, judge, readPod, type Pod, type PodOptions } from '../../../src/kubernetes/pods.ts';
-import { aPod, MODEL_LABEL, type PodGiven } from '../../support/kubernetes.ts';
+import { aPod, MODEL_LABEL, type PodGiven, POD_OPTIONS } from '../../support/kubernetes.ts';
 
 const OPTIONS: PodOptions = {
-  modelLabel: MODEL_LABEL,
-  portLabel: 'model.aibrix.ai/port',
-  kvEventsLabel: 'model.aibrix.ai/kv-events-enabled',
-  deploymentLabel: null,
-  fleetLabel: null,
-  kvPort: 5557,
-  replayPort: 5558,
+  ...POD_OPTIONS,
   targetPorts: null,
 };
 const EVENTS = { 'model.aibrix.ai/kv-events-enabled': 'true' };

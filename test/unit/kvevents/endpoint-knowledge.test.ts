@@ -2,35 +2,12 @@ import { describe, expect, test } from '@jest/globals';
 import type { Endpoint, EndpointId, EndpointSlot, Trust } from '../../../src/endpoints/endpoint.ts';
 import { createKnowledge, createStreamSummaries } from '../../../src/kvevents/endpoint-knowledge.ts';
 import type { SourceStatus } from '../../../src/kvevents/ingest.ts';
+import { aSourceStatus } from '../../support/kv-events.ts';
 
 const ID = '10.0.0.1:8000#1' as EndpointId;
 const ENDPOINT = { id: ID, slot: 4 as EndpointSlot } as Endpoint;
 
-function aStatus(changes: Partial<SourceStatus> = {}): SourceStatus {
-  return {
-    endpointId: ID,
-    rank: 0,
-    state: 'live',
-    trust: 'exact',
-    connection: 'up',
-    lastSeq: '7',
-    gaps: 0,
-    replays: 1,
-    restarts: 0,
-    errors: 0,
-    nBlocks: 3,
-    blockSizeTokens: 16,
-    reportsExtraKeys: 'yes',
-    lastEventUnixMs: 5,
-    lagMs: 1,
-    lastBatchUnixMs: 5,
-    lastProvenUnixMs: 5,
-    behind: 0,
-    replay: 'works',
-    partial: false,
-    ...changes,
-  };
-}
+const aStatus = (changes: Partial<SourceStatus> = {}): SourceStatus => aSourceStatus({ endpointId: ID, ...changes });
 
 describe('what the streams of an endpoint say together', () => {
   test('the worst rank decides, counts are added up', () => {

@@ -1,39 +1,13 @@
 import { describe, expect, test } from '@jest/globals';
-import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import type { SourceStatus } from '../../../src/kvevents/ingest.ts';
 import { createWarmStart, type ReadyWhen } from '../../../src/kvevents/warm-start.ts';
+import { aSourceStatus } from '../../support/kv-events.ts';
 
-function aSource(change: Partial<SourceStatus> = {}): SourceStatus {
-  return {
-    endpointId: 'pod' as EndpointId,
-    rank: 0,
-    state: 'live',
-    trust: 'exact',
-    connection: 'up',
-    lastSeq: '7',
-    gaps: 0,
-    replays: 1,
-    restarts: 0,
-    errors: 0,
-    nBlocks: 3,
-    blockSizeTokens: 16,
-    reportsExtraKeys: 'yes',
-    lastEventUnixMs: 5,
-    lagMs: 1,
-    lastBatchUnixMs: 5,
-    lastProvenUnixMs: 5,
-    behind: 0,
-    replay: 'works',
-    partial: false,
-    ...change,
-  };
-}
-
-const NEW = aSource({ state: 'unknown', trust: 'fallback', connection: 'trying', lastSeq: null });
-const GONE = aSource({ state: 'unknown', trust: 'fallback', connection: 'down', lastSeq: null });
-const LEARNING = aSource({ state: 'replaying', trust: 'fallback' });
-const PARTIAL = aSource({ trust: 'degraded', partial: true });
-const LOST = aSource({ state: 'suspect', trust: 'fallback', connection: 'down' });
+const NEW = aSourceStatus({ state: 'unknown', trust: 'fallback', connection: 'trying', lastSeq: null });
+const GONE = aSourceStatus({ state: 'unknown', trust: 'fallback', connection: 'down', lastSeq: null });
+const LEARNING = aSourceStatus({ state: 'replaying', trust: 'fallback' });
+const PARTIAL = aSourceStatus({ trust: 'degraded', partial: true });
+const LOST = aSourceStatus({ state: 'suspect', trust: 'fallback', connection: 'down' });
 
 function aStart(readyWhen: ReadyWhen) {
   let nowMs = 1000;
@@ -50,10 +24,10 @@ function aStart(readyWhen: ReadyWhen) {
 describe('ready when connected', () => {
   test.each([
     ['no sources', [], 'ok'],
-    ['a source not tried yet', [aSource(), NEW], '1 of 2 sources not connected yet'],
-    ['one that cannot be reached', [aSource(), GONE], 'ok, but of 2 sources 1 not connected'],
-    ['one that replays', [aSource(), LEARNING], 'ok, but of 2 sources 1 being learnt'],
-    ['all complete', [aSource(), aSource()], 'ok'],
+    ['a source not tried yet', [aSourceStatus(), NEW], '1 of 2 sources not connected yet'],
+    ['one that cannot be reached', [aSourceStatus(), GONE], 'ok, but of 2 sources 1 not connected'],
+    ['one that replays', [aSourceStatus(), LEARNING], 'ok, but of 2 sources 1 being learnt'],
+    ['all complete', [aSourceStatus(), aSourceStatus()], 'ok'],
     ['views with holes', [PARTIAL, PARTIAL, LOST], 'ok, but of 3 sources 1 not connected, 2 partial'],
   ])('%s', (_what, statuses, said) => {
     expect(aStart('connected').says(statuses)).toBe(said);
@@ -62,8 +36,8 @@ describe('ready when connected', () => {
 
 describe('ready when replayed', () => {
   test.each([
-    ['a source that replays', [aSource(), LEARNING], '1 of 2 sources not replayed yet'],
-    ['one that cannot be reached', [aSource(), GONE], '1 of 2 sources not replayed yet'],
+    ['a source that replays', [aSourceStatus(), LEARNING], '1 of 2 sources not replayed yet'],
+    ['one that cannot be reached', [aSourceStatus(), GONE], '1 of 2 sources not replayed yet'],
     ['one lost in the middle of its replay', [LOST], '1 of 1 sources not replayed yet'],
     ['one whose buffer did not reach back', [PARTIAL], 'ok, but of 1 sources 1 partial'],
   ])('%s', (_what, statuses, said) => {
@@ -83,17 +57,17 @@ describe('ready when replayed', () => {
 describe('once ready', () => {
   test('a pod that joins or goes makes nobody wait', () => {
     const start = aStart('replayed');
-    expect(start.says([aSource()])).toBe('ok');
-    expect(start.says([aSource(), NEW])).toBe('ok, but of 2 sources 1 not connected');
+    expect(start.says([aSourceStatus()])).toBe('ok');
+    expect(start.says([aSourceStatus(), NEW])).toBe('ok, but of 2 sources 1 not connected');
     expect(start.says([LOST])).toBe('ok, but of 1 sources 1 not connected');
   });
 
   test('a lost thread is the reason while it lasts, then all is learnt again', () => {
     const start = aStart('replayed');
-    expect(start.says([aSource()])).toBe('ok');
+    expect(start.says([aSourceStatus()])).toBe('ok');
     start.loseThread();
     expect(start.says([NEW], 'ingest thread is down')).toBe('ingest thread is down');
     expect(start.says([LEARNING])).toBe('1 of 1 sources not replayed yet');
-    expect(start.says([aSource()])).toBe('ok');
+    expect(start.says([aSourceStatus()])).toBe('ok');
   });
 });

@@ -1,26 +1,10 @@
 import { describe, expect, test } from '@jest/globals';
-import type { Endpoint, EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineMetrics, type ScrapeResult } from '../../../src/load/engine-metrics.ts';
 import type { GetAnswer } from '../../../src/load/http-get.ts';
 import { silentLog } from '../../../src/log.ts';
+import { anEndpoint } from '../../support/endpoints.ts';
 import { createFakeClock } from '../../support/fake-clock.ts';
 import { aVllmPage } from '../../support/metrics-pages.ts';
-
-function anEndpoint(n: number): Endpoint {
-  const address = `10.0.0.${n}:8000`;
-  return {
-    id: `${address}#1` as EndpointId,
-    slot: n as Endpoint['slot'],
-    name: `pod-${n}`,
-    address,
-    models: ['m'],
-    adapters: [],
-    kvEvents: [],
-    labels: {},
-    ready: true,
-    incarnation: '',
-  };
-}
 
 const page = (running: number): GetAnswer => ({ kind: 'page', body: Buffer.from(aVllmPage({ running })), date: null });
 

@@ -1,25 +1,9 @@
 import { describe, expect, test } from '@jest/globals';
-import type { Endpoint, EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineModels, parseModels } from '../../../src/load/engine-models.ts';
 import type { GetAnswer } from '../../../src/load/http-get.ts';
 import { createLog } from '../../../src/log.ts';
+import { anEndpoint } from '../../support/endpoints.ts';
 import { createFakeClock } from '../../support/fake-clock.ts';
-
-function anEndpoint(n: number): Endpoint {
-  const address = `10.0.0.${n}:8000`;
-  return {
-    id: `${address}#1` as EndpointId,
-    slot: n as Endpoint['slot'],
-    name: `pod-${n}`,
-    address,
-    models: ['m'],
-    adapters: [],
-    kvEvents: [],
-    labels: {},
-    ready: true,
-    incarnation: '',
-  };
-}
 
 const listOf = (...models: object[]): Buffer => Buffer.from(JSON.stringify({ object: 'list', data: models }));
 const model = (id: string): object => ({ id, object: 'model', owned_by: 'vllm', root: id, parent: null });

@@ -1,0 +1,36 @@
+/** Values of options as commands take them, and what every command that runs on waits for. */
+
+/** @throws Error with the words of a mistake, as the others here */
+export function integer(flag: string, text: string, least: number, most: number): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isInteger(value) || value < least || value > most) {
+    throw new Error(`${flag} must be an integer from ${least} to ${most}, got "${text}"`);
+  }
+  return value;
+}
+
+export function number(flag: string, text: string, least: number, most: number): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= least && value <= most)) {
+    throw new Error(`${flag} must be a number from ${least} to ${most}, got "${text}"`);
+  }
+  return value;
+}
+
+export function positive(flag: string, text: string): number {
+  const value = Number(text);
+  if (!Number.isFinite(value) || value <= 0) throw new Error(`${flag} must be a number above 0, got "${text}"`);
+  return value;
+}
+
+export function oneOf<T extends string>(flag: string, text: string, allowed: readonly T[]): T {
+  const found = allowed.find((word) => word === text);
+  if (found === undefined) throw new Error(`${flag} must be one of ${allowed.join(', ')}, got "${text}"`);
+  return found;
+}
+
+/** Resolves when the signal aborts, or has. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+}
