@@ -113,12 +113,14 @@ export class Pod {
     );
   } // prettier-ignore
 
-  private readonly byPayload = new Map<Uint8Array, Batch>();
+  /** By their bytes: what is applied may be a copy. No two are alike, since each has its number. */
+  private readonly byPayload = new Map<string, Batch>();
 
   private noteApplied(payload: Uint8Array): void {
-    const batch = this.byPayload.get(payload) ?? null;
+    const batch = this.byPayload.get(bytesOf(payload));
+    if (batch === undefined) throw new Error('applied what was never published');
     const before = this.applied;
-    if (before !== null && batch !== null) this.inOrder &&= batch.life === before.life && batch.seq === before.seq + 1;
+    if (before !== null) this.inOrder &&= batch.life === before.life && batch.seq === before.seq + 1;
     this.applied = batch;
   }
 
@@ -222,7 +224,7 @@ export class Pod {
     const payload = Buffer.from(form === 'good' ? good : good.subarray(0, good.length - 1));
     const after = new Map([...this.holding].map(([path, copies]) => [path, copies.slice()]));
     const batch: Batch = { seq, life: this.life, payload, after };
-    this.byPayload.set(payload, batch);
+    this.byPayload.set(bytesOf(payload), batch);
     this.batches.push(batch);
     if (this.dropLive > 0) this.dropLive--;
     else if (this.isUp) this.live.push({ kind: 'batch', batch });
@@ -359,4 +361,8 @@ function hash64(text: string): bigint {
     lo = Math.imul(lo ^ text.charCodeAt(i), 0x85ebca6b) ^ (lo >>> 13);
   }
   return (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+}
+
+function bytesOf(payload: Uint8Array): string {
+  return Buffer.from(payload).toString('latin1');
 }
