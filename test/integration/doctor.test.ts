@@ -1,8 +1,13 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { runDoctor } from '../../src/cli/doctor.ts';
 import type { Finding } from '../../src/doctor/finding.ts';
 import { createSimulatedPod, type SimulatedPod } from '../../src/simulator/simulated-pod.ts';
+import { FakeApiServer } from '../support/fake-api-server.ts';
+import { aPod as aKubernetesPod, kubeconfigOf } from '../support/kubernetes.ts';
 import { startFakeTokenizer } from '../support/fake-tokenizer.ts';
 
 type PodOptions = Parameters<typeof createSimulatedPod>[0];
@@ -278,6 +283,46 @@ describe('what is wrong is found', () => {
     expect(complaints).toEqual([
       expect.stringMatching(new RegExp(`^a clock warning: its clock is \\d+ s ${words} this one$`)),
     ]);
+  });
+});
+
+describe('endpoints from Kubernetes', () => {
+  async function aCluster(): Promise<{ readonly server: FakeApiServer; readonly args: readonly string[] }> {
+    const server = await FakeApiServer.start();
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-doctor-'));
+    running.push({ stop: () => server.stop() }, { stop: () => rm(folder, { recursive: true }) });
+    const file = join(folder, 'kubeconfig');
+    await writeFile(file, kubeconfigOf(server));
+    return { server, args: ['--set', 'discovery.mode=kubernetes', '--set', `discovery.kubernetes.kubeconfig=${file}`] };
+  }
+
+  test('are asked, and pods that get no requests are named', async () => {
+    const { server, args } = await aCluster();
+    const { address } = await aPod('a');
+    const at = { ip: '127.0.0.1', annotations: { 'warmpath.dev/port': address.split(':')[1]! } };
+    server.store.create('pods', aKubernetesPod({ name: 'good', ...at }));
+    server.store.create('pods', aKubernetesPod({ name: 'early', ip: '127.0.0.2', ready: 'False' }));
+    server.store.create('pods', aKubernetesPod({ name: 'lost', ip: null }));
+    const { code, out } = await run([...args, ...PATIENT, '--json']);
+    const lines = out.slice(0, -1).map((line) => JSON.parse(line) as Line);
+    const said = lines.map(({ name, check, status, text }) => `${name} ${check} ${status}: ${text}`);
+    expect(said).toContain('null fleet warning: pod lost is no endpoint: has no IP address yet');
+    expect(said).toContain('null fleet warning: pod early is not ready');
+    expect(said).toContain('good model ok: serves demo-model');
+    expect(said.filter((line) => line.startsWith('early'))).toEqual([]);
+    expect(code).toBe(0);
+  });
+
+  test('that cannot be found are a problem, with the reason', async () => {
+    const { args } = await aCluster();
+    const { code, out } = await run([...args, '--json']);
+    expect(code).toBe(1);
+    expect(JSON.parse(out[0]!)).toMatchObject({
+      name: null,
+      check: 'fleet',
+      status: 'problem',
+      text: expect.stringMatching(/^no pod matches the selector model\.aibrix\.ai\/name of namespace /),
+    });
   });
 });
 
