@@ -289,6 +289,7 @@ const PURE = [
   'replay/',
   'tokenizer/memo-accuracy.ts',
   'tokenizer/prompt-keys.ts',
+  'tokenizer/text-pieces.ts',
   'tokenizer/token-memo.ts',
   'tokenizer/tokenizer-ladder.ts',
 ];

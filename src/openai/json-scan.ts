@@ -173,13 +173,12 @@ export class JsonScanner {
       if (((at - wordsAt) & 3) === 0) {
         let word = (at - wordsAt) >> 2;
         while (word < nWords) {
-          // A byte of `x ^ cc…` is zero, or a byte of x is below 0x20, exactly when its top bit survives here.
+          // The first byte of `y` below n, if any, is where the top bit of `(y - n…) & ~y` is set first. With bit 1 turned, a
+          // quote is 0x20 and control characters are still below it; with 0x5c taken off, a backslash is 0.
           const x = words[word]!;
-          const quote = x ^ 0x22222222;
-          const backslash = x ^ 0x5c5c5c5c;
-          const hit =
-            ((quote - 0x01010101) & ~quote) | ((backslash - 0x01010101) & ~backslash) | ((x - 0x20202020) & ~x);
-          if ((hit & 0x80808080) !== 0) break;
+          const y = x ^ 0x02020202;
+          const z = x ^ 0x5c5c5c5c;
+          if (((((y - 0x21212121) & ~y) | ((z - 0x01010101) & ~z)) & 0x80808080) !== 0) break;
           word++;
         }
         at = wordsAt + (word << 2);

@@ -9,6 +9,7 @@ import type { ByteRange } from '../openai/json-scan.ts';
 import type { FieldName, InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
 import { mediaRanges, surplusBytes } from './media-bytes.ts';
+import { createTextPieces, TEXT_PIECE, type HashText } from './text-pieces.ts';
 
 export type PromptKeys = {
   /** [hi, lo] per key; a key stands for everything before it too. */
@@ -49,6 +50,8 @@ const MAX_KEYS = 4096;
 const MAX_PROMPTS = 16;
 /** No block of tokens has it: keys of text never meet those of tokens. */
 const TEXT_DOMAIN = 0;
+const PIECE_BYTES = 4 * TEXT_PIECE;
+const TAG_BYTES = 8;
 
 export type PromptKeyer = {
   /** One chain per prompt; empty where there is no text, or are too many. */
@@ -59,23 +62,32 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
   let words = new Uint32Array(1024);
   let bytes = new Uint8Array(words.buffer);
   const state = new Uint32Array(2);
+  /** Keys of the prompt under work. */
+  const found = new Uint32Array(2 * MAX_KEYS);
+  /** Made at the first use: until then the seed may still change. */
+  let hash: HashText | null = null;
+
+  function hashText(...given: Parameters<HashText>): void {
+    hash ??= createTextPieces(textSecrets(hasher));
+    hash(...given);
+  }
 
   function reserve(nBytes: number): void {
-    if (bytes.length >= nBytes + 128) return;
-    words = new Uint32Array(((nBytes + 128) >> 2) * 2);
+    if (bytes.length >= nBytes) return;
+    words = new Uint32Array((nBytes >> 2) * 2);
     bytes = new Uint8Array(words.buffer);
   }
 
   /** Absorbs a tag and the bytes of one range: nothing else has the same digest. */
   function absorb(tag: number, body: Uint8Array, { start, end }: ByteRange): void {
     const nBytes = end - start;
-    reserve(nBytes);
-    const nWords = 2 + ((nBytes + 3) >> 2);
-    words[nWords - 1] = 0;
+    const nPieces = Math.ceil((TAG_BYTES + nBytes) / PIECE_BYTES);
+    reserve(nPieces * PIECE_BYTES);
     words[0] = tag;
     words[1] = nBytes;
-    bytes.set(body.subarray(start, end), 8);
-    hasher.continueBlocks(state[0]!, state[1]!, words, 1, nWords, null, state);
+    bytes.set(body.subarray(start, end), TAG_BYTES);
+    bytes.fill(0, TAG_BYTES + nBytes, nPieces * PIECE_BYTES);
+    hashText(words, 1, nPieces, state, state, 0);
   }
 
   function keysOfSegments(
@@ -84,7 +96,6 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
     headBytes: number,
     root: readonly [number, number],
   ): PromptKeys {
-    const hashes: number[] = [];
     const endBytes: number[] = [];
     let nBytes = headBytes;
     state[0] = root[0];
@@ -96,23 +107,19 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
       if (nChunks > 0) {
         reserve(nChunks * CHUNK_BYTES);
         bytes.set(body.subarray(start, start + nChunks * CHUNK_BYTES));
-        const out = new Uint32Array(2 * nChunks);
-        hasher.continueBlocks(state[0]!, state[1]!, words, nChunks, CHUNK_BYTES / 4, null, out);
-        for (let i = 0; i < nChunks; i++) {
-          hashes.push(out[2 * i]!, out[2 * i + 1]!);
-          const at = (i + 1) * CHUNK_BYTES;
+        hashText(words, nChunks, CHUNK_BYTES / PIECE_BYTES, state, found, 2 * endBytes.length);
+        for (let i = 1; i <= nChunks; i++) {
+          const at = i * CHUNK_BYTES;
           endBytes.push(nBytes + at - surplusBytes(media, start + at));
         }
-        state[0] = out[2 * nChunks - 2]!;
-        state[1] = out[2 * nChunks - 1]!;
       }
       nBytes += end - start - surplusBytes(media, end);
       if (endBytes.length >= MAX_KEYS) continue;
       absorb(end - start, body, { start: start + nChunks * CHUNK_BYTES, end });
-      hashes.push(state[0], state[1]);
+      found.set(state, 2 * endBytes.length);
       endBytes.push(nBytes);
     }
-    return { keys: Uint32Array.from(hashes) as BlockHashes, endBytes, nBytes };
+    return { keys: found.slice(0, 2 * endBytes.length) as BlockHashes, endBytes, nBytes };
   }
 
   return {
@@ -138,4 +145,12 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
       );
     },
   };
+}
+
+/** As secret as the seed of the hasher, and the same on replicas that share it. */
+function textSecrets(hasher: BlockHasher): Uint32Array {
+  const secrets = new Uint32Array(TEXT_PIECE);
+  const [hi, lo] = hasher.root('text pieces', null, TEXT_DOMAIN);
+  hasher.continueBlocks(hi, lo, new Uint32Array(TEXT_PIECE / 2), TEXT_PIECE / 2, 1, null, secrets);
+  return secrets;
 }
