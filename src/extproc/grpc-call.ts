@@ -47,33 +47,54 @@ export function acceptGrpcCall(
   maxMessageBytes: number,
   serve: (call: GrpcCall) => GrpcCallListener,
 ): void {
-  const frames = new FrameReader(maxMessageBytes);
-  let hasResponded = false;
-  /** Set once this side has nothing more to send. */
-  let trailers: OutgoingHttpHeaders | null = null;
-  let listener: GrpcCallListener | null = null;
-
   // A reset is no error of anybody's, and `close` tells it.
-  stream.on('error', () => undefined);
-  if (headers['content-type']?.startsWith('application/grpc') !== true) {
+  stream.on('error', ignore);
+  if (headers['content-type']?.startsWith('application/grpc') === true) {
+    const call = new StreamCall(stream, maxMessageBytes);
+    call.listen(serve(call));
+  } else {
     stream.respond({ ':status': UNSUPPORTED_MEDIA_TYPE }, { endStream: true });
     stream.resume();
-    return;
+  }
+}
+
+/** A class, because a closure per method and request is what the garbage collector then has to do with. */
+class StreamCall implements GrpcCall {
+  readonly #stream: ServerHttp2Stream;
+  readonly #frames: FrameReader;
+  readonly #maxMessageBytes: number;
+  #listener: GrpcCallListener | null = null;
+  #hasResponded = false;
+  /** Set once this side has nothing more to send. */
+  #trailers: OutgoingHttpHeaders | null = null;
+
+  constructor(stream: ServerHttp2Stream, maxMessageBytes: number) {
+    this.#stream = stream;
+    this.#maxMessageBytes = maxMessageBytes;
+    this.#frames = new FrameReader(maxMessageBytes);
   }
 
-  const isGone = (): boolean => trailers !== null || stream.destroyed || stream.closed;
-
-  function finish(status: OutgoingHttpHeaders): void {
-    if (isGone()) return;
-    trailers = status;
-    if (hasResponded) stream.end();
-    else stream.respond({ ...RESPONSE_HEADERS, ...status }, { endStream: true });
+  listen(listener: GrpcCallListener): void {
+    const stream = this.#stream;
+    this.#listener = listener;
+    stream.on('data', (piece: Buffer) => this.#onData(piece));
+    stream.on('end', () => this.#listener?.halfClosed());
+    stream.on('drain', () => this.#listener?.drained());
+    stream.on('wantTrailers', () => {
+      if (!stream.destroyed && !stream.closed) stream.sendTrailers(this.#trailers ?? STATUS_OK);
+    });
+    stream.on('close', () => {
+      // Node keeps what is left of the stream until the next full collection: it must not keep all of us with it.
+      for (const event of EVENTS) stream.removeAllListeners(event);
+      this.#close();
+    });
   }
 
-  function write(message: Buffer): boolean {
-    if (isGone()) return true;
-    if (!hasResponded) {
-      hasResponded = true;
+  write(message: Buffer): boolean {
+    const stream = this.#stream;
+    if (this.#isGone()) return true;
+    if (!this.#hasResponded) {
+      this.#hasResponded = true;
       stream.respond(RESPONSE_HEADERS, { waitForTrailers: true });
     }
     const [first, rest] = frameOf(message);
@@ -85,42 +106,56 @@ export function acceptGrpcCall(
     return takesMore;
   }
 
-  function fail(status: StatusName, details: string): void {
-    finish({ 'grpc-status': String(grpcStatus[status]), 'grpc-message': encodeURI(details) });
+  pause(): void {
+    this.#stream.pause();
   }
 
-  function close(): void {
-    const told = listener;
-    listener = null;
-    told?.closed();
+  resume(): void {
+    this.#stream.resume();
   }
 
-  function refuse(problem: FrameProblem): void {
-    if (problem === 'compressed') fail('UNIMPLEMENTED', 'compressed message: only uncompressed ones are understood');
-    else fail('RESOURCE_EXHAUSTED', `message too large: limit ${maxMessageBytes} bytes`);
-    close();
+  end(): void {
+    this.#finish(STATUS_OK);
   }
 
-  listener = serve({
-    write,
-    pause: () => void stream.pause(),
-    resume: () => void stream.resume(),
-    end: () => finish(STATUS_OK),
-    fail,
-  });
-  stream.on('data', (piece: Buffer) => {
+  fail(status: StatusName, details: string): void {
+    this.#finish({ 'grpc-status': String(grpcStatus[status]), 'grpc-message': encodeURI(details) });
+  }
+
+  #onData(piece: Buffer): void {
     // Whatever comes behind our last word is let go.
-    if (listener === null || trailers !== null) return;
-    frames.add(piece);
-    for (let next = frames.next(); next !== null; next = frames.next()) {
-      if (typeof next === 'string') return refuse(next);
-      listener?.message(next);
+    if (this.#listener === null || this.#trailers !== null) return;
+    this.#frames.add(piece);
+    for (let next = this.#frames.next(); next !== null; next = this.#frames.next()) {
+      if (typeof next === 'string') return this.#refuse(next);
+      this.#listener?.message(next);
     }
-  });
-  stream.on('end', () => listener?.halfClosed());
-  stream.on('drain', () => listener?.drained());
-  stream.on('wantTrailers', () => {
-    if (!stream.destroyed && !stream.closed) stream.sendTrailers(trailers ?? STATUS_OK);
-  });
-  stream.on('close', close);
+  }
+
+  #refuse(problem: FrameProblem): void {
+    if (problem === 'compressed')
+      this.fail('UNIMPLEMENTED', 'compressed message: only uncompressed ones are understood');
+    else this.fail('RESOURCE_EXHAUSTED', `message too large: limit ${this.#maxMessageBytes} bytes`);
+    this.#close();
+  }
+
+  #isGone(): boolean {
+    return this.#trailers !== null || this.#stream.destroyed || this.#stream.closed;
+  }
+
+  #finish(trailers: OutgoingHttpHeaders): void {
+    if (this.#isGone()) return;
+    this.#trailers = trailers;
+    if (this.#hasResponded) this.#stream.end();
+    else this.#stream.respond({ ...RESPONSE_HEADERS, ...trailers }, { endStream: true });
+  }
+
+  #close(): void {
+    const listener = this.#listener;
+    this.#listener = null;
+    listener?.closed();
+  }
 }
+
+const EVENTS = ['data', 'end', 'drain', 'wantTrailers', 'close'];
+const ignore = (): void => undefined;

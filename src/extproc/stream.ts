@@ -116,7 +116,7 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
         message(incoming);
       },
       halfClosed: guarded(() => exchange?.halfClosed()),
-      drained: call.resume,
+      drained: () => call.resume(),
       closed: cancelled,
     },
     drain: guarded(() => exchange?.drain()),
