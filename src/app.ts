@@ -140,6 +140,8 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     unixMs: () => clock.unixMs(),
   });
   const tokenizer = createTokenizer(config, { log, clock, onCall: reporter.tokenizerCall });
+  /** Of requests, by the objective they name. */
+  let priorities: ReadonlyMap<string, number> = new Map();
   const picker = createEndpointPicker(
     {
       clock,
@@ -171,7 +173,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       },
       mediaWeights: config.routing.mediaWeights,
       strategy: strategyOptions(config),
-      shedding: config.routing,
+      shedding: { ...config.routing, priorityOf: (objective) => priorities.get(objective) ?? null },
     },
   );
   const extProc = createExtProcServer(
@@ -253,6 +255,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
           {
             ...discoveryDeps,
             clock,
+            onObjectives: (next) => (priorities = next),
             onRelist: (reason) => metrics.discoveryRelistsTotal.inc({ reason }),
             onFailure: (cause) => metrics.discoveryErrorsTotal.inc({ cause }),
           },

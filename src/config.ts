@@ -168,6 +168,11 @@ const SETTINGS = {
     'auto',
     'watch ModelAdapter resources; `auto` = where the CRD exists',
   ),
+  'discovery.kubernetes.inferenceObjectives': setting(
+    choice('auto', 'on', 'off'),
+    'auto',
+    'watch InferenceObjective resources, for the priority of requests that name one; `auto` = where the CRD exists',
+  ),
   'kvEvents.enabled': setting(flag, true, 'off: the index is fed by own decisions only'),
   'kvEvents.port': setting(port, 5557, 'where an endpoint publishes KV events unless it says otherwise'),
   'kvEvents.replayPort': setting(port, 5558, 'where an endpoint replays KV events unless it says otherwise'),
@@ -276,7 +281,7 @@ const SETTINGS = {
   'routing.sheddableObjectives': setting(
     list(objectiveName),
     [],
-    'objectives (header `x-gateway-inference-objective`) whose priority is below zero: refused with 429 while every endpoint has a longer wait than `routing.shedWaitMs`; a number below zero in the header is one, too. Nothing else is ever refused for load',
+    'objectives (header `x-gateway-inference-objective`) whose priority is below zero, beside those InferenceObjective resources say it of: refused with 429 while every endpoint has a longer wait than `routing.shedWaitMs`; a number below zero in the header is one, too. Nothing else is ever refused for load',
   ),
   'routing.shedWaitMs': setting(
     milliseconds(0, 3_600_000),

@@ -138,8 +138,14 @@ async function discover(config: Config): Promise<Discovered> {
     return { endpoints, findings };
   }
   const cluster = createKubernetesEndpoints(
-    { ...deps, clock: systemClock, onRelist: () => undefined, onFailure: () => undefined },
-    { ...kubernetes, ...ports },
+    {
+      ...deps,
+      clock: systemClock,
+      onObjectives: () => undefined,
+      onRelist: () => undefined,
+      onFailure: () => undefined,
+    },
+    { ...kubernetes, inferenceObjectives: 'off', ...ports },
   );
   const late = new Promise<string>((resolve) => {
     systemClock.after(DISCOVERY_TIMEOUT_MS, () => resolve('the API server does not answer in time'));

@@ -1,6 +1,6 @@
 /**
  * Endpoints from Kubernetes: follows pods, an InferencePool where one is named, and ModelAdapters, and tells the whole
- * fleet after every change. Whatever the API server does, the last known fleet stays in effect.
+ * fleet after every change; beside them InferenceObjectives, which say what may be refused. Whatever the API server does, the last known fleet stays in effect.
  */
 import type { Clock } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';
@@ -8,6 +8,14 @@ import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
 import { API_LIMITS, createApiClient, type ApiAccess, type ApiLimits, type FailureCause } from './api-client.ts';
 import { inferencePools, readInferencePool, type InferencePool } from './inference-pool.ts';
+import {
+  inferenceObjectives,
+  OBJECTIVE_GROUPS,
+  prioritiesByName,
+  readInferenceObjective,
+  type InferenceObjective,
+  type ObjectiveGroup,
+} from './inference-objectives.ts';
 import { loadApiAccess } from './kube-config.ts';
 import { adaptersByPod, modelAdapters, readModelAdapter, type ModelAdapter } from './model-adapters.ts';
 import { createFleetBuilder, readPod, type Excluded, type Fleet, type Pod, type PodOptions } from './pods.ts';
@@ -26,6 +34,8 @@ export type KubernetesEndpointsDeps = {
   readonly clock: Clock;
   /** The whole fleet, once at start and after every change. */
   onEndpoints(specs: readonly EndpointSpec[]): void;
+  /** Priorities of requests by the objective they name, after every change. */
+  onObjectives(priorities: ReadonlyMap<string, number>): void;
   /** What keeps the fleet from being followed or from having endpoints, null = nothing any more. */
   onProblem(problem: string | null): void;
   /** The fleet was read anew. */
@@ -44,6 +54,7 @@ export type KubernetesEndpointsOptions = {
   /** Name of the InferencePool whose selector and target ports are followed instead. */
   readonly inferencePool: string | null;
   readonly modelAdapters: 'auto' | 'on' | 'off';
+  readonly inferenceObjectives: 'auto' | 'on' | 'off';
   readonly timing?: Partial<ReflectorTiming>;
   readonly limits?: Partial<ApiLimits>;
 } & Omit<PodOptions, 'targetPorts'>;
@@ -62,8 +73,8 @@ export type KubernetesEndpoints = {
 };
 
 /** Of a problem; `pool` is what the resource says, the others but `fleet` are how it is read. */
-type Source = 'pods' | 'InferencePool' | 'pool' | 'ModelAdapters' | 'fleet';
-const SOURCES: readonly Source[] = ['pods', 'InferencePool', 'pool', 'ModelAdapters', 'fleet'];
+type Source = 'pods' | 'InferencePool' | 'pool' | 'ModelAdapters' | 'InferenceObjectives' | 'fleet';
+const SOURCES: readonly Source[] = ['pods', 'InferencePool', 'pool', 'ModelAdapters', 'InferenceObjectives', 'fleet'];
 
 export function createKubernetesEndpoints(
   deps: KubernetesEndpointsDeps,
@@ -178,6 +189,13 @@ export function createKubernetesEndpoints(
     if (options.modelAdapters !== 'off') {
       run(reflect(modelAdapters(namespace), { read: readModelAdapter }, adaptersListener(), 'not counted'));
     }
+    if (options.inferenceObjectives !== 'off') {
+      const listen = createObjectivesListener();
+      for (const group of OBJECTIVE_GROUPS) {
+        const watched = { read: readInferenceObjective };
+        run(reflect(inferenceObjectives(group, namespace), watched, listen(group), 'not counted'));
+      }
+    }
     if (options.inferencePool === null) {
       const build = createFleetBuilder({ ...options, targetPorts: null });
       followPods({ labelSelector: options.labelSelector, where: `namespace ${namespace}`, build });
@@ -207,6 +225,45 @@ export function createKubernetesEndpoints(
         if (adapters === null && follow !== null) replace([]);
       },
     };
+  }
+
+  /** Nobody waits for objectives, and without any nothing is refused. What is in the way is told once. */
+  function createObjectivesListener(): (group: ObjectiveGroup) => Told<InferenceObjective> {
+    const byGroup = new Map<ObjectiveGroup, readonly InferenceObjective[]>();
+    const troubles = new Map<ObjectiveGroup, Trouble>();
+    let toldWhy: string | null = null;
+
+    function show(): void {
+      const all = OBJECTIVE_GROUPS.flatMap((group) => byGroup.get(group) ?? []);
+      deps.onObjectives(prioritiesByName(all, options.inferencePool));
+    }
+
+    function tell(): void {
+      // One of the groups is enough.
+      const why =
+        troubles.size < OBJECTIVE_GROUPS.length ? null : [...troubles.values()].map(({ text }) => text).join('; ');
+      if (options.inferenceObjectives === 'on') return setProblem('InferenceObjectives', why);
+      if (why !== null && toldWhy === null) {
+        log.info('no InferenceObjectives: only routing.sheddableObjectives and numbers below zero may be refused', {
+          why,
+        });
+      }
+      toldWhy = why ?? toldWhy;
+    }
+
+    return (group) => ({
+      onSnapshot(objectives) {
+        byGroup.set(group, objectives);
+        show();
+      },
+      onTrouble(trouble) {
+        if (trouble === null) troubles.delete(group);
+        else troubles.set(group, trouble);
+        tell();
+        // The CRD is gone, and with it the objects; with any other trouble the last known ones stay.
+        if (trouble?.cause === 'not_found' && byGroup.delete(group)) show();
+      },
+    });
   }
 
   return {

@@ -5,8 +5,10 @@
 import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
 
 export type SheddingOptions = {
-  /** Names of objectives whose priority is below zero. */
+  /** Names of objectives whose priority is below zero, whatever else is said of them. */
   readonly sheddableObjectives: readonly string[];
+  /** What is said of others; null = nothing. */
+  readonly priorityOf: (objective: string) => number | null;
   readonly shedWaitMs: number;
 };
 
@@ -14,7 +16,7 @@ const OBJECTIVE_HEADERS = ['x-gateway-inference-objective', 'x-llm-d-inference-o
 
 /** @param waitsMs of every endpoint that could serve the request, never empty */
 export function shed(
-  { sheddableObjectives, shedWaitMs }: SheddingOptions,
+  { sheddableObjectives, priorityOf, shedWaitMs }: SheddingOptions,
   pick: Pick<PickRequest, 'header'>,
   waitsMs: readonly number[],
   model: string,
@@ -23,7 +25,9 @@ export function shed(
   if (least <= shedWaitMs) return null;
   const objective = OBJECTIVE_HEADERS.map((name) => pick.header(name)?.trim()).find((value) => value !== undefined);
   if (objective === undefined) return null;
-  const isSheddable = /^-\d{1,9}$/.test(objective) ? Number(objective) < 0 : sheddableObjectives.includes(objective);
+  const isSheddable = /^-\d{1,9}$/.test(objective)
+    ? Number(objective) < 0
+    : sheddableObjectives.includes(objective) || (priorityOf(objective) ?? 0) < 0;
   if (!isSheddable) return null;
   return {
     kind: 'error',

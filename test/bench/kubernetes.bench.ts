@@ -78,6 +78,7 @@ async function follow(): Promise<void> {
           nSnapshots += 1;
         },
         onProblem: () => undefined,
+        onObjectives: () => undefined,
         onRelist: () => undefined,
         onFailure: () => undefined,
         access,

@@ -53,6 +53,7 @@ const MATRIX: Readonly<Record<string, Values>> = {
   },
   'engines that connect': { pods: { matchLabels: { app: 'vllm' } }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
   'no adapters': { config: { discovery: { kubernetes: { modelAdapters: 'off' } } } },
+  'no objectives': { config: { discovery: { kubernetes: { inferenceObjectives: 'off' } } } },
   monitored: {
     serviceMonitor: { enabled: true, labels: { release: 'prometheus' } },
     alerts: { enabled: true },
@@ -447,6 +448,7 @@ describe('the Role', () => {
         clock: systemClock,
         onEndpoints: (specs) => specs.length > 0 && resolve(),
         onProblem: () => undefined,
+        onObjectives: () => undefined,
         onRelist: () => undefined,
         onFailure: () => undefined,
       },
@@ -454,10 +456,12 @@ describe('the Role', () => {
     );
     try {
       await Promise.all([discovery.start(), found]);
-      // After the lists come the watches.
-      const nWatched = (): number =>
-        new Set(api.requests.filter(({ verb }) => verb === 'watch').map(({ resource }) => resource)).size;
-      for (let i = 0; i < 500 && nWatched() < grants.length; i++) await new Promise((done) => setTimeout(done, 20));
+      // What is not streamed is listed, and then watched.
+      const verbs = watchList === 'on' ? ['watch'] : ['list', 'watch'];
+      const isUsed = (verb: string, resource: string): boolean =>
+        api.requests.some((one) => one.verb === verb && one.resource === resource);
+      const isAllUsed = (): boolean => grants.every(({ resource }) => verbs.every((verb) => isUsed(verb, resource)));
+      for (let i = 0; i < 500 && !isAllUsed(); i++) await new Promise((done) => setTimeout(done, 20));
       return {
         granted: grants.flatMap(({ resource, verbs }) => verbs.map((verb) => `${verb} ${resource}`)).sort(),
         used: [...new Set(api.requests.map(({ verb, resource }) => `${verb} ${resource}`))].sort(),
@@ -472,15 +476,19 @@ describe('the Role', () => {
     }
   }
 
-  test.each(['nothing given', 'the three values', 'an InferencePool', 'an InferencePool that is there', 'no adapters'])(
-    'of %s is exactly what discovery uses: nothing is refused, nothing is granted in vain',
-    async (name) => {
-      const plain = await discover(name, 'off');
-      const streamed = await discover(name, 'on');
-      expect([...plain.refused, ...streamed.refused]).toEqual([]);
-      expect([...new Set([...plain.used, ...streamed.used])].sort()).toEqual(plain.granted);
-    },
-  );
+  test.each([
+    'nothing given',
+    'the three values',
+    'an InferencePool',
+    'an InferencePool that is there',
+    'no adapters',
+    'no objectives',
+  ])('of %s is exactly what discovery uses: nothing is refused, nothing is granted in vain', async (name) => {
+    const plain = await discover(name, 'off');
+    const streamed = await discover(name, 'on');
+    expect([...plain.refused, ...streamed.refused]).toEqual([]);
+    expect([...new Set([...plain.used, ...streamed.used])].sort()).toEqual(plain.granted);
+  });
 });
 
 function grantsOf(role: Role): readonly Grant[] {

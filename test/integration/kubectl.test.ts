@@ -74,6 +74,7 @@ async function follow(inferencePool: string | null): Promise<Following> {
         seen.toldMs = performance.now();
       },
       onProblem: () => undefined,
+      onObjectives: () => undefined,
       onRelist: () => undefined,
       onFailure: () => undefined,
       access: accessTo(server),

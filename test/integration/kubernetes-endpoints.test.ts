@@ -25,6 +25,7 @@ import {
   MODEL_LABEL,
   DISCOVERY_OPTIONS,
 } from '../support/kubernetes.ts';
+import type { ObjectDraft } from '../support/fake-api-store.ts';
 
 const endings: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -43,6 +44,9 @@ type Discovery = {
   specs: readonly EndpointSpec[] | null;
   problem: string | null;
   nTold: number;
+  /** `name:priority`, in alphabetical order; null = nothing was told. */
+  objectives: string | null;
+  readonly logged: string[];
 };
 
 function discover(
@@ -50,11 +54,23 @@ function discover(
   options: Partial<KubernetesEndpointsOptions> = {},
   clock: Clock = systemClock,
 ): Discovery {
-  const seen: Omit<Discovery, 'endpoints' | 'started'> = { specs: null, problem: null, nTold: 0 };
+  const seen: Omit<Discovery, 'endpoints' | 'started'> = {
+    specs: null,
+    problem: null,
+    nTold: 0,
+    objectives: null,
+    logged: [],
+  };
   const endpoints = createKubernetesEndpoints(
     {
-      log: silentLog,
+      log: { ...silentLog, info: (message) => void seen.logged.push(message) },
       clock,
+      onObjectives(priorities) {
+        seen.objectives = [...priorities]
+          .map((entry) => entry.join(':'))
+          .sort()
+          .join(' ');
+      },
       onEndpoints(specs) {
         seen.specs = specs;
         seen.nTold += 1;
@@ -273,6 +289,79 @@ describe('ModelAdapters', () => {
     );
     server.grants = FakeApiServer.everything();
     await until(() => seen.problem === null);
+  });
+});
+
+describe('InferenceObjectives', () => {
+  const anObjective = (name: string, priority?: number, pool = 'pool'): ObjectDraft => ({
+    metadata: { name },
+    spec: { ...(priority === undefined ? {} : { priority }), poolRef: { name: pool } },
+  });
+
+  test('are followed, of both groups; without a priority it is 0', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod());
+    server.store.create('inferenceobjectives', anObjective('batch', -10));
+    server.store.create('inferenceobjectives', anObjective('chat'));
+    const seen = discover(server, { inferenceObjectives: 'auto' });
+    await seen.started;
+    await until(() => seen.objectives === 'batch:-10 chat:0');
+    server.store.update('inferenceobjectives', 'batch', () => anObjective('batch', 5));
+    await until(() => seen.objectives === 'batch:5 chat:0');
+    server.store.delete('inferenceobjectives', 'chat');
+    await until(() => seen.objectives === 'batch:5');
+    const asked = new Set(server.requests.map(({ resource }) => resource));
+    expect(asked).toContain('inferenceobjectives.inference.networking.x-k8s.io');
+    expect(asked).toContain('inferenceobjectives.llm-d.ai');
+    expect([seen.problem, server.mistakes]).toEqual([null, []]);
+  });
+
+  test('of another InferencePool than the one that is followed do not count', async () => {
+    const server = await aServer();
+    server.store.create('inferencepools', aPool({ matchLabels: { app: 'a' } }));
+    server.store.create('inferenceobjectives', anObjective('mine', -1));
+    server.store.create('inferenceobjectives', anObjective('theirs', -1, 'other'));
+    const seen = discover(server, { inferenceObjectives: 'auto', inferencePool: 'pool' });
+    await until(() => seen.objectives !== null);
+    expect(seen.objectives).toBe('mine:-1');
+  });
+
+  test.each([
+    ['without the CRD', { missing: ['inferenceobjectives'] }],
+    [
+      'without permission',
+      { grants: FakeApiServer.everything().filter(({ resource }) => !resource.startsWith('inferenceob')) },
+    ],
+  ])('%s nothing changes, which is said once; the CRD may come later, and go', async (_case, trouble) => {
+    const server = await aServer();
+    Object.assign(server, trouble);
+    server.store.create('pods', aPod());
+    server.store.create('inferenceobjectives', anObjective('batch', -10));
+    const seen = discover(server, { inferenceObjectives: 'auto' });
+    await seen.started;
+    const said = (): number => seen.logged.filter((message) => message.startsWith('no InferenceObjectives')).length;
+    await until(() => said() === 1);
+    expect([seen.specs?.length, seen.problem, seen.objectives]).toEqual([1, null, null]);
+    Object.assign(server, { missing: [], grants: FakeApiServer.everything() });
+    await until(() => seen.objectives === 'batch:-10');
+    server.missing = ['inferenceobjectives'];
+    server.endWatches();
+    await until(() => seen.objectives === '');
+    expect([seen.problem, said()]).toEqual([null, 1]);
+  });
+
+  test('switched on, a missing CRD is a problem; switched off, nobody asks', async () => {
+    const server = await aServer();
+    server.missing = ['inferenceobjectives'];
+    server.store.create('pods', aPod());
+    const on = discover(server, { inferenceObjectives: 'on' });
+    await on.started;
+    await until(() => on.problem !== null);
+    expect(on.problem).toMatch(/^cannot watch inferenceobjectives.inference.networking.x-k8s.io in namespace rec/);
+    await on.endpoints.stop();
+    server.requests.length = 0;
+    await discover(server, { inferenceObjectives: 'off' }).started;
+    expect(server.requests.some(({ resource }) => resource.startsWith('inferenceobjectives'))).toBe(false);
   });
 });
 

@@ -187,6 +187,7 @@ test('whatever happens, the fleet ends as the server has it', async () => {
             twice.push(...addresses.filter((address, index) => addresses.indexOf(address) !== index));
           },
           onProblem: () => undefined,
+          onObjectives: () => undefined,
           onRelist: () => undefined,
           onFailure: () => undefined,
           access: accessTo(server),

@@ -33,11 +33,12 @@ export type FakeApiServerOptions = {
 };
 
 const USER = 'system:serviceaccount:rec:warmpath';
-/** Resources with their groups and versions; `modeladapters` only where its CRD is installed. */
-const RESOURCES: Readonly<Record<string, string>> = {
-  pods: '/api/v1',
-  inferencepools: '/apis/inference.networking.k8s.io/v1',
-  modeladapters: '/apis/model.aibrix.ai/v1alpha1',
+/** Resources with their groups and versions; those of a CRD only where it is installed. */
+const RESOURCES: Readonly<Record<string, readonly string[]>> = {
+  pods: ['/api/v1'],
+  inferencepools: ['/apis/inference.networking.k8s.io/v1'],
+  modeladapters: ['/apis/model.aibrix.ai/v1alpha1'],
+  inferenceobjectives: ['/apis/inference.networking.x-k8s.io/v1alpha2', '/apis/llm-d.ai/v1alpha2'],
 };
 const LIST_PARAMETERS = [
   'limit',
@@ -122,8 +123,13 @@ export class FakeApiServer {
   }
 
   static everything(): readonly Grant[] {
-    const all = ['pods', 'inferencepools.inference.networking.k8s.io', 'modeladapters.model.aibrix.ai'];
-    return all.map((resource) => ({ resource, verbs: ['list', 'watch'] }));
+    return [
+      'pods',
+      'inferencepools.inference.networking.k8s.io',
+      'modeladapters.model.aibrix.ai',
+      'inferenceobjectives.inference.networking.x-k8s.io',
+      'inferenceobjectives.llm-d.ai',
+    ].map((resource) => ({ resource, verbs: ['list', 'watch'] }));
   }
 
   get url(): string {
@@ -253,7 +259,7 @@ export class FakeApiServer {
     );
     if (path === null) return null;
     const [, base, group = '', namespace, plural = '', name = null] = path;
-    if (RESOURCES[plural] !== undefined && RESOURCES[plural] !== base) return null;
+    if (RESOURCES[plural]?.includes(base ?? '') === false) return null;
     const isWatch = ['1', 'true'].includes(url.searchParams.get('watch') ?? '');
     const verb = request.method !== 'GET' ? 'write' : name !== null ? 'get' : isWatch ? 'watch' : 'list';
     return {

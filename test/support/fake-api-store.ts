@@ -42,6 +42,7 @@ const KINDS: Readonly<Record<string, { readonly apiVersion: string; readonly kin
   pods: { apiVersion: 'v1', kind: 'Pod' },
   inferencepools: { apiVersion: 'inference.networking.k8s.io/v1', kind: 'InferencePool' },
   modeladapters: { apiVersion: 'model.aibrix.ai/v1alpha1', kind: 'ModelAdapter' },
+  inferenceobjectives: { apiVersion: 'inference.networking.x-k8s.io/v1alpha2', kind: 'InferenceObjective' },
 };
 
 export function kindOf(plural: string): { readonly apiVersion: string; readonly kind: string } {

@@ -36,6 +36,7 @@ export const DISCOVERY_OPTIONS = {
   labelSelector: MODEL_LABEL,
   inferencePool: null,
   modelAdapters: 'auto',
+  inferenceObjectives: 'off',
 } as const;
 
 /** A running, ready vLLM pod unless told otherwise. */

@@ -5,7 +5,7 @@ import { parseStrategy, type Strategy } from '../../src/scheduling/strategy-name
 export const PREFIX_CACHE_ONLY: Pick<PickerOptions, 'strategy' | 'shedding' | 'mediaWeights'> = {
   strategy: { default: aStrategy('prefix-cache'), header: '', allowed: [] },
   mediaWeights: { gpu: 1, host: 0.75, disk: 0.25 },
-  shedding: { sheddableObjectives: [], shedWaitMs: 2000 },
+  shedding: { sheddableObjectives: [], priorityOf: () => null, shedWaitMs: 2000 },
 };
 
 export function aStrategy(text: string): Strategy {

@@ -745,7 +745,13 @@ describe('the strategy of a request', () => {
 });
 
 describe('work that gives way', () => {
-  const routing = { shedding: { sheddableObjectives: ['batch'], shedWaitMs: 2000 } };
+  const priorities = new Map([
+    ['nightly', -5],
+    ['urgent', 10],
+    ['batch', 3],
+  ]);
+  const priorityOf = (objective: string): number | null => priorities.get(objective) ?? null;
+  const routing = { shedding: { sheddableObjectives: ['batch'], priorityOf, shedWaitMs: 2000 } };
   const withObjective = (objective: string | undefined, name = 'x-gateway-inference-objective'): PickRequest =>
     aRequest(
       { model: 'demo', prompt: 'x'.repeat(30) },
@@ -756,6 +762,8 @@ describe('work that gives way', () => {
     ['batch', 'x-gateway-inference-objective', 429],
     ['batch', 'x-llm-d-inference-objective', 429],
     ['-1', 'x-gateway-inference-objective', 429],
+    ['nightly', 'x-gateway-inference-objective', 429],
+    ['urgent', 'x-gateway-inference-objective', null],
     ['0', 'x-gateway-inference-objective', null],
     ['chat', 'x-gateway-inference-objective', null],
     [undefined, 'x-gateway-inference-objective', null],
