@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** Process entry: the only file that touches arguments, environment and exit. Dispatches to one file per command. */
 import { errorText } from './errors.ts';
+import { nearestName } from './wording.ts';
 
 type Io = {
   stdout(line: string): void;
@@ -57,7 +58,8 @@ const COMMANDS: Readonly<Record<string, Command>> = {
 
 function usage(): string {
   const lines = Object.entries(COMMANDS).map(([name, { summary }]) => `  ${name.padEnd(15)} ${summary}`);
-  return ['usage: warmpath COMMAND [options]', '', ...lines, '', 'warmpath COMMAND --help says more.'].join('\n');
+  const more = 'warmpath COMMAND --help says more, warmpath --version which version this is.';
+  return ['usage: warmpath COMMAND [options]', '', ...lines, '', more].join('\n');
 }
 
 async function main(): Promise<number> {
@@ -67,9 +69,16 @@ async function main(): Promise<number> {
     (name === undefined ? io.stderr : io.stdout)(usage());
     return name === undefined ? 2 : 0;
   }
+  if (name === '--version') {
+    io.stdout((await import('./cli/version.ts')).version());
+    return 0;
+  }
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!command) {
-    io.stderr(`warmpath: unknown command ${JSON.stringify(name)}, expected one of ${Object.keys(COMMANDS).join(', ')}`);
+    const known = Object.keys(COMMANDS);
+    const nearest = nearestName(name, known);
+    const meant = nearest === null ? '' : `, the nearest known one is ${nearest}`;
+    io.stderr(`warmpath: unknown command ${JSON.stringify(name)}${meant}; commands are ${known.join(', ')}`);
     return 2;
   }
   return command.run(args, io);

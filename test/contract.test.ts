@@ -18,7 +18,7 @@ import { aChat, eventually, longText, stageConfig, startPods, whenTrusted, type 
 const ROOT = new URL('../', import.meta.url);
 
 describe('commands', () => {
-  const warmpath = (...args: string[]): { status: number | null; stdout: string } =>
+  const warmpath = (...args: string[]): { status: number | null; stdout: string; stderr: string } =>
     spawnSync(process.execPath, [new URL('src/main.ts', ROOT).pathname, ...args], { encoding: 'utf8' });
 
   test('the list of commands', () => {
@@ -26,6 +26,16 @@ describe('commands', () => {
     expect(status).toBe(0);
     const names = [...stdout.matchAll(/^ {2}(\S+) /gm)].map(([, name]) => name);
     expect(names.sort()).toEqual(['check', 'demo', 'doctor', 'events', 'explain', 'replay', 'serve', 'simulate-vllm']);
+  });
+
+  test('its version, and a command that does not exist', () => {
+    const { version } = JSON.parse(readFileSync(new URL('package.json', ROOT), 'utf8')) as { version: string };
+    expect(warmpath('--version')).toMatchObject({ status: 0, stdout: `${version}\n` });
+    const unknown = warmpath('doctr');
+    expect([unknown.status, unknown.stderr]).toEqual([
+      2,
+      expect.stringMatching(/^warmpath: unknown command "doctr", the nearest known one is doctor; /),
+    ]);
   });
 
   test.each<[string, readonly string[]]>([

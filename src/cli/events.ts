@@ -138,6 +138,14 @@ async function follow(
     }
   };
 
+  let isTold = false;
+  const tellWhetherReached = (): void => {
+    const reached = connection.reached();
+    if (reached === 'down' && !isTold) note(`no publisher answers at ${source.endpoint}, trying again`);
+    else if (reached === 'up' && isTold) note(`${source.endpoint} answers`);
+    isTold = reached === 'down';
+  };
+
   const connection = createEventConnection(
     {
       clock: systemClock,
@@ -147,7 +155,7 @@ async function follow(
       apply: print,
       isBatch,
       clear: () => note('what was printed so far no longer holds'),
-      onStanding: () => undefined,
+      onStanding: tellWhetherReached,
       onGap: () => note('batches are missing'),
       onRestart: () => note('the publisher began anew, or the connection was lost'),
       onReplay: (result) => result !== 'ok' && note(`replay: ${result}`),

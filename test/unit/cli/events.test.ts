@@ -151,3 +151,29 @@ test('what a publisher still holds comes first, then what it sends, one line per
     await publisher.stop();
   }
 });
+
+test('a publisher that is not there is told once, and when it comes', async () => {
+  const there = await FakePublisher.start();
+  const { endpoint, replayEndpoint } = there;
+  await there.stop();
+  const stop = new AbortController();
+  const { code, out, err } = await run([endpoint], [], stop.signal);
+  const until = async (n: number): Promise<void> => {
+    const deadline = performance.now() + 20_000;
+    while (err.length < n && performance.now() < deadline) await delay(5);
+    expect(err).toHaveLength(n);
+  };
+  await until(1);
+  const back = await FakePublisher.start({ at: { endpoint, replayEndpoint } });
+  try {
+    await until(2);
+    stop.abort();
+    expect([await code, out]).toEqual([0, []]);
+    expect(err).toEqual([
+      `warmpath events: no publisher answers at ${endpoint}, trying again`,
+      `warmpath events: ${endpoint} answers`,
+    ]);
+  } finally {
+    await back.stop();
+  }
+});
