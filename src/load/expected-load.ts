@@ -26,8 +26,10 @@ type Foreign = {
   ownRequests: number;
   ownWaiting: number;
   requests: number;
-  waiting: number;
   readMs: number;
+  /** Milliseconds of computing the engine had before it when it was read, and all that was ever sent there by then. */
+  pendingMs: number;
+  sentMs: number;
   /** Requests of others and own ones, on average over the last readings. */
   meanRequests: number;
   meanOwn: number;
@@ -43,7 +45,13 @@ const READING_GAIN = 0.03;
 const ALONE_PART = 0.05;
 
 export function createExpectedLoad(
-  { inFlight, clock }: { readonly inFlight: Pick<InFlight, 'load' | 'keepCompany' | 'typical'>; readonly clock: Clock },
+  {
+    inFlight,
+    clock,
+  }: {
+    readonly inFlight: Pick<InFlight, 'load' | 'queue' | 'sentMs' | 'keepCompany' | 'typical'>;
+    readonly clock: Clock;
+  },
   { intervalMs }: { readonly intervalMs: number },
 ): ExpectedLoad {
   const bySlot = new Map<EndpointSlot, Foreign>();
@@ -67,6 +75,20 @@ export function createExpectedLoad(
     inFlight.keepCompany(othersRatio() > 0 ? 'with others' : 'alone');
   }
 
+  /**
+   * What an engine has yet to compute. It takes prompts in order, one at a time, and counts the one it is at as running:
+   * while any waits it is at one, and when that is not the first of the own ones, it is somebody else's.
+   */
+  function pendingMs(slot: EndpointSlot, own: Load, ownPrompts: number, waiting: number): number {
+    const { promptTokens, residualTokens } = inFlight.typical();
+    const { tokens, isBegun } = inFlight.queue(slot);
+    const atOwn = isBegun || waiting < ownPrompts;
+    const others = Math.max(0, waiting - (atOwn ? ownPrompts - 1 : ownPrompts));
+    const underWayTokens = !atOwn && waiting > 0 ? residualTokens : 0;
+    const wholeMs = own.prefillSetupMs + (promptTokens || ASSUMED_PROMPT_TOKENS) * own.prefillMsPerToken;
+    return (tokens + underWayTokens) * own.prefillMsPerToken + others * wholeMs;
+  }
+
   return {
     allPerOwn: () => 1 + othersRatio(),
     of({ slot }) {
@@ -74,16 +96,15 @@ export function createExpectedLoad(
       const ratio = othersRatio();
       const foreign = bySlot.get(slot);
       if (ratio === 0 && (foreign === undefined || foreign.requests === 0)) return own;
-      const { promptTokens, burstMs } = inFlight.typical();
       let { requests, waitMs, unseenMs } = own;
       if (foreign !== undefined) {
         const ageMs = clock.nowMs() - foreign.readMs;
         const belief = Math.min(1, Math.exp(FRESH_INTERVALS - ageMs / intervalMs));
-        const promptMs = own.prefillSetupMs + (promptTokens || ASSUMED_PROMPT_TOKENS) * own.prefillMsPerToken;
         requests += belief * foreign.requests;
-        // Their prompts are computed meanwhile, too.
-        waitMs += belief * Math.max(0, foreign.waiting * promptMs - ageMs);
-        if (meanRequests > 0) unseenMs += belief * ratio * burstMs * (foreign.meanRequests / meanRequests);
+        const sinceMs = inFlight.sentMs(slot) - foreign.sentMs - ageMs;
+        if (foreign.requests > 0) waitMs = Math.max(waitMs, belief * (foreign.pendingMs + sinceMs));
+        const share = meanRequests > 0 ? foreign.meanRequests / meanRequests : 0;
+        unseenMs += belief * ratio * inFlight.typical().burstMs * share;
       }
       const all = 1 + ratio;
       const arrivalsPerSecond = own.arrivalsPerSecond * all;
@@ -93,7 +114,7 @@ export function createExpectedLoad(
       const { requests, waiting } = inFlight.load(slot);
       const foreign = bySlot.get(slot);
       if (foreign === undefined) {
-        const nothing = { requests: 0, waiting: 0, readMs: -Infinity, meanRequests: 0, meanOwn: 0 };
+        const nothing = { requests: 0, readMs: -Infinity, pendingMs: 0, sentMs: 0, meanRequests: 0, meanOwn: 0 };
         bySlot.set(slot, { ownRequests: requests, ownWaiting: waiting, ...nothing });
       } else {
         foreign.ownRequests = requests;
@@ -105,11 +126,10 @@ export function createExpectedLoad(
       const foreign = bySlot.get(slot);
       if (foreign === undefined) return;
       const ownRequests = Math.max(own.requests, foreign.ownRequests);
-      const ownWaiting = Math.max(own.waiting, foreign.ownWaiting);
       foreign.requests = Math.max(0, (running ?? 0) + (waiting ?? 0) - ownRequests);
-      // An engine counts as running what it computes the prompt of: never more wait than it says.
-      foreign.waiting = Math.min(foreign.requests, Math.max(0, (waiting ?? 0) - ownWaiting));
       foreign.readMs = clock.nowMs();
+      foreign.sentMs = inFlight.sentMs(slot);
+      foreign.pendingMs = pendingMs(slot, own, Math.max(own.waiting, foreign.ownWaiting), waiting ?? 0);
       learn(foreign, ownRequests);
     },
     forget(slot) {

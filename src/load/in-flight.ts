@@ -55,8 +55,8 @@ export type ReservationDetails = {
   readonly outputTokens?: number;
   /** Cached ones included; as many as uncached ones unless said. */
   readonly promptTokens?: number;
-  /** True once events say that the engine has computed the prompt; asked now and then while it waits. */
-  readonly isComputed?: () => boolean;
+  /** How many of the uncached tokens are computed, as far as events say; asked now and then while it waits. */
+  readonly computedTokens?: () => number;
 };
 
 export type InFlight = {
@@ -69,15 +69,29 @@ export type InFlight = {
   forget(slot: number): void;
   /** Whether first tokens may have waited for prompts sent by others. */
   keepCompany(company: Company): void;
+  /** Own prompts there that are not computed. */
+  queue(slot: number): OwnQueue;
+  /** Milliseconds of computing sent there since the first request. */
+  sentMs(slot: number): number;
   /** What was sent of late. */
   typical(): Typical;
   /** Requests in flight over all slots. */
   total(): number;
 };
 
+export type OwnQueue = {
+  readonly prompts: number;
+  /** Whether events show that the engine is at the first of them. */
+  readonly isBegun: boolean;
+  /** Uncached tokens of them without those computed by now. */
+  readonly tokens: number;
+};
+
 export type Typical = {
   /** Uncached tokens of a prompt; 0 before the first. */
   readonly promptTokens: number;
+  /** What is left of a prompt at any moment of its being computed: more than half of the mean, since long ones take longer. */
+  readonly residualTokens: number;
   /** Milliseconds of computing sent to all endpoints within a second before and after a request, itself included. */
   readonly burstMs: number;
 };
@@ -98,7 +112,7 @@ type Prompt = {
   readonly uncachedTokens: number;
   readonly sentMs: number;
   readonly answer: AnswerForm;
-  readonly isComputed: (() => boolean) | null;
+  readonly computedTokens: (() => number) | null;
   computed: boolean;
   /** When the engine was free for it; known once it is computed. */
   startMs: number;
@@ -128,6 +142,8 @@ type SlotState = {
   arrivalsMs: number;
   /** Milliseconds of computing those requests ask for, weighed likewise. */
   workMs: number;
+  /** The same, unweighed. */
+  sentMs: number;
   lastPass: Pass | null;
 };
 
@@ -173,6 +189,7 @@ export function createInFlight(
   let company: Company = 'alone';
   const burst = createBurst();
   let promptTokensMean = 0;
+  let promptSquaresMean = 0;
 
   function stateOf(slot: number): SlotState {
     let state = slots.get(slot);
@@ -191,6 +208,7 @@ export function createInFlight(
         arrivals: 0,
         arrivalsMs: 0,
         workMs: 0,
+        sentMs: 0,
         lastPass: null,
       };
       slots.set(slot, state);
@@ -225,7 +243,7 @@ export function createInFlight(
     state.askedMs = nowMs;
     while (state.nWaiting > 0) {
       const first = state.queue[state.head]!;
-      if (first.isComputed?.() !== true) return;
+      if (first.computedTokens === null || first.computedTokens() < first.uncachedTokens) return;
       leaveQueue(state, first, nowMs);
       const serviceMs = nowMs - first.startMs;
       // Computed at some time since it was last asked for: if that is long ago, this tells nothing of the speed.
@@ -263,7 +281,7 @@ export function createInFlight(
       return { ...sums, ...traffic(state), waitMs, unseenMs: 0, ...learnt };
     },
     reserve(slot, uncachedTokens, details = {}) {
-      const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, isComputed } = details;
+      const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, computedTokens } = details;
       const state = stateOf(slot);
       const nowMs = clock.nowMs();
       firstMs ??= nowMs;
@@ -272,14 +290,17 @@ export function createInFlight(
       state.arrivals = state.arrivals * fading + 1;
       const workMs = setupMs + uncachedTokens * msPerToken;
       state.workMs = state.workMs * fading + workMs;
+      state.sentMs += workMs;
       burst.add(workMs, nowMs);
-      promptTokensMean += (promptTokensMean === 0 ? 1 : TYPICAL_GAIN) * (uncachedTokens - promptTokensMean);
+      const gain = promptTokensMean === 0 ? 1 : TYPICAL_GAIN;
+      promptTokensMean += gain * (uncachedTokens - promptTokensMean);
+      promptSquaresMean += gain * (uncachedTokens ** 2 - promptSquaresMean);
       state.arrivalsMs = nowMs;
       const prompt: Prompt = {
         uncachedTokens,
         sentMs: nowMs,
         answer,
-        isComputed: isComputed ?? null,
+        computedTokens: computedTokens ?? null,
         computed: false,
         startMs: nowMs,
         serviceMs: null,
@@ -336,7 +357,19 @@ export function createInFlight(
     keepCompany(kind) {
       company = kind;
     },
-    typical: () => ({ promptTokens: promptTokensMean, burstMs: burst.meanMs() }),
+    queue(slot) {
+      const state = slots.get(slot);
+      if (state === undefined || state.nWaiting === 0) return { prompts: 0, isBegun: false, tokens: 0 };
+      const first = state.queue[state.head]!;
+      const computed = Math.min(first.uncachedTokens, Math.max(0, first.computedTokens?.() ?? 0));
+      return { prompts: state.nWaiting, isBegun: computed > 0, tokens: state.waitingTokens - computed };
+    },
+    sentMs: (slot) => slots.get(slot)?.sentMs ?? 0,
+    typical: () => ({
+      promptTokens: promptTokensMean,
+      residualTokens: promptTokensMean > 0 ? promptSquaresMean / promptTokensMean / 2 : 0,
+      burstMs: burst.meanMs(),
+    }),
     total: () => nTotal,
   };
 }

@@ -56,29 +56,33 @@ export type RequestHolder = {
 export function createRequestHolder(deps: HolderDeps): RequestHolder {
   const { clock, inFlight, ladder, matcher, record, routed } = deps;
 
-  /** Whether events have said that every full block of the prompt is there. */
-  function isAnnounced(chains: readonly BlockHashes[], endpoint: Endpoint): boolean {
-    if (chains.every((chain) => chain.length === 0) || deps.knowledge(endpoint).trust === 'fallback') return false;
-    return chains.every((chain) => deps.index.longestMatch(chain).blocks(endpoint.slot) === chain.length / 2);
+  /** How many of the first tokens events say are computed: all once every full block is announced. */
+  function announcedTokens(chains: readonly BlockHashes[], endpoint: Endpoint, blockSizeTokens: number): number {
+    if (chains.every((chain) => chain.length === 0) || deps.knowledge(endpoint).trust === 'fallback') return 0;
+    const tokens = chains.map((chain) => {
+      const nBlocks = deps.index.longestMatch(chain).blocks(endpoint.slot);
+      return nBlocks === chain.length / 2 ? Infinity : nBlocks * blockSizeTokens;
+    });
+    return Math.min(...tokens);
   }
 
   function hold(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
     const { model, promptTokens, strategy, rung } = evaluation;
-    const { endpoint, matchedTokens } = view;
+    const { endpoint, matchedTokens, uncachedTokens } = view;
     const decidedMs = clock.nowMs();
     let firstByteMs: number | null = null;
-    const { blockSizeTokens } = deps.knowledge(endpoint);
+    const blockSizeTokens = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
-    const { uncachedTokens } = view;
     const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
-    const chains = evaluation.chains.get(blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS) ?? [];
+    const chains = evaluation.chains.get(blockSizeTokens) ?? [];
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
       answer,
       outputTokens: forecast.outputTokens ?? 0,
       promptTokens,
       // Of a prompt known in part the rest may still be to compute.
-      isComputed: () => rung === 'exact' && isAnnounced(chains, endpoint),
+      computedTokens: () =>
+        rung === 'exact' ? announcedTokens(chains, endpoint, blockSizeTokens) + uncachedTokens - promptTokens : 0,
     });
     let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);

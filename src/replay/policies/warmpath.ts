@@ -63,6 +63,8 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       held.set(request.index, {
         load: inFlight.reserve(slotOf(chosen), request.promptTokens - cachedTokens, {
           promptTokens: request.promptTokens,
+          computedTokens: () =>
+            events === 'none' ? 0 : announced.matchedBlocks(request, chosen) * blockTokens - cachedTokens,
         }),
         booking: routed.book(slotOf(chosen), hashes),
         promisedTokens,

@@ -58,6 +58,43 @@ describe('load as a choice sees it', () => {
     expect(load.waitMs / 6).toBeLessThan(600);
   });
 
+  describe('while an engine computes', () => {
+    /** Prompts of 500 tokens, half a second each. */
+    const anEngine = (computedTokens: () => number) => {
+      const load = aLoad();
+      for (let i = 0; i < 100; i++) load.inFlight.reserve(SLOT, 500).release(500);
+      load.inFlight.reserve(SLOT, 500, { computedTokens });
+      return load;
+    };
+    const waitMs = ({ of }: ReturnType<typeof aLoad>): number => Math.round(of().waitMs);
+
+    test('the first own prompt, one of others waits behind it', () => {
+      const engine = anEngine(() => 100);
+      engine.read({ running: 1, waiting: 1 });
+      expect(waitMs(engine)).toBe(400 + 500);
+    });
+
+    test('one of somebody else, half of it is left, and the own one waits', () => {
+      const engine = anEngine(() => 0);
+      engine.read({ running: 1, waiting: 1 });
+      expect(waitMs(engine)).toBe(250 + 500);
+    });
+
+    test('the first own prompt, if fewer wait than are known', () => {
+      const engine = anEngine(() => 0);
+      engine.read({ running: 2, waiting: 0 });
+      expect(waitMs(engine)).toBe(500);
+    });
+
+    test('what is sent after the reading comes behind all that', () => {
+      const engine = anEngine(() => 100);
+      engine.read({ running: 1, waiting: 1 });
+      engine.inFlight.reserve(SLOT, 2000);
+      engine.clock.advance(300);
+      expect(waitMs(engine)).toBe(400 + 500 + 2000 - 300);
+    });
+  });
+
   test('what a reading says of others fades when no newer one comes, down to nothing', () => {
     const { of, read, clock } = aLoad();
     read({ running: 10, waiting: 10 });

@@ -129,9 +129,10 @@ describe('own load per endpoint', () => {
 
   describe('events that say a prompt is computed', () => {
     const setUp = (isComputed: () => boolean) => {
+      const computedTokens = (): number => (isComputed() ? 1000 : 0);
       const clock = createFakeClock();
       const inFlight = createInFlight(clock, 1000);
-      return { clock, inFlight, reserve: () => inFlight.reserve(0, 1000, { answer: 'whole', isComputed }) };
+      return { clock, inFlight, reserve: () => inFlight.reserve(0, 1000, { answer: 'whole', computedTokens }) };
     };
 
     test('take it out of the queue, though no first token was seen and it is not due', () => {
@@ -169,7 +170,7 @@ describe('own load per endpoint', () => {
       const clock = createFakeClock();
       const inFlight = createInFlight(clock, 1000);
       for (let i = 0; i < 80; i++) {
-        const request = inFlight.reserve(0, 1000, { isComputed: () => true });
+        const request = inFlight.reserve(0, 1000, { computedTokens: () => 1000 });
         for (let ms = 0; ms < 100; ms += 25) {
           inFlight.load(0);
           clock.advance(25);
@@ -251,7 +252,7 @@ describe('own load per endpoint', () => {
   test('what is typical: the length of prompts, and how much is sent within a second of each other', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
-    expect(inFlight.typical()).toEqual({ promptTokens: 0, burstMs: 0 });
+    expect(inFlight.typical()).toEqual({ promptTokens: 0, residualTokens: 0, burstMs: 0 });
     for (let i = 0; i < 1000; i++) {
       for (let slot = 0; slot < 4; slot++) inFlight.reserve(slot, 200, { answer: 'whole' }).release();
       clock.advance(3000);

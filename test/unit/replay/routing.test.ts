@@ -9,13 +9,24 @@ import { aScenario } from './builders.ts';
 
 const APPROXIMATE_PEERS = PEER_POLICIES.filter((policy) => policy !== 'dynamo');
 
-function run(name: string, policy: string, changes: Partial<Scenario> & { engines?: number } = {}): Summary {
+const SEEDS = [5, 6, 7];
+
+function run(
+  name: string,
+  policy: string,
+  changes: Partial<Scenario> & { engines?: number } = {},
+  seed = SEEDS[0]!,
+): Summary {
   const scenario = aScenario({ engines: 8, timing: simpleTiming(8000, 512), cacheBlocks: 500, ...changes });
-  return summarize(replay(syntheticWorkload(name, 400, 5), POLICIES[policy]!, scenario));
+  return summarize(replay(syntheticWorkload(name, 400, seed), POLICIES[policy]!, scenario));
 }
 
 function leastMean(name: string, policies: readonly string[], changes: Partial<Scenario> = {}): number {
   return Math.min(...policies.map((policy) => run(name, policy, changes).ttftMs.mean));
+}
+
+function average(summaries: readonly Summary[]): number {
+  return summaries.reduce((sum, { ttftMs }) => sum + ttftMs.mean, 0) / summaries.length;
 }
 
 describe('the own routing on seeded workloads', () => {
@@ -42,7 +53,8 @@ describe('the own routing on seeded workloads', () => {
   });
 
   test('routers that do not talk lose little where requests come one by one', () => {
-    const alone = run('rag', OWN_POLICY).ttftMs.mean;
-    for (const replicas of [2, 4]) expect(run('rag', OWN_POLICY, { replicas }).ttftMs.mean / alone).toBeLessThan(1.25);
+    const mean = (replicas: number): number => average(SEEDS.map((seed) => run('rag', OWN_POLICY, { replicas }, seed)));
+    expect(mean(2) / mean(1)).toBeLessThan(1.2);
+    expect(mean(4) / mean(1)).toBeLessThan(1.35);
   });
 });
