@@ -70,7 +70,7 @@ export function createHashSeed(random: (words: Uint32Array) => void = randomFill
 }
 
 /**
- * @param arithmetic `wasm` gives the same keys in a fifth of the time where WebAssembly is to be had. Not what `serve` uses:
+ * @param arithmetic `wasm` gives the same keys in a third of the time where WebAssembly is to be had. Not what `serve` uses:
  *   V8 aborts the process now and then where WebAssembly comes and goes beside other threads (ARCHITECTURE.md)
  */
 export function createBlockHasher(seed: HashSeed, arithmetic: 'plain' | 'wasm' = 'plain'): BlockHasher {

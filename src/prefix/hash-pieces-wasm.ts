@@ -1,5 +1,5 @@
 /**
- * The arithmetic of hash-pieces.ts as WebAssembly, with the same results in a fifth of the time (`make bench-kv`): sixteen tokens are
+ * The arithmetic of hash-pieces.ts as WebAssembly, with the same results in a third of the time (`make bench-kv`): sixteen tokens are
  * multiplied four at a time. The module is assembled here, from the instructions below; nothing else has to be built.
  * Bytes and numbers follow the WebAssembly 2.0 specification, chapter 5 (binary format).
  */
