@@ -1,6 +1,6 @@
 /**
  * Composition root of `serve`: builds every part with constructor arguments, wires the three flows, owns start and stop
- * order. Start: admin → endpoints (first list) → KV events → ext_proc. Stop: the reverse, readiness first.
+ * order. Start: admin, health → endpoints (first list) → KV events → ext_proc. Stop: the reverse, readiness first.
  */
 import { createDecisionLog } from './admin/decision-log.ts';
 import { explain } from './admin/explain.ts';
@@ -385,6 +385,9 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     await tokenizer.start();
     const { address } = await admin.start();
     started.push(() => admin.stop());
+    // Probes are answered from here on: how long the first list takes says nothing about this process.
+    started.push(() => extProc.stop());
+    await extProc.startHealth();
     started.push(async () => seedFile?.stop());
     await seedFile?.start();
     // In this order, because the first list may be long in coming and `stop` must not wait for it.

@@ -92,6 +92,11 @@ export type ExtProcServerDeps = {
 };
 
 export type ExtProcServer = {
+  /**
+   * Opens the plaintext health port ahead of `start`: a process that still waits for its fleet is alive, and not ready.
+   * Resolves with the address bound, null for none; `start` does it too.
+   */
+  startHealth(): Promise<string | null>;
   /** Resolves with the addresses bound; rejects with a WarmpathError and nothing left listening. */
   start(): Promise<{ grpcAddress: string; healthAddress: string | null }>;
   /** What health reports; NOT_SERVING until told otherwise, and for good once stopping. */
@@ -132,7 +137,9 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const streams = new Set<OpenStream>();
   const exchangeOptions = exchangeOptionsOf(options, limits);
   const onFault = limitedFaultLog(log, clock);
-  let servers: Server[] = [];
+  let main: Server | null = null;
+  let probes: Server | null = null;
+  let healthStarting: Promise<string | null> | null = null;
   let tls: ServerTls | null = null;
   let stopping: Promise<void> | null = null;
   let draining = false;
@@ -145,16 +152,12 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   }
 
   async function start(): Promise<{ grpcAddress: string; healthAddress: string | null }> {
-    const services = loadServices();
     try {
+      const healthAddress = await (healthStarting ??= startHealth());
       tls = await createTls();
       const maxReceiveBytes = 2 * options.bodyMaxBytes + MESSAGE_MARGIN_BYTES;
-      const main = createGrpcServer({
-        maxReceiveBytes,
-        maxStreamsPerConnection: limits.maxStreamsPerConnection,
-      });
-      servers.push(main);
-      main.addService(services.health, health.handlers);
+      main = createGrpcServer({ maxReceiveBytes, maxStreamsPerConnection: limits.maxStreamsPerConnection });
+      main.addService(loadServices().health, health.handlers);
       for (const more of options.moreServices?.() ?? []) main.addService(more.definition, more.implementation);
       const grpcAddress = await bind(
         main,
@@ -166,27 +169,25 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
           onSession: guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
         },
       );
-      let healthAddress: string | null = null;
-      if (options.healthListen !== null) {
-        const probes = createGrpcServer({
-          maxReceiveBytes: HEALTH_MAX_RECEIVE_BYTES,
-          maxStreamsPerConnection: HEALTH_MAX_STREAMS,
-        });
-        servers.push(probes);
-        probes.addService(services.health, health.handlers);
-        healthAddress = await bind(
-          probes,
-          options.healthListen,
-          ServerCredentials.createInsecure(),
-          'server.healthListen',
-        );
-      }
       log.info('ext_proc listening', { grpc: grpcAddress, health: healthAddress, tls: tls !== null });
       return { grpcAddress, healthAddress };
     } catch (error) {
       shutServers();
       throw error;
     }
+  }
+
+  async function startHealth(): Promise<string | null> {
+    if (options.healthListen === null) return null;
+    probes = createGrpcServer({
+      maxReceiveBytes: HEALTH_MAX_RECEIVE_BYTES,
+      maxStreamsPerConnection: HEALTH_MAX_STREAMS,
+    });
+    probes.addService(loadServices().health, health.handlers);
+    const credentials = ServerCredentials.createInsecure();
+    const address = await bind(probes, options.healthListen, credentials, 'server.healthListen');
+    log.info('health listening', { health: address });
+    return address;
   }
 
   function guardOf(allowed: readonly string[]): ((session: ServerHttp2Session) => void) | undefined {
@@ -245,11 +246,12 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
 
   async function stop(): Promise<void> {
     health.setServing('NOT_SERVING');
-    if (servers.length > 0) {
+    if (main !== null) {
+      const server = main;
       // Data planes learn it from their health checks and go elsewhere; until then we still serve.
       await wait(options.drainDelayMs);
       // The health port answers to the end: a closed one would look like a dead process.
-      const closed = new Promise<void>((done) => servers[0]?.tryShutdown(() => done()));
+      const closed = new Promise<void>((done) => server.tryShutdown(() => done()));
       draining = true;
       for (const stream of [...streams]) stream.drain();
       await emptyOr(options.drainTimeoutMs);
@@ -279,13 +281,16 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   }
 
   function shutServers(): void {
-    for (const server of servers) server.forceShutdown();
-    servers = [];
+    main?.forceShutdown();
+    probes?.forceShutdown();
+    main = null;
+    probes = null;
     tls?.stop();
     tls = null;
   }
 
   return {
+    startHealth: () => (healthStarting ??= startHealth()),
     start,
     setServing(serving) {
       if (stopping === null) health.setServing(serving);

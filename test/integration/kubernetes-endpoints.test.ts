@@ -15,6 +15,7 @@ import {
   type KubernetesEndpointsOptions,
 } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
+import { createHealthClient } from '../support/extproc-client.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
 import {
   accessTo,
@@ -481,7 +482,7 @@ describe('the product with discovery.mode kubernetes', () => {
     await server.up();
   });
 
-  test('stop does not wait for the first list', async () => {
+  test('the first list may be long in coming: health says alive and not ready, and stop does not wait', async () => {
     const server = await aServer();
     const text = stringify({
       server: { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen: '127.0.0.1:0' },
@@ -493,13 +494,23 @@ describe('the product with discovery.mode kubernetes', () => {
     const sets = ['discovery.mode=kubernetes', `discovery.kubernetes.kubeconfig=${join(folder, 'config')}`];
     const loaded = loadConfig({ file: 'a.yaml', readFile: () => text, env: {}, sets });
     if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join());
-    const app = createApp(loaded.config, { log: silentLog, clock: systemClock });
+    let health = '';
+    const log = {
+      ...silentLog,
+      info(message: string, fields?: object): void {
+        if (message === 'health listening') health = (fields as { health: string }).health;
+      },
+    };
+    const app = createApp(loaded.config, { log, clock: systemClock });
     const started = app.start();
     const outcome = started.then(
       () => 'started',
       (error: Error) => error.message,
     );
     await until(() => server.requests.length > 0, 10_000);
+    const probe = createHealthClient(health);
+    expect([await probe.check('liveness'), await probe.check('readiness')]).toEqual(['SERVING', 'NOT_SERVING']);
+    probe.close();
     await app.stop();
     expect(await outcome).toBe('stopped before the first list of pods came');
 

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, rename, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -120,23 +120,28 @@ describe('warmpath serve as a process', () => {
       };
       expect(await get('/readyz')).toContain('"config":"ok"');
 
-      await writeFile(file, text({ endpoint: '127.0.0.1:10', fallbacks: 1, drainDelayMs: 77 }));
+      // In one step: on a busy machine a file can stay empty for longer than it is waited for.
+      const put = async (content: string): Promise<void> => {
+        await writeFile(`${file}.new`, content);
+        await rename(`${file}.new`, file);
+      };
+      await put(text({ endpoint: '127.0.0.1:10', fallbacks: 1, drainDelayMs: 77 }));
       await until('/api/v1/endpoints', /127\.0\.0\.1:10"/);
       await until('/readyz', /"config":"ok, but a restart is needed for server\.drainDelayMs"/);
       const config = await get('/api/v1/config');
       expect(config).toContain('"fallbackEndpoints":1');
       expect(config).toContain('"drainDelayMs":0');
 
-      await writeFile(file, text({ endpoint: '127.0.0.1:11', fallbacks: 'many' }));
+      await put(text({ endpoint: '127.0.0.1:11', fallbacks: 'many' }));
       await until('/readyz', /not the newest file: routing\.fallbackEndpoints must be .*got \\"many\\"/);
       expect(await get('/api/v1/endpoints')).toContain('127.0.0.1:10"');
       expect(await get('/readyz')).toContain('"ready":true');
 
-      await writeFile(file, text({ endpoint: '127.0.0.1:11' }));
+      await put(text({ endpoint: '127.0.0.1:11' }));
       await until('/readyz', /"config":"ok"/);
       await until('/api/v1/endpoints', /127\.0\.0\.1:11"/);
 
-      await writeFile(file, text({ endpoint: null }));
+      await put(text({ endpoint: null }));
       await until('/readyz', /"ready":true,.*"endpoints":"ok, but there is no endpoint: requests get 503"/);
     } finally {
       child.kill('SIGTERM');
