@@ -10,7 +10,7 @@ import type { InFlight } from '../load/in-flight.ts';
 import type { Usage } from '../openai/usage.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
 import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
-import type { BookingEnd, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
+import type { Booking, BookingEnd, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
 import type { TokenizerLadder } from '../tokenizer/tokenizer-ladder.ts';
 import type { TokenizeResult } from '../tokenizer/tokenizer.ts';
 import {
@@ -45,6 +45,8 @@ export type Held = {
   /** False once the engine has answered: what it caches then may be this very prompt. */
   isUnanswered(): boolean;
 };
+
+type Booked = { readonly chain: BlockHashes; readonly booking: Booking };
 
 export type RequestHolder = {
   /** Reserves and books at the choice. */
@@ -84,7 +86,16 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
       computedTokens: () =>
         rung === 'exact' ? announcedTokens(chains, endpoint, blockSizeTokens) + uncachedTokens - promptTokens : 0,
     });
-    let booked = chains.map((chain) => routed.book(endpoint.slot, chain));
+    const bookAll = (all: readonly BlockHashes[]): Booked[] =>
+      all.map((chain) => ({ chain, booking: routed.book(endpoint.slot, chain) }));
+    const endAll = (how: BookingEnd): void => {
+      for (const { chain, booking } of booked) {
+        // What events have confirmed they will also take back: nothing needs to be remembered beside them.
+        const isConfirmed = how === 'grace' && announcedTokens([chain], endpoint, blockSizeTokens) === Infinity;
+        booking.end(isConfirmed ? 'drop' : how);
+      }
+    };
+    let booked = bookAll(chains);
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
     let usage: Usage | null = null;
     let ended: BookingEnd | null = null;
@@ -108,7 +119,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         const keep = !isServed ? 'drop' : isTold ? 'grace' : 'keep';
         ended = keep;
         unanswered = false;
-        for (const booking of booked) booking.end(keep);
+        endAll(keep);
         text?.end(keep === 'drop' ? 'drop' : 'keep');
         deps.recordEnd({
           endpoint,
@@ -133,12 +144,12 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
       reservation,
       isUnanswered: () => unanswered,
       unbook() {
-        for (const booking of booked) booking.end('drop');
+        endAll('drop');
         booked = [];
       },
       book(chains) {
-        booked = chains.map((chain) => routed.book(endpoint.slot, chain));
-        if (ended !== null) for (const booking of booked) booking.end(ended);
+        booked = bookAll(chains);
+        if (ended !== null) endAll(ended);
       },
     };
   }

@@ -150,11 +150,13 @@ function aibrixPrefixCache(input: RankInput): readonly number[] {
   const { candidates } = input.schedule;
   const requests = requestsOf(input.schedule);
   const byRequests = byValue(requests, input);
-  if (Math.max(...requests) - Math.min(...requests) > AIBRIX_IMBALANCE) return byRequests;
   const mean = requests.reduce((sum, n) => sum + n, 0) / requests.length;
   const variance = requests.reduce((sum, n) => sum + (n - mean) ** 2, 0) / (requests.length - 1);
   const limit = mean + AIBRIX_SIGMAS * Math.sqrt(variance);
-  const isMatch = (i: number): boolean => candidates[i]!.cachedTokens > 0 && requests[i]! <= limit;
+  const least = Math.min(...requests);
+  // Far apart, only those with the fewest stay.
+  const most = Math.max(...requests) - least > AIBRIX_IMBALANCE ? least : limit;
+  const isMatch = (i: number): boolean => candidates[i]!.cachedTokens > 0 && requests[i]! <= most;
   const matches = byRequests.filter(isMatch).sort((a, b) => candidates[b]!.cachedTokens - candidates[a]!.cachedTokens);
   return [...matches, ...byRequests.filter((i) => !isMatch(i))];
 }

@@ -584,6 +584,24 @@ describe('a reservation', () => {
     expect(routed.stats().nBlocks).toBe(0);
   });
 
+  test('of a served request is forgotten at once where events have confirmed its blocks, else after a grace', async () => {
+    for (const [confirmed, nBlocks] of [
+      [true, 0],
+      [false, 5],
+    ] as const) {
+      const { picker, warm, routed, clock } = aPicker();
+      const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      const n = Number(endpointsOf(decision)[0]!.split(':')[0]!.split('.')[3]);
+      if (confirmed) warm(n, TEXT);
+      expect(routed.stats().nBlocks).toBe(5);
+      decision.reservation.release('completed');
+      expect(routed.stats().nBlocks).toBe(nBlocks);
+      clock.advance(2000);
+      expect(routed.stats().nBlocks).toBe(0);
+    }
+  });
+
   test('of a failed request takes its prefix away at once', async () => {
     const { picker, routed } = aPicker();
     const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);

@@ -121,6 +121,14 @@ describe('a strategy by name', () => {
       expect(choice('aibrix-prefix-cache', at17)).toBe(1);
     });
 
+    test('beyond it the longest match among those with the fewest requests is chosen', () => {
+      const endpoints = spread(20, 0, 0, 0);
+      endpoints[0] = { requests: 20, cachedTokens: 1600 };
+      endpoints[2] = { requests: 0, cachedTokens: 160 };
+      endpoints[3] = { requests: 0, cachedTokens: 800 };
+      expect(choice('aibrix-prefix-cache', endpoints)).toBe(3);
+    });
+
     test('a match above mean + 2σ of the requests is passed over for the next longest', () => {
       const endpoints = spread(1, 1, 1, 1, 1, 1, 1, 1, 1, 12);
       endpoints[9] = { requests: 12, cachedTokens: 1600 };
