@@ -17,7 +17,7 @@ export type HttpAnswer =
 export type PostLimits = {
   readonly timeoutMs: number;
   readonly responseMaxBytes: number;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | null;
 };
 
 /** @param dispatcher of the origin; its dispatch method is used directly, as a stream per answer would cost more than the answer */

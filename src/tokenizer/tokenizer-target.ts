@@ -52,8 +52,8 @@ export type TokenizerTarget = {
   readonly p95Ms: number | null;
   /** Null when the target would take a call now. */
   refusal(request: InferenceRequest, urgency: Urgency): Refusal | null;
-  /** Never rejects; ends within `queueMs` and `timeoutMs`. An aborted call says nothing about the server. */
-  call(request: InferenceRequest, urgency: Urgency, signal: AbortSignal): Promise<TokenizeResult>;
+  /** Never rejects; ends within `queueMs` and `timeoutMs`, or when the signal aborts. An aborted call says nothing about the server. */
+  call(request: InferenceRequest, urgency: Urgency, signal: AbortSignal | null): Promise<TokenizeResult>;
   close(): Promise<void>;
 };
 
@@ -71,7 +71,7 @@ const NOT_SERVED = new Set([403, 404, 405, 501]);
 
 type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
 
-type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal };
+type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal | null };
 
 /** What may be missing on a server. Older SGLang tokenizes texts, not chats; older vLLM renders chats and completions only. */
 type Form = HttpApi | 'render_responses' | 'render_messages' | 'tokenize_chat';

@@ -61,7 +61,6 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
   const random = deps.random ?? Math.random;
   const targets = new Map<string, TokenizerTarget | null>();
   const access = createServerAccess(deps, options);
-  const nobodyEnds = new AbortController().signal;
   let hedgesLeft = MAX_HEDGES_AT_ONCE;
   let closed = false;
   const { api } = options;
@@ -133,7 +132,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
   ): Promise<TokenizeResult> {
     const result = await callHedged(first, request, urls, urgency);
     if (result.kind === 'tokens' || result.reason !== 'error') return result;
-    return chooseAnother(first, request, urls, urgency)?.call(request, urgency, nobodyEnds) ?? result;
+    return chooseAnother(first, request, urls, urgency)?.call(request, urgency, null) ?? result;
   }
 
   /** Whichever of two servers answers first, the second asked only where the first is late and somebody waits. */
@@ -145,7 +144,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
   ): Promise<TokenizeResult> {
     hedgesLeft = Math.min(MAX_HEDGES_AT_ONCE, hedgesLeft + HEDGES_PER_CALL);
     const p95Ms = options.hedging && urgency === 'awaited' && urls.length > 1 ? first.p95Ms : null;
-    if (p95Ms === null) return first.call(request, urgency, nobodyEnds);
+    if (p95Ms === null) return first.call(request, urgency, null);
     const lateAfterMs = Math.max(p95Ms, MIN_LATE_MS);
     const decided = new AbortController();
     const firstResult = first.call(request, urgency, decided.signal);
