@@ -52,6 +52,7 @@ describe('commands', () => {
     expect(status).toBe(0);
     expect(stdout).toMatch(new RegExp(`^usage: warmpath ${name} `));
     expect(options.filter((option) => !stdout.includes(option))).toEqual([]);
+    expect(stdout).toMatch(/^Exit codes: 0 .*, 2 wrong/m);
   });
 
   test('make targets', () => {

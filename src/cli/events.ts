@@ -21,7 +21,9 @@ Hashes are decimal strings of their low 64 bits, the same for every way an engin
   ENDPOINT            publisher of a pod, such as tcp://10.0.0.7:5557
   --replay ENDPOINT   its replay socket: print first what it still holds, and fetch what is lost
   --decode FILE       decode one payload (- reads it from the standard input) and print the batch
-  --tokens            token ids instead of their number; they are the content of prompts`;
+  --tokens            token ids instead of their number; they are the content of prompts
+
+Exit codes: 0 done, 1 the payload is refused or unreadable, 2 wrong usage.`;
 
 export type EventsIo = {
   stdout(line: string): void;

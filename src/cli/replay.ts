@@ -42,7 +42,9 @@ simulated engines with several policies side by side, in virtual time. docs/desi
   --scale-out N@S        N more engines at second S; repeatable
   --replicas N           routers that share the requests and do not talk to each other (default 1)
   --svg FILE             also draw a plot
-  --json                 one JSON line per policy`;
+  --json                 one JSON line per policy
+
+Exit codes: 0 done, 1 a file cannot be read or written, 2 wrong usage or a trace that does not parse.`;
 
 type Plan = {
   readonly source:

@@ -13,7 +13,9 @@ const HELP = `usage: warmpath serve [--config FILE] [--set key=value]…
 
 Runs the external processor until SIGTERM or SIGINT: not ready at once, streams finish, exit 0.
 A second signal ends at once. The file is followed: what docs/configuration.md calls "at once" takes effect while it
-runs, a broken file changes nothing. warmpath check validates a configuration without starting anything.`;
+runs, a broken file changes nothing. warmpath check validates a configuration without starting anything.
+
+Exit codes: 0 stopped as asked, 1 could not start or was hurried, 2 wrong usage or configuration.`;
 
 export type ServeIo = {
   stdout(line: string): void;

@@ -48,7 +48,9 @@ Addresses of pod i, counted from 0:
   --render MODE            on, forbidden (403) or missing (404) (default ${DEFAULTS.render})
   --tokenizer-delay MS     delay of tokenizer answers, or hang (default 0)
   --clock-offset MS        how far the pods' clock is ahead, negative: behind (default 0)
-  --json                   ready lines as JSON: entries of a static endpoints file`;
+  --json                   ready lines as JSON: entries of a static endpoints file
+
+Exit codes: 0 ended by the signal, 1 could not start, 2 wrong usage.`;
 
 type PodOptions = Parameters<typeof createSimulatedPod>[0];
 type Plan = { readonly pods: readonly NonNullable<PodOptions>[]; readonly output: 'text' | 'json' };

@@ -21,7 +21,7 @@ import {
   replayFinding,
 } from './event-findings.ts';
 import { problem, warning, type Finding, type Report, type Subject } from './finding.ts';
-import { checkHttp, type HttpFindings } from './http-checks.ts';
+import { checkHttp, type AnnouncedSources, type HttpFindings } from './http-checks.ts';
 import { probeEndpoint } from './probe.ts';
 import { checkTokenizer, compareTokens, type NamedTokens, type ProbeTokens } from './tokenizer-checks.ts';
 
@@ -129,9 +129,7 @@ function fleetReports({ kvEvents, tokenizer }: DoctorOptions): Report[] {
 async function examineEndpoint(tools: Tools, endpoint: EndpointSpec): Promise<Examined> {
   const subject = { name: endpoint.name, address: endpoint.address, models: endpoint.models };
   const watches =
-    tools.options.kvEvents === 'off'
-      ? []
-      : endpoint.kvEvents.map((source) => (isTopic(source.endpoint) ? null : watchSource(tools, source, tools.timing)));
+    tools.options.kvEvents === 'off' ? [] : endpoint.kvEvents.map((source) => watchSource(tools, source, tools.timing));
   try {
     const http = await checkHttp(tools, endpoint);
     // Where it serves other models, every further question would fail for that alone.
@@ -144,7 +142,7 @@ async function examineEndpoint(tools: Tools, endpoint: EndpointSpec): Promise<Ex
     const events = tools.options.kvEvents === 'off' ? [] : await examineEvents(tools, endpoint, watches, http);
     return { subject, findings: [...http.findings, ...tokenizer, ...events], tokens: asked?.tokens ?? NO_TOKENS };
   } finally {
-    for (const watch of watches) watch?.close();
+    for (const watch of watches) watch.close();
   }
 }
 
@@ -156,39 +154,41 @@ function isItsTask({ tokenizer }: DoctorOptions, { status }: Finding): boolean {
 async function examineEvents(
   tools: Tools,
   endpoint: EndpointSpec,
-  watches: readonly (SourceWatch | null)[],
+  watches: readonly SourceWatch[],
   { servesModel, announced, blockSizeTokens }: HttpFindings,
 ): Promise<Finding[]> {
   const { timing, options, clock } = tools;
   const none = noSourceFinding(endpoint, announced);
-  const findings = none === null ? [] : [none];
-  const connected: SourceWatch[] = [];
-  await Promise.all(
-    endpoint.kvEvents.map(async (source, rank) => {
-      const watch = watches[rank];
-      const listened = listenedFinding(source);
-      if (listened !== null || watch === undefined || watch === null) {
-        if (listened !== null) findings.push(listened);
-        return;
-      }
-      const isUp = await watch.connected();
-      findings.push(connectionFinding(source, rank, isUp, announced));
-      const asked = isUp && source.replayEndpoint !== null;
-      const answer = asked ? await watch.replay(options.replay === 'asked' ? 'oldest' : 'nothing') : null;
-      const elsewhere =
-        answer === null || answer.kind === 'ended' ? null : announcedReplayFinding(source, rank, announced);
-      const replay = elsewhere ?? replayFinding(source, answer);
-      if (replay !== null) findings.push(replay);
-      if (isUp) connected.push(watch);
-    }),
-  );
+  const sources = await Promise.all(watches.map((watch, rank) => examineSource(tools, watch, rank, announced)));
+  const findings = [...(none === null ? [] : [none]), ...sources.flatMap((one) => one.findings)];
+  const connected = watches.filter((_, rank) => sources[rank]!.isConnected);
   if (options.probe === 'sent' && servesModel) {
     const salt = `warmpath-doctor-${randomBytes(8).toString('hex')}`;
     findings.push(...(await probeEndpoint({ clock, headers: tools.engineHeaders, salt }, endpoint, connected, timing)));
   } else if (options.replay === 'not asked') {
     await Promise.all(connected.map((watch) => watch.until(({ nStored }) => nStored > 0, timing.listenMs)));
   }
-  return [...findings, ...connected.flatMap(({ observed }) => observedFindings(observed, blockSizeTokens))];
+  const heard = watches.filter((watch, rank) => sources[rank]!.isConnected || watch.observed.nBatches > 0);
+  return [...findings, ...heard.flatMap(({ observed }) => observedFindings(observed, blockSizeTokens))];
+}
+
+async function examineSource(
+  { options }: Tools,
+  watch: SourceWatch,
+  rank: number,
+  announced: AnnouncedSources,
+): Promise<{ readonly findings: readonly Finding[]; readonly isConnected: boolean }> {
+  const { source } = watch;
+  const isConnected = await watch.connected();
+  const reached = isTopic(source.endpoint)
+    ? listenedFinding(source)
+    : connectionFinding(source, rank, isConnected, announced);
+  // Where nobody publishes, nobody replays; of a publisher that connects to us that is not known.
+  const isAsked = source.replayEndpoint !== null && (isConnected || isTopic(source.endpoint));
+  const answer = isAsked ? await watch.replay(options.replay === 'asked' ? 'oldest' : 'nothing') : null;
+  const elsewhere = answer === null || answer.kind === 'ended' ? null : announcedReplayFinding(source, rank, announced);
+  const replay = elsewhere ?? replayFinding(source, answer);
+  return { findings: replay === null ? [reached] : [reached, replay], isConnected };
 }
 
 async function tokensOf(

@@ -11,6 +11,7 @@ import type { ApplyOutcome } from '../kvevents/event-stream.ts';
 import { createRedials } from '../kvevents/redials.ts';
 import { createReplayClient } from '../kvevents/replay-client.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
+import { isTopic } from '../kvevents/topic-listeners.ts';
 import { wireFormOf } from '../kvevents/wire-form.ts';
 import type { BlockStored } from '../kvevents/kv-event.ts';
 import type { Zmtp } from '../kvevents/zmtp.ts';
@@ -43,7 +44,7 @@ export type Observed = {
 export type SourceWatch = {
   readonly source: KvEventSource;
   readonly observed: Observed;
-  /** Resolves with whether a publisher answers there. */
+  /** Resolves with whether a publisher answers there; false for one that connects to us. */
   connected(): Promise<boolean>;
   /** @param from `nothing`: only whether it answers; `oldest`: everything it still holds */
   replay(from: 'nothing' | 'oldest'): Promise<ReplayAnswer>;
@@ -91,7 +92,9 @@ export function watchSource(
     // Replays are asked for one by one below.
     { endpoint: source.endpoint, replayEndpoint: null },
   );
-  connection.open();
+  // A publisher that connects to us connects to the one that serves.
+  const isDialled = !isTopic(source.endpoint);
+  if (isDialled) connection.open();
 
   async function poll(condition: () => boolean, ms: number): Promise<boolean> {
     const endMs = clock.nowMs() + ms;
@@ -107,6 +110,7 @@ export function watchSource(
     source,
     observed: observer.observed,
     async connected() {
+      if (!isDialled) return false;
       await poll(() => connection.reached() !== 'trying', connectTimeoutMs);
       return connection.reached() === 'up';
     },

@@ -1,6 +1,5 @@
 /** What is to be said of a publisher of KV events: from what was seen of it to findings. No I/O. */
 import type { EndpointSpec, KvEventSource } from '../endpoints/endpoint.ts';
-import { isTopic } from '../kvevents/topic-listeners.ts';
 import type { Observed, ReplayAnswer } from './event-checks.ts';
 import { count, ok, problem, warning, type Finding } from './finding.ts';
 import type { AnnouncedSources } from './http-checks.ts';
@@ -28,8 +27,7 @@ export function noSourceFinding({ kvEvents }: EndpointSpec, announced: Announced
 }
 
 /** Of a publisher that connects to Warmpath: only the running one hears it. */
-export function listenedFinding({ endpoint }: KvEventSource): Finding | null {
-  if (!isTopic(endpoint)) return null;
+export function listenedFinding({ endpoint }: KvEventSource): Finding {
   return ok(
     'events',
     `connects to kvEvents.listen as ${endpoint}: /api/v1/endpoints of the running Warmpath tells more`,

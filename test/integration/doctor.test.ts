@@ -11,7 +11,14 @@ import { aPod as aKubernetesPod, kubeconfigOf } from '../support/kubernetes.ts';
 import { startFakeTokenizer } from '../support/fake-tokenizer.ts';
 
 type PodOptions = Parameters<typeof createSimulatedPod>[0];
-type Listed = { name: string; address: string; model: string; kvEvents?: string; replay?: string; adapters?: string[] };
+type Listed = {
+  name: string;
+  address: string;
+  model: string;
+  kvEvents?: string | undefined;
+  replay?: string;
+  adapters?: string[];
+};
 type Line = Finding & { readonly name: string | null; readonly address: string | null };
 
 const running: { stop(): Promise<void> }[] = [];
@@ -283,6 +290,22 @@ describe('what is wrong is found', () => {
     expect(complaints).toEqual([
       expect.stringMatching(new RegExp(`^a clock warning: its clock is \\d+ s ${words} this one$`)),
     ]);
+  });
+});
+
+describe('publishers that connect to Warmpath', () => {
+  test('are known by their replay sockets only', async () => {
+    const pod = await aPod('a');
+    const listen = ['--set', 'kvEvents.listen=127.0.0.1:5557'];
+    const { code, complaints, found } = await diagnose([{ ...pod, kvEvents: undefined }], listen);
+    expect([code, complaints]).toEqual([0, []]);
+    expect(found.filter(({ check }) => check === 'events' || check === 'replay').map(({ text }) => text)).toEqual([
+      `connects to kvEvents.listen as kv@${pod.address}: /api/v1/endpoints of the running Warmpath tells more`,
+      `${pod.replay} answers`,
+    ]);
+    pod.pod.faults.ignoreReplays();
+    const silent = await diagnose([{ ...pod, kvEvents: undefined }], listen, { replayTimeoutMs: 100 });
+    expect(silent.complaints).toEqual([`a replay problem: ${pod.replay} does not replay: no end of the replay comes`]);
   });
 });
 
