@@ -2,7 +2,8 @@
  * KV events as JSON for people and programs: the field names of the wire, hashes as decimal strings of their canonical 64
  * bits, and token counts in place of token ids unless asked otherwise.
  */
-import type { KvEvent, KvEventBatch } from './kv-event.ts';
+import type { ExtraKey } from '../tokenizer/tokenizer.ts';
+import type { BlockStored, KvEvent, KvEventBatch } from './kv-event.ts';
 
 /** `counts`: token ids are prompt content and stay out, `token_ids` is how many they are; `ids`: they are written. */
 export type TokenOutput = 'counts' | 'ids';
@@ -37,7 +38,7 @@ export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
     lora_id: event.loraId,
     medium: event.medium,
     lora_name: event.loraName,
-    extra_keys: event.extraKeys === null ? block_hashes.map(() => null) : (event.extraKeys ?? null),
+    extra_keys: extraKeysJson(event.extraKeys, block_hashes.length),
     group_idx: event.groupIdx,
     kv_cache_spec_kind: event.kvCacheSpecKind,
     kv_cache_spec_sliding_window: event.kvCacheSpecSlidingWindow ?? null,
@@ -45,6 +46,20 @@ export function eventJson(event: KvEvent, tokens: TokenOutput): Json {
     ...present('session_id', event.sessionId),
     ...present('cache_salt', event.cacheSalt),
   };
+}
+
+function extraKeysJson(extraKeys: BlockStored['extraKeys'], nBlocks: number): unknown {
+  if (extraKeys === undefined) return null;
+  if (extraKeys === null) return new Array<null>(nBlocks).fill(null);
+  return extraKeys.map((ofBlock) => (ofBlock === null ? null : ofBlock.map(extraKeyJson)));
+}
+
+/** A digest as its bytes in hex; a form that is not known yet as its MessagePack in hex. */
+function extraKeyJson(key: ExtraKey): unknown {
+  if (typeof key !== 'string' || !/^\0[0-9a-f]+$/.test(key)) return key;
+  const hex = key.slice(1);
+  const headerBytes = { c4: 2, c5: 3, c6: 5 }[hex.slice(0, 2)];
+  return headerBytes === undefined ? { msgpack: hex } : { bytes: hex.slice(2 * headerBytes) };
 }
 
 /** Fields that most events do not have are left out there. */

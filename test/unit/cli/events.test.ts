@@ -36,6 +36,16 @@ async function run(args: string[], stdin: Uint8Array[] = [], signal = new AbortC
 }
 
 describe('--decode', () => {
+  test('prints extra keys as they are, digests as their bytes, and what is not known as it was written', async () => {
+    const extraKeys = [null, ['salt', ['image', -3], Buffer.from([1, 255]), [7]]];
+    const batch = [1, [{ ...stored([1, 2], null, [5, 6, 7, 8]), extra_keys: extraKeys }]];
+    const { code, out } = await run(['--decode', '-'], [new Packr({ useRecords: false }).pack(batch)]);
+    expect(await code).toBe(0);
+    expect(JSON.parse(out[0]!)).toMatchObject({
+      events: [{ extra_keys: [null, ['salt', ['image', -3], { bytes: '01ff' }, { msgpack: '9107' }]] }],
+    });
+  });
+
   test('prints the batch with the names of the wire, and counts in place of token ids', async () => {
     const { code, out, err } = await run(['--decode', join(folder, 'good')]);
     expect([await code, err]).toEqual([0, []]);
