@@ -21,7 +21,7 @@ export const END = 3;
 
 /** To kv-publishers.ts. */
 export type PublishOrder = {
-  readonly load: 'small' | 'engine';
+  readonly load: Load;
   readonly nSources: number;
   /** Of all sources together. */
   readonly batchesPerSecond: number;
@@ -36,11 +36,25 @@ export type PublishReport = {
   readonly lateMs: number;
 };
 
-/** An engine under load: 20,000 tokens/s prefilled and 256 sequences decoded at 50 tokens/s, in 50 steps a second. */
-export const PREFILL_BLOCKS = 25;
-export const DECODE_BLOCKS = 16;
-export const ENGINE_BLOCKS_PER_BATCH = PREFILL_BLOCKS + DECODE_BLOCKS;
-export const ENGINE_BATCHES_PER_SECOND = 50;
+/** What one batch of an engine stores; it also removes as many, the oldest, an event each. */
+export type Batches = {
+  /** Of one prompt. */
+  readonly prefillBlocks: number;
+  /** One each of so many answers. */
+  readonly decodeBlocks: number;
+  readonly perSecond: number;
+  /** What an engine holds. */
+  readonly residentBlocks: number;
+};
+export type Load = 'small' | 'traffic' | 'saturated';
+export const BATCHES: Readonly<Record<Load, Batches>> = {
+  /** As many messages as possible. */
+  small: { prefillBlocks: 4, decodeBlocks: 0, perSecond: 100, residentBlocks: 80 },
+  /** An engine of 8,000 tokens/s that is never idle, on a public trace: the row with most batches of kv-rate.bench.ts. */
+  traffic: { prefillBlocks: 15, decodeBlocks: 1, perSecond: 30, residentBlocks: 16_384 },
+  /** 20,000 tokens/s prefilled and at the same time 256 answers decoded at 50 tokens/s, in 50 steps a second. */
+  saturated: { prefillBlocks: 25, decodeBlocks: 16, perSecond: 50, residentBlocks: 16_384 },
+};
 /** Number of the first block that is a mark. */
 export const FIRST_MARK = 1 << 28;
 

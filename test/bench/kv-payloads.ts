@@ -11,9 +11,14 @@ export function packBatch(events: readonly object[], ts = Date.now() / 1000): Bu
   return Buffer.from(packr.pack([ts, events, 0]));
 }
 
-/** A well mixed 64-bit hash of a block's number, as the wire has it: always a uint64. */
+/** A well mixed 64-bit hash of a block's number: always one that the wire has as a uint64. */
+export function hashWords(block: number): readonly [number, number] {
+  return [(mix32(block, 3) | 0x8000_0000) >>> 0, mix32(block, 4)];
+}
+
 export function wireHash(block: number): bigint {
-  return (BigInt((mix32(block, 3) | 0x8000_0000) >>> 0) << 32n) | BigInt(mix32(block, 4));
+  const [high, low] = hashWords(block);
+  return (BigInt(high) << 32n) | BigInt(low);
 }
 
 /** Tokens of consecutive blocks, told apart by the number of the first. */

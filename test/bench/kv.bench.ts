@@ -18,18 +18,18 @@ import {
 } from '../../src/prefix/prefix-index.ts';
 import { countHostileCollisions } from '../support/hostile-blocks.ts';
 import { createIndexLoad, keysOf, storeUsually, usualKey, type EngineHashes } from './kv-index-load.ts';
-import { followDead, followFleet, followFleetUsually } from './kv-ingest-bench.ts';
+import { followDead, followFleet, followFleetUsually, type FleetRun } from './kv-ingest-bench.ts';
 import { best, costUs, percentile, printTable, rate, sortedOf, type Row } from './kv-measure.ts';
 import { BLOCK_SIZE, packBatch, storedMap, tokensOf } from './kv-payloads.ts';
 import {
+  BATCHES,
   CHURN,
   END,
-  ENGINE_BATCHES_PER_SECOND,
-  ENGINE_BLOCKS_PER_BATCH,
   REMOVE_ENDPOINT,
   REST,
   type IndexThreadOrder,
   type IndexThreadReport,
+  type Load,
 } from './kv-orders.ts';
 import { createUsualIndex, unpackUsually } from './kv-usual.ts';
 import { createWorkload, type Workload } from './kv-workload.ts';
@@ -47,7 +47,7 @@ const EVENT_BLOCKS = 512;
 const N_LARGE = isQuick ? 2_000_000 : 10_000_000;
 const N_MEDIUM = isQuick ? 1_000_000 : 2_000_000;
 const N_USUAL = isQuick ? 300_000 : 1_000_000;
-const million = (n: number): string => `${Math.round(n / 1e5) / 10} M`;
+const million = (n: number): string => `${Number((n / 1e6).toPrecision(2))} M`;
 const us = (value: number): string => (value < 10 ? value.toFixed(1) : value.toFixed(0));
 
 /** Nanoseconds of CPU per block, the best of several rounds. */
@@ -328,17 +328,35 @@ async function benchFleet(): Promise<void> {
     },
     { what: 'ingest of those messages', ours: share(ofSmall.cpuShare), usual: share(await followFleetUsually(small)) },
   );
-  const batchesPerSecond = nSources * ENGINE_BATCHES_PER_SECOND;
-  const engine = { load: 'engine', nSources, batchesPerSecond, seconds, markEvery: 0 } as const;
-  const ofEngine = await followFleet(engine);
-  rows.push({
-    what: `ingest of ${nSources} loaded engines: ${million(batchesPerSecond * ENGINE_BLOCKS_PER_BATCH)} blocks/s stored, as many removed`,
-    ours: share(ofEngine.cpuShare),
-    usual: share(await followFleetUsually(engine)),
-    target: '≤ 20 %',
-    isMet: ofEngine.cpuShare <= 0.2 && ofEngine.isLossless,
-  });
-  say(`publishers were late by ${ofSmall.lateMs.toFixed(0)} and ${ofEngine.lateMs.toFixed(0)} ms at most`);
+  const ofEngines = async (load: Load): Promise<{ what: string; ours: FleetRun; usual: string }> => {
+    const { prefillBlocks, decodeBlocks, perSecond } = BATCHES[load];
+    const batchesPerSecond = nSources * perSecond;
+    const order = { load, nSources, batchesPerSecond, seconds, markEvery: 0 } as const;
+    const nBlocks = batchesPerSecond * (prefillBlocks + decodeBlocks);
+    return {
+      what: `${batchesPerSecond} batches/s, ${million(nBlocks)} blocks/s stored, as many removed`,
+      ours: await followFleet(order),
+      usual: share(await followFleetUsually(order)),
+    };
+  };
+  const traffic = await ofEngines('traffic');
+  const saturated = await ofEngines('saturated');
+  rows.push(
+    {
+      what: `ingest of ${nSources} engines that are never idle on a public trace: ${traffic.what}`,
+      ours: share(traffic.ours.cpuShare),
+      usual: traffic.usual,
+      target: '≤ 20 %',
+      isMet: traffic.ours.cpuShare <= 0.2 && traffic.ours.isLossless,
+    },
+    {
+      what: `ingest of ${nSources} engines beyond that: ${saturated.what}${saturated.ours.isLossless ? '' : ', not all in time'}`,
+      ours: share(saturated.ours.cpuShare),
+      usual: saturated.usual,
+    },
+  );
+  const lateMs = [ofSmall, traffic.ours, saturated.ours].map((run) => run.lateMs.toFixed(0));
+  say(`publishers were late by ${lateMs.join(', ')} ms at most`);
 }
 
 async function benchDead(): Promise<void> {
