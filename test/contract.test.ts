@@ -12,6 +12,7 @@ import { environmentName } from '../src/config-sources.ts';
 import { loadConfig, type Config } from '../src/config.ts';
 import { silentLog } from '../src/log.ts';
 import { createExtProcClient, type ExtProcClient } from './support/extproc-client.ts';
+import type { Answer } from './support/extproc-messages.ts';
 import { createHealthClient } from './support/health-client.ts';
 import { aChat, eventually, longText, stageConfig, startPods, whenTrusted, type RunningPod } from './e2e/stage.ts';
 
@@ -172,19 +173,22 @@ describe('while it serves', () => {
     const answer = await fetch(`http://${addresses.admin}/api/v1/explain`, { method: 'POST', body: question });
     return { status: answer.status, json: await answer.json() };
   };
-  const send = async (body: string): Promise<unknown> => {
+  const send = async (body: string): Promise<Answer> => {
     const answers = await data.request({ mode: 'BUFFERED', body, headers: { ':path': '/v1/chat/completions' } });
-    return answers.at(-1);
+    return answers.at(-1)!;
   };
 
-  test('a request is answered with the destination and its fallbacks, and shows up in every view', async () => {
+  test('a request is answered with the destination and its fallbacks in header and metadata, and with nothing else', async () => {
     const [a, b] = pods.map((pod) => pod.addresses.httpAddress) as [string, string];
-    const answer = JSON.stringify(await send(JSON.stringify(aChat(longText('held', 100)))));
-    expect(answer).toContain('x-gateway-destination-endpoint');
-    expect([`${a},${b}`, `${b},${a}`].filter((list) => answer.includes(list))).toHaveLength(1);
-    await eventually(async () =>
-      JSON.stringify(await get('/api/v1/decisions?limit=1')).includes('routed') ? 'done' : 'no decision',
-    );
+    const { set, remove, metadata, immediate } = await send(JSON.stringify(aChat(longText('held', 100))));
+    expect([`${a},${b}`, `${b},${a}`]).toContain(metadata);
+    expect({ set, remove, immediate }).toEqual({
+      set: { 'x-gateway-destination-endpoint': metadata },
+      remove: [],
+      immediate: null,
+    });
+    const [newest] = (await get('/api/v1/decisions?limit=1')) as [unknown];
+    expect(newest).toMatchObject({ outcome: 'routed', model: 'demo-model', rung: 'exact' });
   });
 
   test('GET /api/v1/endpoints', async () => {
@@ -259,16 +263,51 @@ describe('while it serves', () => {
     expect(metrics).toMatch(/^warmpath_decisions_total\{model="demo-model",rung="exact"\} \d+$/m);
   });
 
-  test.each<[string, unknown, number, Record<string, unknown>]>([
-    ['an unreadable body', '{"model', 400, { type: 'invalid_request_error' }],
-    ['no model', { messages: [] }, 400, { param: 'model' }],
-    ['no prompt', { model: 'demo-model' }, 400, { type: 'invalid_request_error', param: 'messages' }],
-    ['a model nobody serves', { ...aChat('hello'), model: 'nobody' }, 404, { code: 'model_not_found', param: 'model' }],
-  ])('%s is refused in the shape of OpenAI', async (_, body, status, error) => {
-    const explained = await explain(body);
-    expect(explained).toMatchObject({ status, json: { error: { message: expect.any(String), ...error } } });
-    const answer = JSON.stringify(await send(typeof body === 'string' ? body : JSON.stringify(body)));
-    expect(answer).toContain('x-warmpath-reason');
+  test.each<[string, unknown, number, string, Record<string, unknown>]>([
+    ['an unreadable body', '{"model', 400, 'bad_request', { type: 'invalid_request_error' }],
+    ['no model', { messages: [] }, 400, 'bad_request', { param: 'model' }],
+    ['no prompt', { model: 'demo-model' }, 400, 'bad_request', { type: 'invalid_request_error', param: 'messages' }],
+    [
+      'a model nobody serves',
+      { ...aChat('hello'), model: 'nobody' },
+      404,
+      'unknown_model',
+      { code: 'model_not_found', param: 'model' },
+    ],
+  ])('%s is refused in the shape of OpenAI, with its cause in a header', async (_, body, status, reason, error) => {
+    const expected = { message: expect.any(String), type: expect.any(String), ...error };
+    expect(await explain(body)).toMatchObject({ status, json: { error: expected } });
+    const { set, immediate } = await send(typeof body === 'string' ? body : JSON.stringify(body));
+    expect(set).toMatchObject({ 'x-warmpath-reason': reason, 'content-type': 'application/json' });
+    const { error: told } = immediate!.body as { error: object };
+    expect(Object.keys(told).sort()).toEqual(['code', 'message', 'param', 'type']);
+    expect(told).toMatchObject(expected);
+  });
+
+  test('a body above the limit is refused with 413, a fleet without endpoints with 503 and when to come back', async () => {
+    const server = { bodyMaxBytes: 2048 };
+    const empty = createApp(stageConfig([], { server }), { log: silentLog, clock: systemClock });
+    const { grpc, admin } = await empty.start();
+    const client = createExtProcClient(grpc);
+    try {
+      const answerTo = async (body: object): Promise<Answer> => {
+        const headers = { ':path': '/v1/chat/completions' };
+        return (await client.request({ mode: 'BUFFERED', body: JSON.stringify(body), headers })).at(-1)!;
+      };
+      const large = await answerTo(aChat('x'.repeat(3000)));
+      expect([large.immediate?.status, large.set['x-warmpath-reason']]).toEqual(['PayloadTooLarge', 'body_too_large']);
+      const nowhere = await answerTo(aChat('hello'));
+      expect(nowhere.immediate?.status).toBe('ServiceUnavailable');
+      expect(nowhere.set).toMatchObject({ 'retry-after': expect.stringMatching(/^\d+$/) });
+      const ready = await fetch(`http://${admin}/readyz`);
+      expect([ready.status, await ready.json()]).toMatchObject([
+        200,
+        { conditions: { endpoints: 'ok, but there is no endpoint: requests get 503' } },
+      ]);
+    } finally {
+      client.close();
+      await empty.stop();
+    }
   });
 
   test('health services', async () => {
