@@ -1,0 +1,111 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
+import { runReplay } from '../../../src/cli/replay.ts';
+import { POLICIES } from '../../../src/replay/policies/policies.ts';
+
+let directory: string;
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'warmpath-replay-'));
+});
+
+afterEach(() => rm(directory, { recursive: true }));
+
+async function replayed(...args: string[]): Promise<{ code: number; stdout: string[]; stderr: string[] }> {
+  const [stdout, stderr]: [string[], string[]] = [[], []];
+  const io = {
+    stdout: (line: string) => void stdout.push(line),
+    stderr: (line: string) => void stderr.push(line),
+    isTerminal: false,
+  };
+  return { code: await runReplay(args, io), stdout, stderr };
+}
+
+async function aTrace(...lines: string[]): Promise<string> {
+  const file = join(directory, 'trace.jsonl');
+  await writeFile(file, `${lines.join('\n')}\n`);
+  return file;
+}
+
+const LINE = '{"timestamp": 0, "input_length": 600, "output_length": 10, "hash_ids": [1, 2]}';
+
+describe('what bad input gets', () => {
+  test.each([
+    ['{"timestamp": 0', /:2: not JSON: \{"timestamp": 0, expected \{"timestamp", "input_length"/],
+    ['[]', /:2: got \[\], expected an object with timestamp/],
+    [LINE.replace('600', '"many"'), /:2: input_length must be an integer from 1 to \d+, got many$/],
+    [
+      LINE.replace('[1, 2]', '[1, 2, 3]'),
+      /:2: hash_ids has 3 blocks, expected at most 2: 600 tokens in blocks of 512$/,
+    ],
+  ])('a trace with the line %s: file, line, what was expected, exit 2', async (line, message) => {
+    const file = await aTrace(LINE, line, LINE);
+    const { code, stdout, stderr } = await replayed(file, '--policies', 'random');
+    expect([code, stdout]).toEqual([2, []]);
+    expect(stderr).toHaveLength(1);
+    expect(stderr[0]).toMatch(message);
+    expect(stderr[0]).toContain(`warmpath replay: ${file}:2: `);
+  });
+
+  test('an unknown policy gets the list', async () => {
+    const { code, stderr } = await replayed(await aTrace(LINE), '--policies', 'random,fastest');
+    const known = Object.keys(POLICIES).join(', ');
+    expect([code, stderr]).toEqual([2, [`warmpath replay: unknown policy "fastest", expected some of ${known}`]]);
+  });
+
+  test.each([
+    [[], /expected a trace file or --workload NAME/],
+    [['a', 'b'], /got 2 traces, expected one/],
+    [['a', '--workload', 'chat'], /expected either a trace or --workload, got both/],
+    [['--workload', 'chats'], /--workload must be one of .*chat.*, got "chats"/],
+    [['--workload', 'chat', '--speed', '0'], /--speed must be a number above 0, got "0"/],
+    [['--workload', 'chat', '--event-loss', '2'], /--event-loss must be a number from 0 to 1, got "2"/],
+    [['--workload', 'chat', '--crash', '9@5'], /--crash names engine 9, expected 0 to 7/],
+    [['--workload', 'chat', '--nonsense'], /--nonsense/],
+  ])('%j is wrong usage, exit 2', async (args, message) => {
+    const { code, stderr } = await replayed(...args);
+    expect(code).toBe(2);
+    expect(stderr[0]).toMatch(message);
+  });
+
+  test('a file that is not there is no wrong usage: exit 1', async () => {
+    const { code, stderr } = await replayed(join(directory, 'none.jsonl'), '--policies', 'random');
+    expect(code).toBe(1);
+    expect(stderr[0]).toContain('cannot read trace');
+  });
+});
+
+describe('what comes out', () => {
+  const SMALL = ['--workload', 'chat', '--requests', '60', '--policies', 'round-robin,prefix-cache,oracle'];
+
+  test('a table, with what reads the future labelled as such, and a plot', async () => {
+    const svg = join(directory, 'plot.svg');
+    const { code, stdout, stderr } = await replayed(...SMALL, '--svg', svg);
+    expect([code, stderr]).toEqual([0, []]);
+    expect(stdout[0]).toBe('chat: 60 requests, speed 1, 8 engines, caches of 2000 blocks, simple timing');
+    expect(stdout[3]).toMatch(/^policy +hit rate +TTFT mean +p50 +p90 +p99 +E2E mean +imbalance$/);
+    expect(stdout.slice(4).map((line) => line.split(/ {2,}/)[0])).toEqual([
+      'round-robin',
+      'prefix-cache',
+      'oracle (reads the future)',
+    ]);
+    expect(await readFile(svg, 'utf8')).toMatch(/^<svg[^]*prefix-cache[^]*<\/svg>\s*$/);
+  });
+
+  test('the same for the same seed, faults and scale-out included', async () => {
+    const faults = ['--crash', '1@20-40', '--scale-out', '2@30', '--event-delay-ms', '500', '--event-loss', '0.2'];
+    const [first, second] = [
+      await replayed(...SMALL, ...faults, '--json'),
+      await replayed(...SMALL, ...faults, '--json'),
+    ];
+    expect(first).toEqual(second);
+    expect(first.code).toBe(0);
+    const rows = first.stdout.map((line) => JSON.parse(line) as { requestsPerEngine: number[]; unanswered: number });
+    for (const { requestsPerEngine, unanswered } of rows) {
+      expect(requestsPerEngine).toHaveLength(10);
+      expect(unanswered).toBe(0);
+    }
+  });
+});
