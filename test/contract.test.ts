@@ -5,7 +5,14 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { runCheck } from '../src/cli/check.ts';
+import { runDemo } from '../src/cli/demo.ts';
+import { runDoctor } from '../src/cli/doctor.ts';
+import { runEvents } from '../src/cli/events.ts';
+import { runExplain } from '../src/cli/explain.ts';
 import { runReplay } from '../src/cli/replay.ts';
+import { runServe } from '../src/cli/serve.ts';
+import { runSimulateVllm } from '../src/cli/simulate-vllm.ts';
 import { createApp, type App, type AppAddresses } from '../src/app.ts';
 import { systemClock } from '../src/clock.ts';
 import { environmentName } from '../src/config-sources.ts';
@@ -17,6 +24,17 @@ import { createHealthClient } from './support/health-client.ts';
 import { aChat, eventually, longText, stageConfig, startPods, whenTrusted, type RunningPod } from './e2e/stage.ts';
 
 const ROOT = new URL('../', import.meta.url);
+
+/** A process without terminal, environment and signals. */
+const silentIo = {
+  stdout: (_line: string): void => undefined,
+  stderr: (_line: string): void => undefined,
+  stdin: (async function* (): AsyncGenerator<Uint8Array> {})(),
+  env: {},
+  isTerminal: false,
+  signal: new AbortController().signal,
+  hurry: new AbortController().signal,
+};
 
 describe('commands', () => {
   const warmpath = (...args: string[]): { status: number | null; stdout: string; stderr: string } =>
@@ -39,22 +57,33 @@ describe('commands', () => {
     ]);
   });
 
-  test.each<[string, readonly string[]]>([
-    ['serve', ['--config', '--set']],
-    ['check', ['--config', '--set']],
-    ['demo', ['--pods', '--seconds', '--envoy', '--keep', '--json']],
-    ['simulate-vllm', ['--pods', '--host', '--port', '--json']],
-    ['replay', ['--policies', '--engines', '--speed', '--cache-blocks', '--prefill-rate', '--timing', '--json']],
-    ['doctor', ['--config', '--set', '--replay', '--probe', '--json']],
-    ['explain', ['--admin', '--path']],
-    ['events', ['--replay', '--decode', '--tokens']],
-  ])('%s --help names what it takes', (name, options) => {
-    const { status, stdout } = warmpath(name, '--help');
-    expect(status).toBe(0);
-    expect(stdout).toMatch(new RegExp(`^usage: warmpath ${name} `));
-    expect(options.filter((option) => !stdout.includes(option))).toEqual([]);
-    expect(stdout).toMatch(/^Exit codes: 0 .*, 2 wrong/m);
-  });
+  type Run = (args: readonly string[], io: typeof silentIo) => Promise<number>;
+
+  test.each<[string, Run, readonly string[]]>([
+    ['serve', runServe, ['--config', '--set']],
+    ['check', runCheck, ['--config', '--set']],
+    ['demo', runDemo, ['--pods', '--seconds', '--envoy', '--keep', '--json']],
+    ['simulate-vllm', runSimulateVllm, ['--pods', '--host', '--port', '--json']],
+    [
+      'replay',
+      runReplay,
+      ['--policies', '--engines', '--speed', '--cache-blocks', '--prefill-rate', '--timing', '--json'],
+    ],
+    ['doctor', runDoctor, ['--config', '--set', '--replay', '--probe', '--json']],
+    ['explain', runExplain, ['--admin', '--path']],
+    ['events', runEvents, ['--replay', '--decode', '--tokens']],
+  ])(
+    '%s --help names what it takes and how it ends; what it does not take is exit code 2',
+    async (name, run, options) => {
+      const out: string[] = [];
+      expect(await run(['--help'], { ...silentIo, stdout: (text) => void out.push(text) })).toBe(0);
+      const help = out.join('\n');
+      expect(help).toMatch(new RegExp(`^usage: warmpath ${name} `));
+      expect(options.filter((option) => !help.includes(option))).toEqual([]);
+      expect(help).toMatch(/^Exit codes: 0 .*, 2 wrong/m);
+      expect(await run(['--no-such-option'], silentIo)).toBe(2);
+    },
+  );
 
   test('make targets', () => {
     const makefile = readFileSync(new URL('Makefile', ROOT), 'utf8');
@@ -326,14 +355,9 @@ describe('while it serves', () => {
 
 test('warmpath replay --json: one line per policy', async () => {
   const out: string[] = [];
-  const io = {
-    stdout: (line: string) => void out.push(line),
-    stderr: () => undefined,
-    isTerminal: false,
-    signal: new AbortController().signal,
-  };
+  const io = { ...silentIo, stdout: (line: string) => void out.push(line) };
   const args = ['--workload', 'chat', '--requests', '40', '--policies', 'prefix-cache,random', '--json'];
-  expect(await runReplay(args, io as Parameters<typeof runReplay>[1])).toBe(0);
+  expect(await runReplay(args, io)).toBe(0);
   const lines = out.map((line) => JSON.parse(line) as Record<string, unknown>);
   expect(lines.map(({ policy }) => policy)).toEqual(['prefix-cache', 'random']);
   const number = expect.any(Number) as unknown;
