@@ -96,7 +96,7 @@ const SETTINGS = {
   'server.responseTrailers': setting(
     choice('as_configured', 'ask'),
     'as_configured',
-    '`ask`: ask Envoy, by mode override, for what `response_trailer_mode: SEND` says, where its configuration cannot (Envoy Gateway with `allowModeOverride`)',
+    '`ask`: ask Envoy, by mode override, for what `response_trailer_mode: SEND` says, where its configuration cannot (Envoy Gateway with `allowModeOverride`); answers it would collect (BUFFERED) are then passed on piece by piece',
   ),
   'server.completion': setting(
     choice('stream', 'estimate'),

@@ -64,5 +64,8 @@ function askForTrailers(
 ): ((answer: ProcessingResponse) => ProcessingResponse) | null {
   if (requestMode === 'FULL_DUPLEX_STREAMED' || requestMode === 'STREAMED_WITHOUT_WAITING') return null;
   if (typeof responseMode === 'number' || responseMode === 'FULL_DUPLEX_STREAMED') return null;
-  return (answer) => withTrailersWanted(answer, requestMode, responseMode);
+  // Whoever lets us choose does not want a token to wait for the last one: AI gateways announce BUFFERED for both
+  // directions where a request's body is wanted. Usage is read from the pieces all the same.
+  const collected = responseMode === 'BUFFERED' || responseMode === 'BUFFERED_PARTIAL';
+  return (answer) => withTrailersWanted(answer, requestMode, collected ? 'STREAMED' : responseMode);
 }

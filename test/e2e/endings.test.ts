@@ -44,6 +44,7 @@ type FilterConfig = {
   grpc_service: { retry_policy?: object };
   failure_mode_allow: boolean;
   processing_mode: Record<string, string>;
+  allow_mode_override?: boolean;
 };
 type HealthCheck = { interval: string; no_traffic_interval: string };
 type LoadAssignment = { endpoints: [{ lb_endpoints: object[] }] };
@@ -59,9 +60,10 @@ async function setUp(
   template: EnvoyTemplate,
   change: Change = () => undefined,
   tokenizer: object = { api: 'none' },
+  server: object = {},
 ): Promise<Stage> {
   const upstream = await startEchoUpstream();
-  const app = createApp(appConfig(upstream, {}, tokenizer), { log: silentLog, clock: systemClock });
+  const app = createApp(appConfig(upstream, server, tokenizer), { log: silentLog, clock: systemClock });
   const warmpath = await app.start();
   const envoy = await startTestEnvoy(
     { template, withExtProc: 'yes', extProcAddress: warmpath.grpc, pods: [upstream.address] },
@@ -313,6 +315,35 @@ describe.each(['buffered', 'full-duplex'] as const)('%s', (template) => {
     }
     await nothingLeft(stage);
   });
+});
+
+test('an Envoy told to collect answers, and to let itself be told otherwise, passes on what there is of one', async () => {
+  const stage = await setUp(
+    'buffered',
+    (bootstrap) => {
+      const filter = filterOf(bootstrap);
+      filter.allow_mode_override = true;
+      Object.assign(filter.processing_mode, { response_header_mode: 'SEND', response_body_mode: 'BUFFERED' });
+      delete filter.processing_mode['response_trailer_mode'];
+    },
+    { api: 'none' },
+    { responseTrailers: 'ask' },
+  );
+  try {
+    const client = new AbortController();
+    const response = await fetch(`http://${stage.envoy.listenerAddress}/hold`, {
+      method: 'POST',
+      body: '{}',
+      signal: client.signal,
+    });
+    const { value } = await response.body!.getReader().read();
+    expect(Buffer.from(value!).toString()).toBe('the beginning');
+    expect(await openStreams(stage)).toBe(1);
+    client.abort();
+    await nothingLeft(stage);
+  } finally {
+    await stage.end();
+  }
 });
 
 describe('a Warmpath that is killed', () => {

@@ -14,7 +14,7 @@ export type EchoUpstream = {
 export type Echo = { readonly bytes: number; readonly md5: string; readonly headers: Record<string, string> };
 
 /**
- * `/slow?ms=…` answers after that time; `/stream?ms=…` sends 10 pieces over it; `/cut` dies in the middle of its answer,
+ * `/slow?ms=…` answers after that time; `/stream?ms=…` sends 10 pieces over it; `/hold` never comes to its end; `/cut` dies in the middle of its answer,
  * `/reset` before it; everything else answers with an `Echo`.
  */
 export async function startEchoUpstream(): Promise<EchoUpstream> {
@@ -36,6 +36,7 @@ export async function startEchoUpstream(): Promise<EchoUpstream> {
       const ms = Number(url.searchParams.get('ms') ?? 0);
       if (url.pathname === '/reset') return void request.socket.resetAndDestroy();
       if (url.pathname === '/slow') return void setTimeout(() => response.end('slow'), ms);
+      if (url.pathname === '/hold') return void response.write('the beginning');
       if (url.pathname === '/stream') return stream(response, ms);
       if (url.pathname === '/cut') {
         response.write('the beginning of');

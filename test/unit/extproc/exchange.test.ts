@@ -364,16 +364,24 @@ describe('which mode', () => {
     expect(h.results).toMatchObject([{ outcome: 'observed', mode: 'observability', requestId: 'r-1', usage }]);
   });
 
-  test('under a configuration that cannot say so, response trailers are asked for with every mode spelt out', () => {
-    const h = createHarness({ responseTrailers: 'ask' });
-    h.envoy(requestHeaders(), announced('BUFFERED', { responseBody: 'STREAMED' }));
-    h.envoy(requestBody(BODY));
-    h.route(POD);
-    expect(h.answers.map(({ modeOverride }) => modeOverride)).toEqual([
-      { request_body_mode: 'BUFFERED', response_body_mode: 'STREAMED', response_trailer_mode: 'SEND' },
-      null,
-    ]);
-  });
+  test.each([
+    ['NONE', 'NONE'],
+    ['STREAMED', 'STREAMED'],
+    ['BUFFERED', 'STREAMED'],
+    ['BUFFERED_PARTIAL', 'STREAMED'],
+  ] as const)(
+    'under a configuration that cannot say so, response trailers are asked for with every mode spelt out: %s answers as %s',
+    (announcedMode, wanted) => {
+      const h = createHarness({ responseTrailers: 'ask' });
+      h.envoy(requestHeaders(), announced('BUFFERED', { responseBody: announcedMode }));
+      h.envoy(requestBody(BODY));
+      h.route(POD);
+      expect(h.answers.map(({ modeOverride }) => modeOverride)).toEqual([
+        { request_body_mode: 'BUFFERED', response_body_mode: wanted, response_trailer_mode: 'SEND' },
+        null,
+      ]);
+    },
+  );
 
   test.each([
     ['FULL_DUPLEX_STREAMED', {}],
