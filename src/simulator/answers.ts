@@ -1,10 +1,20 @@
 /**
- * Runs generation requests on the engine and writes OpenAI-shaped answers, whole or as server-sent events. A client that
- * goes away frees its requests.
+ * Runs generation requests on the engine and writes their answers, whole or as server-sent events: those of the chat and
+ * completions APIs here, others by answer-forms.ts. A client that goes away frees its requests.
  */
 import { createHash } from 'node:crypto';
 import type { ServerResponse } from 'node:http';
 import type { Clock } from '../clock.ts';
+import {
+  generateWriter,
+  messagesWriter,
+  openEvents,
+  responsesWriter,
+  sendWhole,
+  type AnswerHead,
+  type AnswerWriter,
+  type Counts,
+} from './answer-forms.ts';
 import type { Engine } from './engine.ts';
 import type { EventsForm } from './kv-event-encoding.ts';
 import type { GenerationRequest } from './openai-requests.ts';
@@ -42,10 +52,7 @@ export function answer(
     })),
   );
   const head = { id, created: Math.floor(clock.unixMs() / 1000), model: request.model };
-  const writer =
-    request.delivery === 'stream'
-      ? streamWriter(request, samples, head, options, response)
-      : wholeWriter(request, samples, head, options, response);
+  const writer = writerOf(request, samples, head, options, response);
 
   let nOpen = samples.length;
   response.once('close', () => {
@@ -82,11 +89,24 @@ function answerKeyOf(request: GenerationRequest, promptTokenIds: readonly number
   return hash.update(Uint32Array.from(promptTokenIds)).update(`\n${sampleIndex}`).digest('hex');
 }
 
-type AnswerHead = { readonly id: string; readonly created: number; readonly model: string };
-type AnswerWriter = {
-  token(sample: Sample, tokenId: number, finishReason: string | null): void;
-  end(): void;
-};
+const FORMS = { responses: responsesWriter, messages: messagesWriter, generate: generateWriter } as const;
+
+function writerOf(
+  request: GenerationRequest,
+  samples: readonly Sample[],
+  head: AnswerHead,
+  options: AnswerOptions,
+  response: ServerResponse,
+): AnswerWriter {
+  if (request.api !== 'chat' && request.api !== 'completions') {
+    const counts = (): Counts => countsOf(request, samples, options);
+    const usage = (): object => usageOf(request, samples, options);
+    return FORMS[request.api]({ request, samples, head, counts, usage, response });
+  }
+  return request.delivery === 'stream'
+    ? streamWriter(request, samples, head, options, response)
+    : wholeWriter(request, samples, head, options, response);
+}
 
 function wholeWriter(
   request: GenerationRequest,
@@ -104,9 +124,7 @@ function wholeWriter(
         request.api === 'chat'
           ? { id: head.id, object: 'chat.completion', created: head.created, model: head.model, choices, usage }
           : { id: head.id, object: 'text_completion', created: head.created, model: head.model, choices, usage };
-      const bytes = Buffer.from(JSON.stringify(body));
-      response.writeHead(200, { 'content-type': 'application/json', 'content-length': bytes.length });
-      response.end(bytes);
+      sendWhole(response, body);
     },
   };
 }
@@ -135,9 +153,7 @@ function streamWriter(
     response.write(`data: ${JSON.stringify({ ...head, object, choices, usage })}\n\n`);
   };
   const open = (sample: Sample): void => {
-    if (!response.headersSent) {
-      response.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache' });
-    }
+    openEvents(response);
     const promptIds = request.prompts[sample.promptIndex]!.tokenIds;
     if (request.api === 'chat') {
       send([{ index: sample.index, delta: { role: 'assistant', content: '' }, finish_reason: null }], undefined);
@@ -146,7 +162,8 @@ function streamWriter(
     }
   };
   return {
-    token(sample, tokenId, finishReason) {
+    token(given, tokenId, finishReason) {
+      const sample = samples[given.index]!;
       if (sample.tokenIds.length === 1) open(sample);
       const text = decodeTokens([tokenId]);
       const common = { index: sample.index, logprobs: null, finish_reason: finishReason };
@@ -161,17 +178,25 @@ function streamWriter(
   };
 }
 
-/** A prompt counts once however many answers it got; the cached tokens are the last answer's, as vLLM reports them. */
 function usageOf(request: GenerationRequest, samples: readonly Sample[], options: AnswerOptions): object {
-  const promptIndexes = new Set(samples.map((sample) => sample.promptIndex));
-  let promptTokens = 0;
-  for (const promptIndex of promptIndexes) promptTokens += request.prompts[promptIndex]!.tokenIds.length;
-  const completionTokens = samples.reduce((sum, sample) => sum + sample.tokenIds.length, 0);
+  const { promptTokens, completionTokens } = countsOf(request, samples, options);
   return {
     prompt_tokens: promptTokens,
     total_tokens: promptTokens + completionTokens,
     completion_tokens: completionTokens,
     prompt_tokens_details: promptTokensDetails(samples.at(-1)!.cachedTokens, options),
+  };
+}
+
+/** A prompt counts once however many answers it got; the cached tokens are the last answer's, as vLLM reports them. */
+function countsOf(request: GenerationRequest, samples: readonly Sample[], options: AnswerOptions): Counts {
+  const promptIndexes = new Set(samples.map((sample) => sample.promptIndex));
+  let promptTokens = 0;
+  for (const promptIndex of promptIndexes) promptTokens += request.prompts[promptIndex]!.tokenIds.length;
+  return {
+    promptTokens,
+    completionTokens: samples.reduce((sum, sample) => sum + sample.tokenIds.length, 0),
+    cachedTokens: options.promptTokensDetails === 'off' ? null : samples.at(-1)!.cachedTokens,
   };
 }
 

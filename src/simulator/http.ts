@@ -2,7 +2,7 @@
  * The HTTP face of a simulated vLLM pod: OpenAI API, tokenizer and render endpoints, adapters, discovery, metrics. Finds
  * the route and shapes the small answers; generated ones come from answers.ts, bodies are read by openai-requests.ts.
  */
-import type { IncomingMessage } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import { answer, type AnswerOptions } from './answers.ts';
@@ -53,6 +53,7 @@ type Route = (exchange: Exchange) => void;
 /** By method and path, `POST /tokenize`. */
 type Routes = readonly (readonly [string, Route])[];
 type Reader<T> = (body: unknown) => T | ApiError;
+type Refuse = (response: ServerResponse, error: ApiError) => void;
 
 /** Versions that answer as the two eras do. */
 const VERSIONS = { arrays: '0.22.1', maps: '0.32.0' } as const;
@@ -83,8 +84,12 @@ function generationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
     return `${prefix}-${typeof given === 'string' ? `${given}-` : ''}${options.seed}-${++nAnswers}`;
   };
 
-  const generate = (prefix: string, read: Reader<GenerationRequest>): Route =>
-    reading(read, (parsed, { request, response }) => answer(deps, options, nextId(request, prefix), parsed, response));
+  const generate = (prefix: string, read: Reader<GenerationRequest>, refuse?: Refuse): Route =>
+    reading(
+      read,
+      (parsed, { request, response }) => answer(deps, options, nextId(request, prefix), parsed, response),
+      refuse,
+    );
 
   const render = (
     prefix: string,
@@ -100,10 +105,17 @@ function generationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
       }),
     );
 
-  const { chat, completions } = deps.reader;
+  const { chat, completions, responses, messages, generate: tokensIn } = deps.reader;
   const renderRoutes: Routes = [
     ['POST /v1/chat/completions/render', render('chatcmpl', chat, ([only]) => only)],
     ['POST /v1/completions/render', render('cmpl', completions, (rendered) => rendered)],
+    // Later than the other two.
+    ...(options.era === 'maps'
+      ? ([
+          ['POST /v1/responses/render', render('resp', responses, ([only]) => only)],
+          ['POST /v1/messages/render', render('chatcmpl', messages, ([only]) => only)],
+        ] as const)
+      : []),
   ];
   const allowed = {
     on: renderRoutes,
@@ -113,9 +125,19 @@ function generationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
   return [
     ['POST /v1/chat/completions', generate('chatcmpl', chat)],
     ['POST /v1/completions', generate('cmpl', completions)],
+    ['POST /v1/responses', generate('resp', responses)],
+    ['POST /v1/messages', generate('chatcmpl', messages, refuseMessages)],
+    ['POST /inference/v1/generate', generate('generate', tokensIn)],
     ...allowed[options.render],
   ];
 }
+
+/** What serving refuses has Anthropic's shape; what is wrong with the body itself is told before, in OpenAI's. */
+const refuseMessages: Refuse = (response, error) => {
+  if (error.status !== 404 && error.param !== 'input_tokens') return sendErrorBody(response, error.status, error);
+  const { type, message } = error;
+  sendJson(response, error.status, { type: 'error', error: { type, message } });
+};
 
 const forbiddenRender: Route = ({ response }) =>
   sendErrorBody(response, 403, {
@@ -214,10 +236,14 @@ function operationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
 }
 
 /** Parses the body, or answers with what is wrong with it. */
-function reading<T extends object>(read: Reader<T>, route: (parsed: T, exchange: Exchange) => void): Route {
+function reading<T extends object>(
+  read: Reader<T>,
+  route: (parsed: T, exchange: Exchange) => void,
+  refuse: Refuse = (response, error) => sendErrorBody(response, error.status, error),
+): Route {
   return (exchange) => {
     const parsed = parsedBody(exchange.request, exchange.body, read);
-    if (isApiError(parsed)) return sendErrorBody(exchange.response, parsed.status, parsed);
+    if (isApiError(parsed)) return refuse(exchange.response, parsed);
     return route(parsed, exchange);
   };
 }

@@ -4,7 +4,19 @@
  */
 import { createHash } from 'node:crypto';
 import type { MultimodalFeature } from '../tokenizer/tokenizer.ts';
+import { chatOfMessages, chatOfResponses } from './api-forms.ts';
 import type { LoraAdapter } from './block-chain.ts';
+import {
+  guarded,
+  isPresent,
+  list,
+  object,
+  optionalCount,
+  optionalString,
+  Rejection,
+  type ApiError,
+  type Fields,
+} from './body-fields.ts';
 import type { ServedModel, ServedModels } from './served-models.ts';
 import {
   applyChatTemplate,
@@ -18,8 +30,12 @@ import {
 
 export type TokenizedInput = { readonly tokenIds: readonly number[]; readonly features: readonly MultimodalFeature[] };
 
+export type { ApiError };
+
+export type GenerationApi = 'chat' | 'completions' | 'responses' | 'messages' | 'generate';
+
 export type GenerationRequest = {
-  readonly api: 'chat' | 'completions';
+  readonly api: GenerationApi;
   /** As answers name it. */
   readonly model: string;
   readonly lora: LoraAdapter | null;
@@ -39,14 +55,6 @@ export type GenerationRequest = {
   readonly answerSeed: string;
 };
 
-export type ApiError = {
-  readonly kind: 'error';
-  readonly status: 400 | 404;
-  readonly type: 'BadRequestError' | 'NotFoundError';
-  readonly message: string;
-  readonly param: string | null;
-};
-
 export type RequestLimits = {
   readonly maxModelLen: number;
   /** Length of a chat answer when the client sets no limit. */
@@ -56,13 +64,17 @@ export type RequestLimits = {
 export type RequestReader = {
   chat(body: unknown): GenerationRequest | ApiError;
   completions(body: unknown): GenerationRequest | ApiError;
+  /** Without state: what refers to an earlier response is not found. */
+  responses(body: unknown): GenerationRequest | ApiError;
+  /** Anthropic's. */
+  messages(body: unknown): GenerationRequest | ApiError;
+  /** vLLM's token-in token-out API. */
+  generate(body: unknown): GenerationRequest | ApiError;
   /** vLLM's /tokenize: completion form or chat form. */
   tokenize(body: unknown): TokenizedInput | ApiError;
   /** vLLM's /detokenize. */
   detokenize(body: unknown): readonly number[] | ApiError;
 };
-
-type Fields = Readonly<Record<string, unknown>>;
 
 /** Length of a completion when the client sets no limit: OpenAI's and vLLM's default. */
 const DEFAULT_COMPLETION_TOKENS = 16;
@@ -80,7 +92,8 @@ export function createRequestReader(models: ServedModels, limits: RequestLimits)
     const model = modelOf(fields);
     const asked =
       optionalCount(fields, 'max_completion_tokens', 1) ?? optionalCount(fields, 'max_tokens', 1) ?? undefined;
-    const byDefault = api === 'chat' ? limits.defaultAnswerTokens : DEFAULT_COMPLETION_TOKENS;
+    const talks = api === 'chat' || api === 'responses';
+    const byDefault = talks ? limits.defaultAnswerTokens : DEFAULT_COMPLETION_TOKENS;
     const nPromptTokens = Math.max(...prompts.map((prompt) => prompt.tokenIds.length));
     const room = limits.maxModelLen - nPromptTokens;
     if (room < (asked ?? 1)) {
@@ -100,7 +113,7 @@ export function createRequestReader(models: ServedModels, limits: RequestLimits)
       prompts,
       nSamples: samples,
       maxTokens: Math.min(asked ?? byDefault, room),
-      finishReason: asked === undefined && api === 'chat' ? 'stop' : 'length',
+      finishReason: asked === undefined && talks ? 'stop' : 'length',
       delivery: fields['stream'] === true ? 'stream' : 'whole',
       streamUsage: streamUsageOf(fields),
       cacheSalt: cacheSaltOf(fields),
@@ -127,6 +140,33 @@ export function createRequestReader(models: ServedModels, limits: RequestLimits)
         return generation(fields, 'completions', prompts);
       }),
 
+    responses: (body) =>
+      guarded(() => {
+        const fields = object(body);
+        modelOf(fields);
+        const chat = chatOfResponses(fields);
+        return generation(chat, 'responses', [chatPrompt(chat, 'all')]);
+      }),
+
+    messages: (body) =>
+      guarded(() => {
+        const fields = object(body);
+        const chat = chatOfMessages(fields);
+        modelOf(fields);
+        return generation(chat, 'messages', [chatPrompt(chat, 'all')]);
+      }),
+
+    generate: (body) =>
+      guarded(() => {
+        const fields = object(body);
+        modelOf(fields);
+        const tokenIds = tokenIdsOf(fields['token_ids'], 'token_ids');
+        const sampling = object(fields['sampling_params'], 'sampling_params');
+        const { stream, stream_options, model, cache_salt } = fields;
+        const asked = { ...sampling, model, stream, stream_options, cache_salt };
+        return generation(asked, 'generate', [{ tokenIds, features: featuresOf(fields['features']) }]);
+      }),
+
     tokenize: (body) =>
       guarded(() => {
         const fields = object(body);
@@ -147,27 +187,6 @@ export function createRequestReader(models: ServedModels, limits: RequestLimits)
 
 export function isApiError(value: object): value is ApiError {
   return 'kind' in value && value.kind === 'error';
-}
-
-/** Carries a rejection out of nested readers; never leaves this file. */
-class Rejection extends Error {
-  readonly status: 400 | 404;
-  readonly param: string | null;
-  constructor(status: 400 | 404, message: string, param: string | null) {
-    super(message);
-    this.status = status;
-    this.param = param;
-  }
-}
-
-function guarded<T>(read: () => T): T | ApiError {
-  try {
-    return read();
-  } catch (error) {
-    if (!(error instanceof Rejection)) throw error;
-    const { status, message, param } = error;
-    return { kind: 'error', status, type: status === 404 ? 'NotFoundError' : 'BadRequestError', message, param };
-  }
 }
 
 /**
@@ -279,6 +298,23 @@ function tokenIdsOf(value: unknown, param: string): number[] {
   });
 }
 
+/** `mm_hashes` and `mm_placeholders` as render gives them. */
+function featuresOf(given: unknown): MultimodalFeature[] {
+  if (!isPresent(given)) return [];
+  const { mm_hashes: hashes, mm_placeholders: places } = object(given, 'features');
+  const placesOf = object(places, 'features.mm_placeholders');
+  const features = Object.entries(object(hashes, 'features.mm_hashes')).flatMap(([modality, identifiers]) =>
+    list(identifiers, 'features.mm_hashes').map((identifier, i) => {
+      const { offset, length } = object(
+        list(placesOf[modality], 'features.mm_placeholders')[i],
+        'features.mm_placeholders',
+      );
+      return { identifier: String(identifier), offset: Number(offset), length: Number(length) };
+    }),
+  );
+  return features.sort((a, b) => a.offset - b.offset);
+}
+
 /** `truncate_prompt_tokens`: the last n tokens stay; −1 means as many as the model takes. */
 function truncated(fields: Fields, prompt: TokenizedInput, limits: RequestLimits): TokenizedInput {
   const given = optionalCount(fields, 'truncate_prompt_tokens', -1);
@@ -305,29 +341,4 @@ function cacheSaltOf(fields: Fields): string | null {
     throw new Rejection(400, "Parameter 'cache_salt' must be a non-empty string if provided.", 'cache_salt');
   }
   return salt;
-}
-
-function isPresent(value: unknown): boolean {
-  return value !== undefined && value !== null;
-}
-
-function object(value: unknown, param: string | null = null): Fields {
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Fields;
-  throw new Rejection(400, `${param ?? 'The body'} must be an object`, param);
-}
-
-function optionalString(fields: Fields, name: string): string | null {
-  const value = fields[name];
-  if (!isPresent(value)) return null;
-  if (typeof value !== 'string') throw new Rejection(400, `${name} must be a string`, name);
-  return value === '' ? null : value;
-}
-
-function optionalCount(fields: Fields, name: string, least: number): number | null {
-  const value = fields[name];
-  if (!isPresent(value)) return null;
-  if (typeof value !== 'number' || !Number.isInteger(value) || value < least) {
-    throw new Rejection(400, `${name} must be an integer of at least ${least}, got ${JSON.stringify(value)}`, name);
-  }
-  return value;
 }

@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { unpack } from 'msgpackr';
 import { runSimulateVllm } from '../../src/cli/simulate-vllm.ts';
+import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
 import {
   createSimulatedPod,
   type SimulatedPod,
@@ -232,6 +233,142 @@ describe('the OpenAI API of a simulated pod', () => {
     expect(await details(await aPod())).toEqual([of(0), of(16)]);
     expect(await details(await aPod({ wire: { events: 'arrays' } }))).toEqual([null, { cached_tokens: 16 }]);
     expect(await details(await aPod({ promptTokensDetails: 'off' }))).toEqual([null, null]);
+  });
+});
+
+describe('other APIs of a simulated pod', () => {
+  const TEXT = 'the same words again and again, '.repeat(10);
+  const turns = [{ role: 'user', content: TEXT }];
+  const BODIES = {
+    '/v1/messages': { model: 'demo-model', messages: turns, max_tokens: 3 },
+    '/v1/responses': { model: 'demo-model', input: TEXT, max_output_tokens: 3 },
+    '/inference/v1/generate': {
+      token_ids: Array.from({ length: 40 }, (_, i) => 400 + i),
+      sampling_params: { max_tokens: 3 },
+    },
+  } as const;
+
+  async function usageOf(response: Response): Promise<Usage | null> {
+    expect(response.status).toBe(200);
+    const reader = createUsageReader(response.headers.get('content-type') ?? undefined);
+    for await (const chunk of response.body!) reader.push(chunk);
+    return reader.result();
+  }
+
+  test.each(Object.entries(BODIES))(
+    '%s counts prompt, answer and what was cached, whole and streamed',
+    async (path, body) => {
+      const pod = await aPod();
+      const cold = (await usageOf(await post(pod, path, body)))!;
+      expect(cold).toMatchObject({ completionTokens: 3, cachedTokens: 0 });
+      const cachedTokens = 16 * Math.floor((cold.promptTokens - 1) / 16);
+      expect(cachedTokens).toBeGreaterThan(0);
+      expect(await usageOf(await post(pod, path, body))).toEqual({ ...cold, cachedTokens });
+      const streamed = await post(pod, path, {
+        ...body,
+        stream: true,
+        ...(path === '/inference/v1/generate' ? { stream_options: { include_usage: true } } : {}),
+      });
+      expect(streamed.headers.get('content-type')).toMatch('text/event-stream');
+      expect(await usageOf(streamed)).toEqual({ ...cold, cachedTokens });
+    },
+  );
+
+  test('/v1/messages and /v1/responses compute what the chat they become computes', async () => {
+    const pod = await aPod();
+    const chat = (await (
+      await post(pod, '/v1/chat/completions', { messages: turns, max_tokens: 3 })
+    ).json()) as Completion;
+    const text = chat.choices[0]!.message.content;
+    expect(await (await post(pod, '/v1/messages', BODIES['/v1/messages'])).json()).toMatchObject({
+      type: 'message',
+      role: 'assistant',
+      content: [{ type: 'text', text }],
+      stop_reason: 'max_tokens',
+    });
+    expect(await (await post(pod, '/v1/responses', BODIES['/v1/responses'])).json()).toMatchObject({
+      object: 'response',
+      status: 'incomplete',
+      output: [{ type: 'message', content: [{ type: 'output_text', text }] }],
+    });
+    const asked = { messages: turns, max_tokens: 3 };
+    const rendered = (await (await post(pod, '/v1/chat/completions/render', asked)).json()) as { token_ids: number[] };
+    for (const path of ['/v1/messages', '/v1/responses'] as const) {
+      expect(await (await post(pod, `${path}/render`, BODIES[path])).json()).toMatchObject({
+        token_ids: rendered.token_ids,
+      });
+    }
+  });
+
+  test('/v1/messages streams the events of its API, /v1/responses those of its own', async () => {
+    const pod = await aPod();
+    const types = async (path: keyof typeof BODIES): Promise<string[]> => {
+      const events = await (await post(pod, path, { ...BODIES[path], stream: true })).text();
+      return [...events.matchAll(/^event: (.*)$/gm)].map(([, type]) => type!);
+    };
+    const delta = 'content_block_delta';
+    expect(await types('/v1/messages')).toEqual([
+      'message_start',
+      'content_block_start',
+      delta,
+      delta,
+      delta,
+      'content_block_stop',
+      'message_delta',
+      'message_stop',
+    ]);
+    const said = 'response.output_text.delta';
+    expect(await types('/v1/responses')).toEqual([
+      'response.created',
+      'response.in_progress',
+      'response.output_item.added',
+      'response.content_part.added',
+      said,
+      said,
+      said,
+      'response.output_text.done',
+      'response.content_part.done',
+      'response.output_item.done',
+      'response.incomplete',
+    ]);
+  });
+
+  test('what render gives can be generated from, token by token', async () => {
+    const pod = await aPod();
+    const image = { type: 'image_url', image_url: { url: 'data:image/png;base64,AAAA' } };
+    const messages = [{ role: 'user', content: [image, { type: 'text', text: TEXT }] }];
+    const rendered = (await (
+      await post(pod, '/v1/chat/completions/render', { messages, max_tokens: 2 })
+    ).json()) as object;
+    await post(pod, '/v1/chat/completions', { messages, max_tokens: 2 });
+    const answer = (await (await post(pod, '/inference/v1/generate', rendered)).json()) as {
+      choices: { token_ids: number[]; finish_reason: string }[];
+      usage: Completion['usage'];
+    };
+    expect(answer.choices).toMatchObject([
+      { token_ids: [expect.any(Number), expect.any(Number)], finish_reason: 'length' },
+    ]);
+    expect(answer.usage.prompt_tokens_details!.cached_tokens).toBeGreaterThan(0);
+  });
+
+  test.each<[string, object, number, object]>([
+    [
+      '/v1/messages',
+      { ...BODIES['/v1/messages'], model: 'nobody' },
+      404,
+      { type: 'error', error: { type: 'NotFoundError' } },
+    ],
+    ['/v1/messages', { model: 'demo-model', messages: turns }, 400, { error: { code: 400, param: 'body.max_tokens' } }],
+    ['/v1/responses', { ...BODIES['/v1/responses'], previous_response_id: 'resp_1' }, 404, { error: { code: 404 } }],
+    ['/v1/responses', { model: 'demo-model' }, 400, { error: { param: 'body.input' } }],
+    ['/inference/v1/generate', { token_ids: [1, -1], sampling_params: {} }, 400, { error: { param: 'token_ids' } }],
+    ['/inference/v1/generate', { token_ids: [1] }, 400, { error: { param: 'sampling_params' } }],
+    // As a pod that generates: pooling belongs to others.
+    ['/v1/embeddings', { model: 'demo-model', input: 'x' }, 404, { detail: 'Not Found' }],
+  ])('%s refuses %j with %d', async (path, body, status, expected) => {
+    const response = await post(await aPod(), path, body);
+    expect(response.status).toBe(status);
+    expect(await response.json()).toMatchObject(expected);
   });
 });
 

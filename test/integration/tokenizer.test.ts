@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
-import type { InferenceRequest } from '../../src/openai/request.ts';
+import type { Api, InferenceRequest } from '../../src/openai/request.ts';
 import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
 import type { RenderMode } from '../../src/simulator/http.ts';
 import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
@@ -687,7 +687,36 @@ describe('a simulated vLLM pod', () => {
     ['a completion', aCompletionsRequest('Once upon a time', { max_tokens: 1 })],
     ['completions', aCompletionsRequest(['Once', 'upon a', ''], { max_tokens: 1 })],
     ['token ids', aCompletionsRequest([1, 2, 3], { max_tokens: 1 })],
+    [
+      'messages with a call',
+      aRequest('/v1/messages', {
+        model: 'demo-model',
+        max_tokens: 1,
+        system: [{ type: 'text', text: 'Be brief.' }],
+        tools: [{ name: 'f', description: 'd', input_schema: { type: 'object' } }],
+        messages: [
+          { role: 'user', content: 'hi' },
+          { role: 'assistant', content: [{ type: 'tool_use', id: 't', name: 'f', input: {} }] },
+          { role: 'user', content: [{ type: 'tool_result', tool_use_id: 't', content: '21' }] },
+        ],
+      }),
+    ],
+    [
+      'a response',
+      aRequest('/v1/responses', {
+        model: 'demo-model',
+        max_output_tokens: 1,
+        instructions: 'Be brief.',
+        input: [{ role: 'user', content: [{ type: 'input_text', text: 'hi' }] }],
+      }),
+    ],
   ];
+  const PATHS: Partial<Record<Api, string>> = {
+    chat: '/v1/chat/completions',
+    completions: '/v1/completions',
+    responses: '/v1/responses',
+    messages: '/v1/messages',
+  };
 
   async function aPod(render: RenderMode): Promise<string> {
     const pod = createSimulatedPod({ render, prefillTokensPerSecond: 1_000_000, decodeStepMs: 1 });
@@ -696,8 +725,7 @@ describe('a simulated vLLM pod', () => {
   }
 
   async function usageOf(url: string, request: InferenceRequest): Promise<Usage | null> {
-    const path = request.api === 'chat' ? '/v1/chat/completions' : '/v1/completions';
-    const response = await fetch(url + path, {
+    const response = await fetch(url + PATHS[request.api]!, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: Buffer.from(request.body),
