@@ -122,7 +122,7 @@ describe('a request of any API', () => {
         const oracle = JSON.parse(body.toString()) as Body;
         expect(request.model).toBe(oracle['model']);
         expect(request.stream).toBe(oracle['stream']);
-        expect(request.cacheSalt).toBe(path === '/v1/messages' ? null : oracle['cache_salt']);
+        expect(request.cacheSalt).toBe(oracle['cache_salt']);
         expect(promptOf(request)).toEqual(expectedPrompt(path, body.toString()));
         expect(request.body).toBe(body);
       }),
