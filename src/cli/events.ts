@@ -158,6 +158,7 @@ async function follow(
       isBatch,
       clear: () => note('what was printed so far no longer holds'),
       onStanding: tellWhetherReached,
+      onChange: () => undefined,
       onGap: () => note('batches are missing'),
       onRestart: () => note('the publisher began anew, or the connection was lost'),
       onReplay: (result) => result !== 'ok' && note(`replay: ${result}`),

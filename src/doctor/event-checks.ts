@@ -83,6 +83,7 @@ export function watchSource(
       isBatch: observer.isBatch,
       clear: () => undefined,
       onStanding: () => undefined,
+      onChange: () => undefined,
       onGap: () => undefined,
       onRestart: () => undefined,
       onReplay: () => undefined,

@@ -14,8 +14,8 @@ export type EventConnection = {
   open(): void;
   /** Nothing is applied after it. */
   close(): void;
-  /** To be called several times a second. */
-  tick(): void;
+  /** To be called several times a second. @returns when next, where nothing can happen before; else 0 */
+  tick(): number;
   /** The process behind the source is another one. */
   restarted(): void;
   /** As in ReplayedStream. */
@@ -23,8 +23,6 @@ export type EventConnection = {
   adopt: ReplayedStream['adopt'];
   status(): StreamStatus;
   reached(): Reached;
-  /** Another number whenever `status` may have changed. */
-  revision(): number;
 };
 
 /** An address that cannot be dialled at all is tried again this often: the machine may be out of sockets. */
@@ -90,10 +88,11 @@ export function createEventConnection(
       stream.close();
     },
     tick() {
-      if (!isOpen) return;
+      if (!isOpen) return Infinity;
       connection?.tick();
       stream.tick();
       if (now() >= dialAtMs) dial();
+      return connection === null ? dialAtMs : 0;
     },
     restarted() {
       stream.restarted();
@@ -105,6 +104,5 @@ export function createEventConnection(
     adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,
-    revision: stream.revision,
   };
 }

@@ -63,10 +63,10 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     index: openPrefixIndexWriter(options.memory),
     hasher: createBlockHasher(options.seed),
   });
-  const subscriptions = createSubscriptions((source) => {
+  const subscriptions = createSubscriptions((source, onChange) => {
     const blocks = engineBlocks.openSource({ slot: source.slot, rank: source.rank, model: source.model });
     const subscriber = createSubscriber(
-      { ...shared, blocks, onStanding: () => board.write(source.place, subscriber.status()) },
+      { ...shared, blocks, onStanding: () => board.write(source.place, subscriber.status()), onChange },
       source,
       options.stream,
     );
@@ -89,7 +89,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
 
   const tick = (): void => {
     board.beat();
-    subscriptions.tick();
+    subscriptions.tick(clock.nowMs());
     listeners?.tick();
     if (!isTidying) tidyUp();
   };

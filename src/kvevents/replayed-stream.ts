@@ -31,6 +31,8 @@ export type ReplayedStreamDeps = {
   clear(): void;
   /** The state of the stream or of its connection is another one. */
   onStanding(): void;
+  /** What `status` says may be something else. */
+  onChange(): void;
   onGap(): void;
   onRestart(): void;
   onReplay(result: ReplayResult): void;
@@ -59,8 +61,6 @@ export type ReplayedStream = {
   adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
   status(): StreamStatus;
   reached(): Reached;
-  /** Another number whenever `status` may have changed. */
-  revision(): number;
 };
 
 export function createReplayedStream(
@@ -75,6 +75,7 @@ export function createReplayedStream(
   let reached: Reached = 'trying';
   let toldState: StreamState = 'unknown';
   let toldReached: Reached = 'trying';
+  let toldRevision = -1;
 
   const replays =
     replayEndpoint === null
@@ -100,8 +101,11 @@ export function createReplayedStream(
           },
         });
 
-  /** At once and not with the next report: a request that comes now is decided with it. */
   const tell = (): void => {
+    const revision = stream.revision();
+    if (revision !== toldRevision) deps.onChange();
+    toldRevision = revision;
+    // At once and not with the next report: a request that comes now is decided with it.
     const state = stream.state();
     if (state === toldState && reached === toldReached) return;
     toldState = state;
@@ -201,6 +205,5 @@ export function createReplayedStream(
     },
     status: () => stream.status(),
     reached: () => reached,
-    revision: () => stream.revision(),
   };
 }

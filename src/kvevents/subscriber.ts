@@ -32,14 +32,16 @@ export type SubscriberDeps = {
   readonly counters: CounterSink;
   /** Less or more is to be believed than a moment ago. */
   onStanding(): void;
+  /** More than ages may be different in `status`. */
+  onChange(): void;
 };
 
 export type Subscriber = {
   start(): void;
   /** Then the blocks are gone from the index. */
   stop(): void;
-  /** To be called several times a second. */
-  tick(): void;
+  /** To be called several times a second. @returns when next, where nothing can happen before; else 0 */
+  tick(): number;
   /** The process behind the source is another one. */
   restarted(): void;
   /** For another replica; null while there is a doubt, or nothing to tell. */
@@ -47,8 +49,6 @@ export type Subscriber = {
   /** Takes over what another replica knows. @returns whether it is being proved; false: it is of no use */
   adopt(snapshot: SourceSnapshot): boolean;
   status(): SourceStatus;
-  /** Another number whenever more than ages may have changed in `status`. */
-  revision(): number;
 };
 
 /** Timestamps above are in milliseconds (Mooncake), not in seconds: the year 5138. */
@@ -64,12 +64,13 @@ export function createSubscriber(
   const counts = { gaps: 0, restarts: 0, replays: 0, errors: 0 };
   let lagMs: number | null = null;
   let loggedState: StreamState = 'unknown';
-  let tickedRevision = -1;
+  let hasNewStanding = false;
   let lastFailure: string | null = null;
 
   const error = (reason: string): void => {
     counts.errors++;
     counters.error(reason);
+    deps.onChange();
   };
 
   const applier = createBatchApplier({
@@ -99,7 +100,11 @@ export function createSubscriber(
     apply: (payload, _seq, origin) => applier.apply(payload, origin === 'live' ? noteLag : undefined),
     isBatch: applier.isBatch,
     clear: () => blocks.clear(),
-    onStanding: () => deps.onStanding(),
+    onStanding() {
+      hasNewStanding = true;
+      deps.onStanding();
+    },
+    onChange: () => deps.onChange(),
     onGap() {
       counts.gaps++;
       counters.gap();
@@ -125,6 +130,14 @@ export function createSubscriber(
       ? createTopicConnection(connectionDeps, deps.listeners, source.kvEvents, options)
       : createEventConnection(connectionDeps, source.kvEvents, options);
 
+  const logState = (): void => {
+    hasNewStanding = false;
+    const { state } = connection.status();
+    if (state === loggedState) return;
+    log.info('kv event stream changed', { state, before: loggedState });
+    loggedState = state;
+  };
+
   return {
     start: () => connection.open(),
     stop() {
@@ -132,14 +145,10 @@ export function createSubscriber(
       blocks.close();
     },
     tick() {
-      connection.tick();
-      const revision = connection.revision();
-      if (revision === tickedRevision) return;
-      tickedRevision = revision;
-      const { state } = connection.status();
-      if (state === loggedState) return;
-      log.info('kv event stream changed', { state, before: loggedState });
-      loggedState = state;
+      const nextMs = connection.tick();
+      // Here, so that a stream in trouble does not fill the log.
+      if (hasNewStanding) logState();
+      return nextMs;
     },
     restarted: () => connection.restarted(),
     snapshot() {
@@ -158,8 +167,6 @@ export function createSubscriber(
           return 'failed';
         }
       }),
-    // Whatever is counted or applied comes from the stream, but for failing sockets.
-    revision: () => connection.revision() + counts.errors,
     status() {
       const stream = connection.status();
       const held = blocks.stats();

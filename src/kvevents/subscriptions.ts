@@ -9,9 +9,9 @@ import type { Subscriber } from './subscriber.ts';
 export type Subscriptions = {
   /** Opens, keeps and closes; idempotent. Then the blocks of every source that left are out of the index. */
   reconcile(sources: readonly PlacedSource[]): void;
-  /** To be called twenty times a second: of very many sources, each call looks after a part. */
-  tick(): void;
-  /** Tells of sources to which something happened since the last call of this. */
+  /** To be called twenty times a second: of very many sources, each call looks after a part, and of none that sleeps. */
+  tick(nowMs: number): void;
+  /** Tells of sources that had something to tell since the last call of this. */
   report(told: (source: PlacedSource, status: SourceStatus) => void): void;
   /** The one whose status is written there. */
   at(place: StatusPlace): Subscriber | undefined;
@@ -20,14 +20,19 @@ export type Subscriptions = {
 /** A source and where its status is to be written. */
 export type PlacedSource = IngestSource & { readonly place: StatusPlace };
 
-type Followed = { source: PlacedSource; readonly subscriber: Subscriber; toldRevision: number };
+type Followed = { source: PlacedSource; readonly subscriber: Subscriber };
 
 const MAX_TICKS_AT_ONCE = 250;
 /** No source is looked after less often than at every fourth call, five times a second. */
 const MAX_PARTS = 4;
 
-export function createSubscriptions(open: (source: PlacedSource) => Subscriber): Subscriptions {
+/** @param open given what to call whenever there is something to tell of it */
+export function createSubscriptions(open: (source: PlacedSource, onChange: () => void) => Subscriber): Subscriptions {
   const followed = new Map<string, Followed>();
+  /** The same in a row, and until when each has nothing to do: walking over a thousand that sleep must cost nothing. */
+  let row: readonly Followed[] = [];
+  let sleepsUntilMs = new Float64Array(0);
+  const changed = new Set<Followed>();
   let nTicks = 0;
 
   return {
@@ -36,33 +41,34 @@ export function createSubscriptions(open: (source: PlacedSource) => Subscriber):
       // First: a new source may take the slot of one that leaves.
       for (const [key, { subscriber }] of followed) {
         if (wanted.has(key)) continue;
+        changed.delete(followed.get(key)!);
         followed.delete(key);
         subscriber.stop();
       }
       for (const [key, source] of wanted) {
         const present = followed.get(key);
         if (present === undefined) {
-          const subscriber = open(source);
-          followed.set(key, { source, subscriber, toldRevision: -1 });
-          subscriber.start();
+          const opened: Followed = { source, subscriber: open(source, () => changed.add(opened)) };
+          followed.set(key, opened);
+          changed.add(opened);
+          opened.subscriber.start();
         } else if (present.source.incarnation !== source.incarnation) {
           present.source = source;
           present.subscriber.restarted();
         }
       }
+      row = [...followed.values()];
+      sleepsUntilMs = new Float64Array(row.length);
     },
-    tick() {
-      const nParts = Math.min(MAX_PARTS, Math.ceil(followed.size / MAX_TICKS_AT_ONCE));
-      let i = nTicks++;
-      for (const { subscriber } of followed.values()) if (i++ % nParts === 0) subscriber.tick();
+    tick(nowMs) {
+      const nParts = Math.min(MAX_PARTS, Math.ceil(row.length / MAX_TICKS_AT_ONCE));
+      for (let i = nTicks++ % nParts; i < row.length; i += nParts) {
+        if (nowMs >= sleepsUntilMs[i]!) sleepsUntilMs[i] = row[i]!.subscriber.tick();
+      }
     },
     report(told) {
-      for (const one of followed.values()) {
-        const revision = one.subscriber.revision();
-        if (revision === one.toldRevision) continue;
-        one.toldRevision = revision;
-        told(one.source, one.subscriber.status());
-      }
+      for (const { source, subscriber } of changed) told(source, subscriber.status());
+      changed.clear();
     },
     at(place) {
       for (const one of followed.values()) if (one.source.place === place) return one.subscriber;

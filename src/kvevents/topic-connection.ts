@@ -38,12 +38,12 @@ export function createTopicConnection(
     },
     tick() {
       if (unfollow !== null) stream.tick();
+      return 0;
     },
     restarted: stream.restarted,
     mark: stream.mark,
     adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,
-    revision: stream.revision,
   };
 }

@@ -12,7 +12,7 @@ export type ZmtpReaderEffects = {
   onReady(socketType: string): void;
   /** Frames are valid until the call returns. */
   onMessage(frames: readonly Buffer[]): void;
-  /** Asked after every message: whether the rest is to wait for the next `push`. */
+  /** Asked when more has been read: whether it is to wait for the next `push`. */
   isTurnOver(): boolean;
   onPing(context: Buffer): void;
 };
@@ -150,9 +150,9 @@ export function createZmtpReader(effects: ZmtpReaderEffects, maxMessageBytes: nu
         start += nRead;
         frameAt = 0;
         bounds.length = 0;
-        isTurnOver = effects.isTurnOver();
+        isTurnOver = start < end && effects.isTurnOver();
       }
-      const waits = isTurnOver && start < end;
+      const waits = isTurnOver;
       if (!isContinued) {
         if (start < end) keep(chunk.subarray(start));
         return waits;

@@ -22,21 +22,26 @@ function aSource(name: string, more: Partial<PlacedSource> = {}): PlacedSource {
 /** Subscriptions whose subscribers write down what happens to them. */
 function someSubscriptions() {
   const done: string[] = [];
-  const subscriptions = createSubscriptions((source) => {
+  const changes = new Map<string, () => void>();
+  const sleeping = new Map<string, number>();
+  const subscriptions = createSubscriptions((source, onChange) => {
     const name = source.endpointId;
     done.push(`open ${name}`);
+    changes.set(name, onChange);
     return {
       start: () => done.push(`start ${name}`),
       stop: () => done.push(`stop ${name}`),
-      tick: () => done.push(`tick ${name}`),
-      revision: () => 0,
+      tick() {
+        done.push(`tick ${name}`);
+        return sleeping.get(name) ?? 0;
+      },
       restarted: () => done.push(`restarted ${name}`),
       snapshot: () => null,
       adopt: () => false,
       status: () => ({ endpointId: name }) as never,
     };
   });
-  return { subscriptions, did: () => done.splice(0) };
+  return { subscriptions, sleeping, changed: (name: string) => changes.get(name)!(), did: () => done.splice(0) };
 }
 
 describe('ticking', () => {
@@ -49,12 +54,48 @@ describe('ticking', () => {
     const it = someSubscriptions();
     it.subscriptions.reconcile(Array.from({ length: nSources }, (_, i) => aSource(`s${i}`)));
     it.did();
-    it.subscriptions.tick();
+    it.subscriptions.tick(0);
     const ticked = it.did();
     expect(ticked).toHaveLength(atOnce);
-    for (let i = 1; i < 4; i++) it.subscriptions.tick();
+    for (let i = 1; i < 4; i++) it.subscriptions.tick(0);
     expect(new Set([...ticked, ...it.did()]).size).toBe(nSources);
   });
+});
+
+test('a source with nothing to do before some time is left alone until then, or until it is told of a restart', () => {
+  const it = someSubscriptions();
+  it.sleeping.set('a', 500);
+  const sources = [aSource('a'), aSource('b')];
+  it.subscriptions.reconcile(sources);
+  it.did();
+  const ticked = [0, 499, 500, 501].map((nowMs) => {
+    it.subscriptions.tick(nowMs);
+    return it.did();
+  });
+  expect(ticked).toEqual([['tick a', 'tick b'], ['tick b'], ['tick a', 'tick b'], ['tick a', 'tick b']]);
+  it.sleeping.set('a', 9000);
+  it.subscriptions.tick(600);
+  it.subscriptions.reconcile([aSource('a', { incarnation: '2' }), aSource('b')]);
+  it.did();
+  it.subscriptions.tick(601);
+  expect(it.did()).toEqual(['tick a', 'tick b']);
+});
+
+test('tells once of a source with something new, and of none that left', () => {
+  const it = someSubscriptions();
+  const told = (): string[] => {
+    const names: string[] = [];
+    it.subscriptions.report(({ endpointId }) => names.push(endpointId));
+    return names;
+  };
+  it.subscriptions.reconcile([aSource('a'), aSource('b')]);
+  expect([told(), told()]).toEqual([['a', 'b'], []]);
+  it.changed('b');
+  it.changed('b');
+  expect([told(), told()]).toEqual([['b'], []]);
+  it.changed('a');
+  it.subscriptions.reconcile([aSource('b')]);
+  expect(told()).toEqual([]);
 });
 
 describe('reconciling', () => {
@@ -66,9 +107,6 @@ describe('reconciling', () => {
     expect(it.did()).toEqual([]);
     it.subscriptions.reconcile([aSource('b'), aSource('c')]);
     expect(it.did()).toEqual(['stop a', 'open c', 'start c']);
-    const told: string[] = [];
-    for (let i = 0; i < 2; i++) it.subscriptions.report(({ endpointId }) => told.push(endpointId));
-    expect(told).toEqual(['b', 'c']);
     it.subscriptions.reconcile([]);
     expect(it.did()).toEqual(['stop b', 'stop c']);
   });
