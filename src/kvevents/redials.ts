@@ -15,7 +15,7 @@ export type Redials = {
 const BASE_MS = 60;
 /** A pod that comes back is found within a second, unless many are gone. */
 const MAX_MS = 1000;
-/** An attempt costs about 100 µs: 40 of them a second are below half a percent of a core. */
+/** An attempt costs 50 to 150 µs (`bench-kv --only dead`). Of forty that are gone each is tried every second, of a thousand every 25. */
 const MAX_ATTEMPTS_PER_SECOND = 40;
 
 export function createRedials(random: () => number = Math.random): Redials {

@@ -1,7 +1,7 @@
 /** The real ingest thread over real sockets: how soon an event is visible, and what following many sources costs. */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { createServer, type AddressInfo } from 'node:net';
+import { connect, createServer, type AddressInfo } from 'node:net';
 import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { systemClock } from '../../src/clock.ts';
@@ -162,28 +162,28 @@ export async function followFleetUsually(order: PublishOrder): Promise<number> {
   return shareOf(spentUs, nBatches, order);
 }
 
-/** Of a core, in the cheapest of so many seconds: others may take the machine, but never make anything cheaper. */
-async function leastShare(seconds: number): Promise<number> {
-  let least = Infinity;
-  for (let i = 0; i < seconds; i++) {
-    const cpuUs = otherThreadsCpuUs();
-    const startMs = performance.now();
-    await delay(WINDOW_MS);
-    least = Math.min(least, (otherThreadsCpuUs() - cpuUs) / 1000 / (performance.now() - startMs));
-  }
-  return least;
-}
-
-/** Addresses nobody listens at. @returns share of a core */
-export async function followDead(nSources: number, settleMs: number, seconds: number): Promise<number> {
-  const port = await closedPort();
+/**
+ * Addresses nobody answers at. refused: at once. dropped: never, which an attempt waits for.
+ * @returns share of a core, over longer than it takes to try each of them once
+ */
+export async function followDead(
+  how: 'refused' | 'dropped',
+  nSources: number,
+  settleMs: number,
+  measureMs: number,
+): Promise<number> {
+  const dead = how === 'refused' ? { port: await closedPort(), open: () => undefined } : await blackHole();
   const { ingest } = startIngest();
   await ingest.start();
-  const addresses = Array.from({ length: nSources }, (_, i) => `tcp://127.1.${i >>> 8}.${i & 255}:${port}`);
+  const addresses = Array.from({ length: nSources }, (_, i) => `tcp://127.1.${i >>> 8}.${i & 255}:${dead.port}`);
   await ingest.reconcile(sourcesAt(addresses));
   await delay(settleMs);
-  const share = await leastShare(seconds);
+  const cpuUs = otherThreadsCpuUs();
+  const startMs = performance.now();
+  await delay(measureMs);
+  const share = (otherThreadsCpuUs() - cpuUs) / 1000 / (performance.now() - startMs);
   await ingest.stop();
+  dead.open();
   return share;
 }
 
@@ -193,4 +193,21 @@ async function closedPort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await new Promise((resolve) => server.close(resolve));
   return port;
+}
+
+async function blackHole(): Promise<{ port: number; open: () => void }> {
+  const child = fork(fileURLToPath(new URL('kv-black-hole.ts', import.meta.url)));
+  const [port] = (await once(child, 'message')) as [number];
+  child.kill('SIGSTOP');
+  // Its queue takes two or three; whoever comes after them is not answered.
+  const fillers = Array.from({ length: 8 }, () => connect(port, '127.0.0.1').on('error', () => undefined));
+  await delay(200);
+  return {
+    port,
+    open() {
+      for (const filler of fillers) filler.destroy();
+      child.kill('SIGCONT');
+      child.disconnect();
+    },
+  };
 }
