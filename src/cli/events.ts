@@ -140,6 +140,14 @@ async function follow(
     }
   };
 
+  let lastFailure = '';
+  const fail = (error: unknown): void => {
+    const text = errorText(error);
+    // It is tried again every second.
+    if (text !== lastFailure) note(text);
+    lastFailure = text;
+  };
+
   let isTold = false;
   const tellWhetherReached = (): void => {
     const reached = connection.reached();
@@ -163,7 +171,7 @@ async function follow(
       onRestart: () => note('the publisher began anew, or the connection was lost'),
       onReplay: (result) => result !== 'ok' && note(`replay: ${result}`),
       onGarbage: (reason) => note(`not a batch: wrong ${reason}`),
-      onFailure: (error) => note(errorText(error)),
+      onFailure: fail,
     },
     source,
     // For looking at a stream nothing needs to be proved while it is silent.
