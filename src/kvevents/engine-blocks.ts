@@ -45,7 +45,12 @@ export type EngineBlocks = {
   openSource(source: { slot: number; rank: number; model: string }): EngineBlocksSource;
 };
 
-const DEFAULT_LIMITS: EngineBlocksLimits = { maxParkedBlocks: 4096, maxRoots: 1024, maxRanks: 64 };
+const DEFAULT_LIMITS: EngineBlocksLimits = {
+  maxParkedBlocks: 4096,
+  maxParkedTokens: 1 << 20,
+  maxRoots: 1024,
+  maxRanks: 64,
+};
 /** Taken out by the way of every batch. */
 const TIDY_BLOCKS = 512;
 
@@ -57,10 +62,12 @@ export function createEngineBlocks(deps: {
   const { index, hasher } = deps;
   const names = createEngineNames(index.nChunks, index.maxBytes);
   const byOwner = new Map<IndexOwner, EngineMirror>();
-  const shared: EngineShared = { index, hasher, names, byOwner, limits: { ...DEFAULT_LIMITS, ...deps.limits } };
+  const limits = { ...DEFAULT_LIMITS, ...deps.limits };
+  const memory = { nBytes: 0 };
+  const shared: EngineShared = { index, hasher, names, byOwner, limits, memory };
   index.observe({
     bytesPerChunk: NAME_BYTES_PER_CHUNK,
-    otherBytes: () => names.nBytes(),
+    otherBytes: () => names.nBytes() + memory.nBytes,
     unheld: (position) => names.drop(position),
     dropping(owner, position) {
       names.dropOwn(owner, position);

@@ -19,6 +19,7 @@ import {
   type MediumIndex,
   type PrefixIndexWriter,
 } from '../prefix/prefix-index.ts';
+import { createCountedMap, type MemoryCount } from './counted-memory.ts';
 import { NO_ROOM, type EngineNames, type NameUse } from './engine-names.ts';
 import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
 import { BEFORE, COPIES, KEY, MAX_COPIES, NAME, RECORD_WORDS, type EngineSnapshot } from './source-snapshot.ts';
@@ -27,6 +28,8 @@ import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './park
 export type EngineBlocksLimits = {
   /** Blocks of one engine that wait for their parent. */
   readonly maxParkedBlocks: number;
+  /** Tokens of these blocks. */
+  readonly maxParkedTokens: number;
   /** Adapters of one engine whose roots are remembered. */
   readonly maxRoots: number;
   /** Data-parallel ranks in the batches of one source. */
@@ -83,6 +86,8 @@ export type EngineShared = {
   readonly names: EngineNames;
   readonly byOwner: Map<IndexOwner, EngineMirror>;
   readonly limits: EngineBlocksLimits;
+  /** What mirrors keep beside index and names. */
+  readonly memory: MemoryCount;
 };
 
 export type EngineMirror = {
@@ -124,18 +129,18 @@ const HELD_ELSEWHERE = 2;
 const RESTORED_AT_ONCE = 4096;
 
 export function createEngineMirror(
-  { index, hasher, names, byOwner, limits }: EngineShared,
+  { index, hasher, names, byOwner, limits, memory }: EngineShared,
   { slot, rank, model }: { slot: number; rank: number; model: string },
 ): EngineMirror {
   let owner = index.openOwner(slot);
-  const parked = createParkedBlocks(limits.maxParkedBlocks);
+  const parked = createParkedBlocks(limits.maxParkedBlocks, limits.maxParkedTokens, memory);
   const roots = new Map<string, RootHash>();
   /** Blocks whose adapter or salt their hashes may not cover; all others have the namespace ''. */
-  const namespaces = new Map<BlockPosition, string>();
+  const namespaces = createCountedMap<BlockPosition, string>(memory);
   /** One hash was seen to name blocks of two namespaces. */
   let isAmbiguous = false;
   /** Copies beyond the first, by position and medium: engines recompute the last block of a fully cached prompt. */
-  const extraCopies = new Map<number, number>();
+  const extraCopies = createCountedMap<number, number>(memory);
   const scratch = { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
   const oneKey = new Uint32Array(2);
   const onePosition = new Uint32Array(1);
@@ -244,12 +249,12 @@ export function createEngineMirror(
   }
 
   function namespaceAt(position: BlockPosition): string {
-    return namespaces.size === 0 ? '' : (namespaces.get(position) ?? '');
+    return namespaces.size() === 0 ? '' : (namespaces.get(position) ?? '');
   }
 
   function setNamespace(position: BlockPosition, namespace: string): void {
     if (namespace !== '') namespaces.set(position, namespace);
-    else if (namespaces.size > 0) namespaces.delete(position);
+    else if (namespaces.size() > 0) namespaces.delete(position);
   }
 
   /** @returns false when blocks of this event's group cannot be mirrored */
@@ -304,7 +309,7 @@ export function createEngineMirror(
     const { keys, positions, wasHeld } = scratch;
     hasher.continueBlocks(hi, lo, event.tokenIds, nBlocks, event.blockSizeTokens, extraKeys, keys);
     const { blockHashes } = event;
-    const isNamespaced = namespace !== '' || namespaces.size > 0;
+    const isNamespaced = namespace !== '' || namespaces.size() > 0;
     const before = isNamespaced ? Array.from({ length: nBlocks }, (_, i) => heldAt(blockHashes, i)) : null;
     if (before?.some((other) => other !== NO_POSITION && namespaceAt(other) !== namespace)) isAmbiguous = true;
     const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
@@ -521,7 +526,7 @@ export function createEngineMirror(
     names.prepare(hashes, n, null);
     names.findAll(owner, n, isHeld, positions);
     let nFound = 0;
-    const hasCopies = extraCopies.size > 0;
+    const hasCopies = extraCopies.size() > 0;
     const hasParked = parked.size() > 0;
     for (let i = 0; i < n; i++) {
       const position = positions[i]! as BlockPosition;
@@ -534,7 +539,7 @@ export function createEngineMirror(
     const nGone = index.remove(owner, medium, positions, nFound);
     counts.blocksRemoved += nGone;
     counts.blocksUnknownRemoved += nFound - nGone;
-    if (!names.hasOwn(owner) && namespaces.size === 0) return;
+    if (!names.hasOwn(owner) && namespaces.size() === 0) return;
     for (let i = 0; i < nFound; i++) {
       const position = positions[i]! as BlockPosition;
       if (!isHeld(position)) forgetNames(position);
@@ -609,7 +614,7 @@ export function createEngineMirror(
 
   function snapshot(): EngineSnapshot | null {
     // What a namespace or a hash with two meanings stands for is not in a record.
-    if (!indexable || namespaces.size > 0 || isAmbiguous) return null;
+    if (!indexable || namespaces.size() > 0 || isAmbiguous) return null;
     let records = new Uint32Array(1024 * RECORD_WORDS);
     let nRecords = 0;
     let isWhole = !partial && parked.size() === 0;
@@ -745,6 +750,8 @@ export function createEngineMirror(
     },
     close() {
       parked.clear();
+      extraCopies.clear();
+      namespaces.clear();
       retire();
     },
     stats: () => ({

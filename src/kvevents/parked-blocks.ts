@@ -4,6 +4,7 @@
  */
 import { MEDIA } from '../prefix/prefix-match.ts';
 import type { ExtraKey } from '../tokenizer/tokenizer.ts';
+import type { MemoryCount } from './counted-memory.ts';
 
 export type EngineHashKey = string & { readonly brand: 'EngineHashKey' };
 
@@ -35,13 +36,26 @@ export type ParkedBlocks = {
   clear(): void;
 };
 
-export function createParkedBlocks(maxBlocks: number): ParkedBlocks {
+/** Of a parked block, beside its tokens. */
+const BYTES_PER_BLOCK = 512;
+
+/** @param memory counts what is parked */
+export function createParkedBlocks(maxBlocks: number, maxTokens: number, memory: MemoryCount): ParkedBlocks {
   // Maps keep insertion order: the first entry is the oldest.
   const blocks = new Map<EngineHashKey, ParkedBlock>();
   const children = new Map<EngineHashKey, Set<EngineHashKey>>();
 
+  let nTokens = 0;
+
+  function count(block: ParkedBlock, sign: 1 | -1): void {
+    const n = block.content?.tokenIds.length ?? 0;
+    nTokens += sign * n;
+    memory.nBytes += sign * (BYTES_PER_BLOCK + 4 * n);
+  }
+
   function unlink(block: ParkedBlock): void {
     blocks.delete(block.hash);
+    count(block, -1);
     if (block.content === null) return;
     const siblings = children.get(block.content.parent);
     siblings?.delete(block.hash);
@@ -64,14 +78,17 @@ export function createParkedBlocks(maxBlocks: number): ParkedBlocks {
       const copies = known?.copies ?? MEDIA.map(() => 0);
       copies[medium]!++;
       if (known !== undefined && (known.content !== null || content === null)) return 0;
-      blocks.set(hash, { hash, content, copies });
+      const block = { hash, content, copies };
+      if (known !== undefined) count(known, -1);
+      blocks.set(hash, block);
+      count(block, 1);
       if (content !== null) {
         const siblings = children.get(content.parent);
         if (siblings === undefined) children.set(content.parent, new Set([hash]));
         else siblings.add(hash);
       }
       let nDropped = 0;
-      while (blocks.size > maxBlocks) {
+      while (blocks.size > maxBlocks || (nTokens > maxTokens && blocks.size > 1)) {
         for (const oldest of blocks.values()) {
           unlink(oldest);
           break;
@@ -97,6 +114,7 @@ export function createParkedBlocks(maxBlocks: number): ParkedBlocks {
     },
     childrenOf: (hash) => [...(children.get(hash) ?? [])],
     clear() {
+      for (const block of blocks.values()) count(block, -1);
       blocks.clear();
       children.clear();
     },

@@ -9,7 +9,15 @@ import { COUNTS, EXTENTS, EXTENT_WORDS, extentsWord, LINE_WORDS, OWN_EXTENT, typ
 /** The extents of one owner, as the runs they lie in. */
 export type OwnerExtents = { runs: Uint32Array; n: number; nHeld: number };
 
+const FIRST_RUNS = 16;
+
 export type RunExtents = {
+  /** An owner without extents. */
+  openOwner(): OwnerExtents;
+  /** The owner must hold nothing any more. */
+  closeOwner(owner: OwnerExtents): void;
+  /** Memory of all owners' lists. */
+  nBytes(): number;
   /**
    * @param wasHeld from `firstFlag` on: set to 1 for every block of the stretch that the holder held already
    * @returns blocks that are newly held, -1 when there is no memory for another extent
@@ -24,6 +32,8 @@ export type RunExtents = {
   maxEnd(run: number): number;
   /** Bit set of the media in which an owner holds a block. */
   mediaAt(run: number, owner: number, offset: number): number;
+  /** The same for the first n blocks of a run. @param out receives n bit sets */
+  mediaOf(run: number, owner: number, n: number, out: Uint8Array): void;
   /** Gives the list's memory back; the run holds no extents any more. */
   free(run: number): void;
 };
@@ -34,6 +44,7 @@ export function createRunExtents(
   owners: readonly (OwnerExtents | undefined)[],
 ): RunExtents {
   const { words } = views;
+  let nBytes = 0;
 
   const count = (run: number): number => words[run * LINE_WORDS + COUNTS]! >>> 16;
 
@@ -74,6 +85,7 @@ export function createRunExtents(
     if (owner.n === owner.runs.length) {
       const larger = new Uint32Array(2 * owner.n);
       larger.set(owner.runs);
+      nBytes += larger.byteLength - owner.runs.byteLength;
       owner.runs = larger;
     }
     words[at + 2] = owner.n;
@@ -100,6 +112,14 @@ export function createRunExtents(
   }
 
   return {
+    openOwner() {
+      nBytes += 4 * FIRST_RUNS;
+      return { runs: new Uint32Array(FIRST_RUNS), n: 0, nHeld: 0 };
+    },
+    closeOwner(owner) {
+      nBytes -= owner.runs.byteLength;
+    },
+    nBytes: () => nBytes,
     count,
     hold(run, holder, start, end, wasHeld, firstFlag) {
       let nNew = end - start;
@@ -195,6 +215,17 @@ export function createRunExtents(
         if (words[at + 1]! >>> 16 <= offset && offset < (words[at + 1]! & 0xffff)) media |= 1 << (holder & 3);
       }
       return media;
+    },
+    mediaOf(run, owner, n, out) {
+      out.fill(0, 0, n);
+      const first = extentsWord(words, run);
+      const stop = first + count(run) * EXTENT_WORDS;
+      for (let at = first; at < stop; at += EXTENT_WORDS) {
+        const holder = words[at]!;
+        if (holder >>> 2 !== owner) continue;
+        const end = Math.min(words[at + 1]! & 0xffff, n);
+        for (let offset = words[at + 1]! >>> 16; offset < end; offset++) out[offset]! |= 1 << (holder & 3);
+      }
     },
     free(run) {
       const record = run * LINE_WORDS;

@@ -70,6 +70,8 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
   let nRuns = 0;
   let nFreeRuns = 0;
   const oneFlag = new Uint8Array(1);
+  /** Media of an owner in the blocks of one run. */
+  const media = new Uint8Array(MAX_RUN_BLOCKS);
   let random = 1;
   let hooks = NO_HOOKS;
 
@@ -85,6 +87,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       fixedBytes +
       (lines.nUsed() - nFreeRuns) * LINE_BYTES +
       chunks.nUsed() * (LINE_BYTES + BACK_BYTES + hooks.bytesPerChunk) +
+      extents.nBytes() +
       hooks.otherBytes()
     );
   };
@@ -328,10 +331,9 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       }
     }
     const length = words[victim * LINE_WORDS + LENGTH]!;
+    extents.mediaOf(victim, largest, length, media);
     for (let offset = 0; offset < length; offset++) {
-      if (extents.mediaAt(victim, largest, offset) !== 0) {
-        hooks.dropping(largest as IndexOwner, positionAt(victim, offset));
-      }
+      if (media[offset] !== 0) hooks.dropping(largest as IndexOwner, positionAt(victim, offset));
     }
     let nGone = 0;
     for (let medium = 0; medium < 3; medium++) {
@@ -350,6 +352,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       const owner = owners[id]!;
       if (owner.n === 0) {
         dying.shift();
+        extents.closeOwner(owner);
         owners[id] = undefined;
         freeOwners.push(id);
         continue;
@@ -377,7 +380,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     openOwner(slot) {
       const id = freeOwners.length > 256 || owners.length >= MAX_OWNERS ? freeOwners.shift() : owners.length;
       if (id === undefined) throw new RangeError(`more than ${MAX_OWNERS} owners in the prefix index`);
-      owners[id] = { runs: new Uint32Array(16), n: 0, nHeld: 0 };
+      owners[id] = extents.openOwner();
       // The generation lets a reader notice that an owner became another one under its hands.
       const generation = (control[OWNERS + id]! >>> 16) + 1;
       Atomics.store(control, OWNERS + id, (generation << 16) | (slot + 1));
@@ -479,10 +482,10 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
         const parent = words[record + PARENT]!;
         let before = parent === 0 ? NO_POSITION : positionAt(parent, (words[record + ATTACH]! >>> 16) - 1);
         const length = words[record + LENGTH]!;
+        extents.mediaOf(run, owner, length, media);
         for (let offset = 0; offset < length; offset++) {
           const position = positionAt(run, offset);
-          const media = extents.mediaAt(run, owner, offset);
-          if (media !== 0) visit(position, before, media);
+          if (media[offset] !== 0) visit(position, before, media[offset]!);
           before = position;
         }
       }
