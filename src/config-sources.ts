@@ -72,7 +72,9 @@ function readYaml(path: string, readFile: (path: string) => string, keys: readon
   const document = parseDocument(source, { lineCounter: lines, prettyErrors: false });
   const at = (offset: number | undefined): string => `${path}:${lines.linePos(offset ?? 0).line}`;
   const mistakes = document.errors.map((error) => `${path} must be YAML: ${error.message} (${at(error.pos[0])})`);
-  if (mistakes.length > 0) return { ...EMPTY_FILE, mistakes };
+  // What a broken document seems to say would be told as mistakes that nobody made; a key given twice breaks nothing.
+  if (document.errors.some(({ code }) => code !== 'DUPLICATE_KEY')) return { ...EMPTY_FILE, mistakes };
+  const toldTwice = new Set(document.errors.map((error) => at(error.pos[0])));
 
   const values: RawValue[] = [];
   const nodes = new Map<string, Node>();
@@ -93,8 +95,9 @@ function readYaml(path: string, readFile: (path: string) => string, keys: readon
       const name = isScalar(keyNode) ? String(keyNode.value) : showGot(toValue(keyNode, document));
       const key = prefix === '' ? name : `${prefix}.${name}`;
       const place = at((keyNode as Node).range?.[0]);
-      if (nodes.has(key)) mistakes.push(`${key} must be given once, got it twice (${place})`);
-      else if (keys.includes(key)) {
+      if (nodes.has(key)) {
+        if (!toldTwice.has(place)) mistakes.push(`${key} must be given once, got it twice (${place})`);
+      } else if (keys.includes(key)) {
         const raw = toValue(value, document);
         nodes.set(key, value as Node);
         values.push({ key, raw, where: place });

@@ -186,6 +186,29 @@ describe('kinds of values', () => {
 });
 
 describe('mistakes', () => {
+  test('a file that is no YAML hides no mistake made elsewhere', () => {
+    const given = { yaml: 'log: [1', env: { WARMPATH_LOG_LEVEL: 'loud' }, sets: ['tokenizer.budgetMs=abc'] };
+    expect(mistakesOf(given)).toEqual([
+      expect.stringMatching(/^warmpath\.yaml must be YAML: /),
+      'log.level must be one of debug, info, warn, error, got "loud" (WARMPATH_LOG_LEVEL)',
+      'tokenizer.budgetMs must be an integer from 0 to 10000, got "abc" (--set)',
+    ]);
+  });
+
+  test('a key given twice hides no other mistake of the file', () => {
+    expect(mistakesOf({ yaml: 'log:\n  level: info\n  level: warn\ntokenizer:\n  budgetMs: abc\n' })).toEqual([
+      'warmpath.yaml must be YAML: Map keys must be unique (warmpath.yaml:3)',
+      'tokenizer.budgetMs must be an integer from 0 to 10000, got "abc" (warmpath.yaml:5)',
+    ]);
+  });
+
+  test('a name is only suggested where it is like the one that was given', () => {
+    expect(mistakesOf({ env: { WARMPATH_COLOUR: 'red' }, sets: ['zzz=1'] })).toEqual([
+      'unknown variable WARMPATH_COLOUR, none is like it: docs/configuration.md has all of them (environment)',
+      'unknown key zzz, none is like it: docs/configuration.md has all of them (--set)',
+    ]);
+  });
+
   test('all of them are told at once, each with its place', () => {
     const yaml = [
       'server:',
