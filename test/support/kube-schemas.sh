@@ -21,4 +21,5 @@ node_modules/.bin/node test/support/write-kube-schemas.ts \
   "$gateway"/generated/gateway.envoyproxy.io_envoyextensionpolicies.yaml \
   "$gateway"/generated/gateway.envoyproxy.io_envoypatchpolicies.yaml \
   "$gateway"/generated/gateway.envoyproxy.io_envoyproxies.yaml \
-  "$inference"/inference.networking.k8s.io_inferencepools.yaml
+  "$inference"/inference.networking.k8s.io_inferencepools.yaml \
+  "$inference"/inference.networking.x-k8s.io_inferenceobjectives.yaml

@@ -41,6 +41,7 @@ const KINDS = new Set([
   'Gateway',
   'GatewayClass',
   'HTTPRoute',
+  'InferenceObjective',
   'InferencePool',
   'ReferenceGrant',
   'BackendTLSPolicy',
@@ -108,7 +109,8 @@ function customSchemas(path: string): readonly (readonly [string, Schema])[] {
     const { group, names, versions } = record(crd.spec);
     const { kind } = record(names);
     if (crd.kind !== 'CustomResourceDefinition' || !KINDS.has(String(kind))) continue;
-    if (String(group).includes('.x-k8s.io')) continue;
+    // Of objectives there is no other version yet.
+    if (String(group).includes('.x-k8s.io') && kind !== 'InferenceObjective') continue;
     for (const version of (versions as unknown[]).map(record)) {
       // Of several versions the newest; a grant is still written in its oldest, which every release takes.
       if (version.served !== true || (version.name !== 'v1beta1') === (kind === 'ReferenceGrant')) continue;

@@ -1,7 +1,15 @@
+import { readFileSync } from 'node:fs';
 import { describe, expect, test } from '@jest/globals';
+import { parse } from 'yaml';
+import {
+  prioritiesByName,
+  readInferenceObjective,
+  type InferenceObjective,
+} from '../../../src/kubernetes/inference-objectives.ts';
 import { readInferencePool } from '../../../src/kubernetes/inference-pool.ts';
 import { adaptersByPod, readModelAdapter } from '../../../src/kubernetes/model-adapters.ts';
 import { compareVersions, metaOf } from '../../../src/kubernetes/objects.ts';
+import { createSchemas, type Manifest } from '../../support/kube-schemas.ts';
 import { anAdapter, aPool } from '../../support/kubernetes.ts';
 
 describe('an InferencePool', () => {
@@ -26,6 +34,35 @@ describe('an InferencePool', () => {
     [ports, { spec: { selector: { matchLabels: { a: '1' } }, targetPorts: [{ number: 80 }, { number: 80 }] } }],
   ])('that cannot be followed says why: %s', (reason, object) => {
     expect(readInferencePool(object)).toMatchObject({ kind: 'unusable', reason });
+  });
+});
+
+describe('InferenceObjectives', () => {
+  const page = readFileSync(new URL('../../../docs/operations.md', import.meta.url), 'utf8');
+  const [example] = [...page.matchAll(/```yaml\n(apiVersion: inference\.networking\.x-k8s\.io[^]*?)```/g)].map(
+    ([, text]) => parse(text!) as Manifest,
+  );
+
+  test('the one of the documentation is as the CRD wants it, and is understood', () => {
+    expect(createSchemas()(example!)).toEqual([]);
+    expect(readInferenceObjective(example)).toEqual({ name: 'nightly', priority: -10, pool: 'vllm-pool' });
+  });
+
+  test.each<[string, object]>([
+    ['no priority', { metadata: { name: 'a' }, spec: { poolRef: { name: 'p' } } }],
+    ['a priority that is no number', { metadata: { name: 'a' }, spec: { priority: '-1', poolRef: { name: 'p' } } }],
+  ])('%s is 0', (_what, object) => {
+    expect(readInferenceObjective(object)).toEqual({ name: 'a', priority: 0, pool: 'p' });
+  });
+
+  test('a name that both groups have has the lower priority; without a name, or of another pool, none counts', () => {
+    const of = (name: string, priority: number, pool = 'p'): InferenceObjective => ({ name, priority, pool });
+    const all = [of('a', 5), of('a', -5), of('a', 3), of('', -1), of('b', -1, 'q')];
+    expect([...prioritiesByName(all, 'p')]).toEqual([['a', -5]]);
+    expect([...prioritiesByName(all, null)]).toEqual([
+      ['a', -5],
+      ['b', -1],
+    ]);
   });
 });
 
