@@ -18,16 +18,11 @@ const SPACE = 0x20;
 /** Of an id, so that it never leaves the range of a small integer, and a separator fits behind it. */
 const PLAIN_DIGITS = 9;
 
-/** What is begun with where the text is long enough for it: prompts of usual length then never grow. */
-const FIRST_IDS = 2048;
-const BYTES_PER_ID = 4;
-
 type Ids = { tokenIds: Uint32Array; n: number };
 
 /** Consumes one list of integers 0 … 2³²−1; after anything but `ids` the scanner stands somewhere inside of it. */
 export function readTokenIds(scanner: JsonScanner): TokenIdsResult {
-  const atMost = Math.ceil((scanner.end - scanner.pos) / BYTES_PER_ID) + 1;
-  const ids: Ids = { tokenIds: new Uint32Array(Math.min(FIRST_IDS, atMost)), n: 0 };
+  const ids: Ids = { tokenIds: new Uint32Array(256), n: 0 };
   let wrong: TokenIdsResult | null = null;
   const complete = scanner.array(() => {
     // Most elements are read here, the general path below takes one that is spelt otherwise, or the last.

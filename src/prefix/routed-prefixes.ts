@@ -65,11 +65,11 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   let nRefused = 0;
 
   function add(slot: number, hashes: BlockHashes): void {
-    blocksOfSlot[slot]! += counts.add(hashes, slot);
+    for (let i = 0; i < hashes.length; i += 2) blocksOfSlot[slot]! += counts.add(hashes[i]!, hashes[i + 1]!, slot);
   }
 
   function subtract(slot: number, hashes: BlockHashes): void {
-    blocksOfSlot[slot]! -= counts.subtract(hashes, slot);
+    for (let i = 0; i < hashes.length; i += 2) blocksOfSlot[slot]! -= counts.subtract(hashes[i]!, hashes[i + 1]!, slot);
   }
 
   function keep(slot: number, hashes: BlockHashes): void {
@@ -135,18 +135,20 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
       blocks(slot) {
         if (blocksOfSlot[slot] === 0 || hashes.length === 0) return 0;
         // Most prompts are on their way to one place or none: one look instead of one per bisection.
-        if (counts.count(hashes, 0, slot) === 0) return 0;
+        if (!counts.has(hashes[0]!, hashes[1]!, slot)) return 0;
         let held = 1;
         let missing = hashes.length / 2 + 1;
         while (missing - held > 1) {
           const depth = (held + missing) >>> 1;
-          if (counts.count(hashes, depth - 1, slot) > 0) held = depth;
+          if (counts.has(hashes[2 * depth - 2]!, hashes[2 * depth - 1]!, slot)) held = depth;
           else missing = depth;
         }
         return held;
       },
       bookings: (slot, nBlocks) =>
-        nBlocks === 0 || blocksOfSlot[slot] === 0 ? 0 : counts.count(hashes, nBlocks - 1, slot),
+        nBlocks === 0 || blocksOfSlot[slot] === 0
+          ? 0
+          : counts.count(hashes[2 * nBlocks - 2]!, hashes[2 * nBlocks - 1]!, slot),
     }),
     forget(slot) {
       generation[slot]! += 1;
@@ -159,50 +161,32 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   };
 }
 
-/** Blocks of a chain that lie side by side in the table: one cache line instead of one for each. */
-const GROUP_BLOCKS = 4;
-const LANE_BITS = 2;
-const OWNER_BITS = Math.ceil(Math.log2(MAX_ENDPOINT_SLOTS)) + LANE_BITS;
-const ONE = 1 << OWNER_BITS;
-const MAX_COUNT = 2 ** (32 - OWNER_BITS) - 1;
-
-/**
- * (block, slot) → count > 0: open addressing with linear probing, at most 2/3 full, holes closed on removal. A block's home is
- * that of the first one of its group, as many places further as it stands behind it in the chain: whoever asks for a
- * block has the chain before it.
- */
+/** (hi, lo, slot) → count > 0: open addressing with linear probing, at most 2/3 full, holes closed on removal. */
 function createCountTable() {
   let capacity = 1024;
-  /** [hi, lo, lo of the group's first, count · slot · lane] per place; 0 in the last = empty. */
+  /** [hi, lo, slot, count] per place; count 0 = empty. */
   let places = new Uint32Array(4 * capacity);
   let nUsed = 0;
 
-  /** @param owner slot and lane */
-  const homeOf = (groupLo: number, owner: number): number =>
-    (((groupLo ^ Math.imul((owner >>> LANE_BITS) + 1, 0x9e3779b1)) * GROUP_BLOCKS) & (capacity - 1)) |
-    (owner & (GROUP_BLOCKS - 1));
+  const homeOf = (lo: number, slot: number): number => (lo ^ Math.imul(slot + 1, 0x9e3779b1)) & (capacity - 1);
 
   /** Place of the key, or of the hole where it belongs. */
-  function find(hi: number, lo: number, groupLo: number, owner: number): number {
-    let at = homeOf(groupLo, owner);
+  function find(hi: number, lo: number, slot: number): number {
+    let at = homeOf(lo, slot);
     for (;;) {
       const base = 4 * at;
-      const word = places[base + 3]!;
-      if (word === 0) return at;
-      if (places[base + 1] === lo && places[base] === hi && (word & (ONE - 1)) === owner) return at;
+      if (places[base + 3] === 0) return at;
+      if (places[base + 1] === lo && places[base] === hi && places[base + 2] === slot) return at;
       at = (at + 1) & (capacity - 1);
     }
   }
 
-  function findBlock(hashes: BlockHashes, block: number, slot: number): number {
-    const lane = block & (GROUP_BLOCKS - 1);
-    const owner = (slot << LANE_BITS) | lane;
-    return find(hashes[2 * block]!, hashes[2 * block + 1]!, hashes[2 * (block - lane) + 1]!, owner);
-  }
-
-  function copy(from: Uint32Array, base: number, place: number): void {
-    const to = 4 * place;
-    for (let i = 0; i < 4; i++) places[to + i] = from[base + i]!;
+  function write(at: number, hi: number, lo: number, slot: number, count: number): void {
+    const base = 4 * at;
+    places[base] = hi;
+    places[base + 1] = lo;
+    places[base + 2] = slot;
+    places[base + 3] = count;
   }
 
   function resize(newCapacity: number, keeps: (slot: number) => boolean): void {
@@ -211,9 +195,9 @@ function createCountTable() {
     places = new Uint32Array(4 * capacity);
     nUsed = 0;
     for (let base = 0; base < old.length; base += 4) {
-      const owner = old[base + 3]! & (ONE - 1);
-      if (old[base + 3] === 0 || !keeps(owner >>> LANE_BITS)) continue;
-      copy(old, base, find(old[base]!, old[base + 1]!, old[base + 2]!, owner));
+      const slot = old[base + 2]!;
+      if (old[base + 3] === 0 || !keeps(slot)) continue;
+      write(find(old[base]!, old[base + 1]!, slot), old[base]!, old[base + 1]!, slot, old[base + 3]!);
       nUsed += 1;
     }
   }
@@ -222,10 +206,10 @@ function createCountTable() {
   function removeAt(place: number): void {
     let hole = place;
     let next = (hole + 1) & (capacity - 1);
-    for (let word = places[4 * next + 3]!; word !== 0; word = places[4 * next + 3]!) {
-      const home = homeOf(places[4 * next + 2]!, word & (ONE - 1));
+    while (places[4 * next + 3] !== 0) {
+      const home = homeOf(places[4 * next + 1]!, places[4 * next + 2]!);
       if (((next - home) & (capacity - 1)) >= ((next - hole) & (capacity - 1))) {
-        copy(places, 4 * next, hole);
+        write(hole, places[4 * next]!, places[4 * next + 1]!, places[4 * next + 2]!, places[4 * next + 3]!);
         hole = next;
       }
       next = (next + 1) & (capacity - 1);
@@ -236,40 +220,31 @@ function createCountTable() {
 
   return {
     size: () => nUsed,
-    count: (hashes: BlockHashes, block: number, slot: number): number =>
-      places[4 * findBlock(hashes, block, slot) + 3]! >>> OWNER_BITS,
-    /** @returns blocks that are new */
-    add(hashes: BlockHashes, slot: number): number {
-      const nBlocks = hashes.length / 2;
-      while (3 * (nUsed + nBlocks) > 2 * capacity) resize(2 * capacity, () => true);
-      const nBefore = nUsed;
-      for (let block = 0; block < nBlocks; block++) {
-        const base = 4 * findBlock(hashes, block, slot);
-        const word = places[base + 3]!;
-        if (word !== 0) {
-          if (word >>> OWNER_BITS < MAX_COUNT) places[base + 3] = word + ONE;
-          continue;
-        }
-        const lane = block & (GROUP_BLOCKS - 1);
-        places[base] = hashes[2 * block]!;
-        places[base + 1] = hashes[2 * block + 1]!;
-        places[base + 2] = hashes[2 * (block - lane) + 1]!;
-        places[base + 3] = ONE | (slot << LANE_BITS) | lane;
-        nUsed += 1;
+    has: (hi: number, lo: number, slot: number): boolean => places[4 * find(hi, lo, slot) + 3]! > 0,
+    count: (hi: number, lo: number, slot: number): number => places[4 * find(hi, lo, slot) + 3]!,
+    /** @returns 1 when the key is new, else 0 */
+    add(hi: number, lo: number, slot: number): 0 | 1 {
+      if (3 * (nUsed + 1) > 2 * capacity) resize(2 * capacity, () => true);
+      const at = find(hi, lo, slot);
+      if (places[4 * at + 3]! > 0) {
+        places[4 * at + 3]! += 1;
+        return 0;
       }
-      return nUsed - nBefore;
+      write(at, hi, lo, slot, 1);
+      nUsed += 1;
+      return 1;
     },
-    /** @returns blocks whose last count went */
-    subtract(hashes: BlockHashes, slot: number): number {
-      const nBefore = nUsed;
-      // From the end on: the places behind a group's last are the first to be free.
-      for (let block = hashes.length / 2 - 1; block >= 0; block--) {
-        const place = findBlock(hashes, block, slot);
-        const word = places[4 * place + 3]!;
-        if (word >>> OWNER_BITS > 1) places[4 * place + 3] = word - ONE;
-        else if (word !== 0) removeAt(place);
+    /** @returns 1 when the last one went, else 0 */
+    subtract(hi: number, lo: number, slot: number): 0 | 1 {
+      const at = find(hi, lo, slot);
+      const count = places[4 * at + 3]!;
+      if (count === 0) return 0;
+      if (count > 1) {
+        places[4 * at + 3] = count - 1;
+        return 0;
       }
-      return nBefore - nUsed;
+      removeAt(at);
+      return 1;
     },
     removeSlot: (gone: number): void => resize(capacity, (slot) => slot !== gone),
   };
