@@ -388,7 +388,7 @@ export function loadConfig(input: ConfigInput): LoadedConfig {
   if (mistakes.length > 0) return { kind: 'mistakes', mistakes, rest: config, where };
   const { strategy, allowedStrategies } = config.routing;
   const aliased = [strategy, ...allowedStrategies].map(strategyNotice).filter((notice) => notice !== null);
-  return { kind: 'config', config, notices: [...sources.notices, ...new Set(aliased)], where };
+  return { kind: 'config', config, notices: [...sources.notices, ...new Set(aliased), ...doubtful(config)], where };
 }
 
 /** Keys whose values differ, those that take effect at once apart from those that need a restart. */
@@ -525,6 +525,14 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
     );
   });
   return found;
+}
+
+/** What is valid and yet loses something. */
+function doubtful({ kvEvents }: Config): string[] {
+  if (kvEvents.listen === null || kvEvents.siblings === null) return [];
+  return [
+    'kvEvents.listen beside kvEvents.siblings: a publisher that connects reaches one replica, the others route without its events',
+  ];
 }
 
 function valueOf(config: Config, key: ConfigKey): unknown {

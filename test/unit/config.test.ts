@@ -394,6 +394,15 @@ describe('environment', () => {
     ]);
   });
 
+  test('publishers that connect, beside replicas of which they reach one', () => {
+    const listen = 'kvEvents.listen=0.0.0.0:5557';
+    const siblings = 'kvEvents.siblings=warmpath';
+    expect(noticesOf({ sets: [listen, siblings] })).toEqual([
+      'kvEvents.listen beside kvEvents.siblings: a publisher that connects reaches one replica, the others route without its events',
+    ]);
+    expect([...noticesOf({ sets: [listen] }), ...noticesOf({ sets: [siblings] })]).toEqual([]);
+  });
+
   test('two aliases that disagree are a mistake, two that agree are not', () => {
     const env = { AIBRIX_USE_REMOTE_TOKENIZER: 'true', AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER: 'false' };
     expect(mistakesOf({ env })).toEqual([
