@@ -179,10 +179,12 @@ function benchStoreAndRemove(workload: Workload, hashes: EngineHashes, usual: { 
     if (load.stats().nBlocks !== 0) throw new Error('entries left after all were removed');
   }
   const limit = hashes === 'shared' ? 20 : 28;
-  const target = '≥ 5 M/s';
+  // Meant for engines that share names: with private ones there are as many names as (block, pod) pairs.
+  const goal = (ns: number): Pick<Row, 'target' | 'isMet'> =>
+    hashes === 'shared' ? { target: '≥ 5 M/s', isMet: ns <= 200 } : {};
   rows.push(
-    { what: `store, ${hashes} hashes`, ours: rate(store), usual: rate(usual.store), target, isMet: store <= 200 },
-    { what: `remove, ${hashes} hashes`, ours: rate(remove), usual: rate(usual.remove), target, isMet: remove <= 200 },
+    { what: `store, ${hashes} hashes`, ours: rate(store), usual: rate(usual.store), ...goal(store) },
+    { what: `remove, ${hashes} hashes`, ours: rate(remove), usual: rate(usual.remove), ...goal(remove) },
     {
       what: `bytes per (block, pod), ${hashes} hashes`,
       ours: bytes.toFixed(1),
