@@ -113,13 +113,16 @@ const KEY = lengthTag(1);
 const VALUE = lengthTag(2);
 const RAW_VALUE = lengthTag(3);
 
-/** A HeaderMap as it came: walked through once when it comes, and again for every name asked for. */
+/** A HeaderMap as it came: walked through once when it comes, and again for a name asked for that may be in it. */
 class WireHeaders implements HeaderMap {
   readonly count: number;
   readonly bytes: number;
   readonly #message: Buffer;
   readonly #start: number;
   readonly #end: number;
+  /** A bit per length, and one per last byte, of the names that are there, modulo 32: most names asked for are not. */
+  #lengths = 0;
+  #lastBytes = 0;
 
   /** @param reader stands at the beginning of the map; afterwards at its end */
   constructor(reader: ProtobufReader) {
@@ -141,7 +144,13 @@ class WireHeaders implements HeaderMap {
           continue;
         }
         const entry = reader.enter();
-        nBytes += reader.end - reader.pos;
+        const length = reader.end - reader.pos;
+        nBytes += length;
+        if (field === KEY && length > 0) {
+          this.#lengths |= 1 << (length & 31);
+          // Lower and upper case differ in a bit that is left out.
+          this.#lastBytes |= 1 << (reader.bytes[reader.end - 1]! & 31);
+        }
         reader.leave(entry);
       }
       reader.leave(outer);
@@ -151,6 +160,7 @@ class WireHeaders implements HeaderMap {
   }
 
   get(name: string): string | undefined {
+    if (!this.#mayHave(name)) return undefined;
     const reader = new ProtobufReader(this.#message, this.#start, this.#end);
     for (let tag = reader.next(); tag !== 0; tag = reader.next()) {
       if (tag !== lengthTag(1)) {
@@ -162,6 +172,12 @@ class WireHeaders implements HeaderMap {
       reader.leave(outer);
     }
     return undefined;
+  }
+
+  #mayHave(name: string): boolean {
+    if (name === '') return true;
+    const last = name.charCodeAt(name.length - 1) & 31;
+    return ((this.#lengths >>> (name.length & 31)) & (this.#lastBytes >>> last) & 1) === 1;
   }
 }
 

@@ -62,6 +62,9 @@ type State = 'waiting' | 'ready' | 'answered';
 /** Envoy's default: a change that brings a request above it ends in its own 500, also with `failure_mode_allow`. */
 const ENVOY_MAX_HEADERS = 100;
 
+/** What steers, whatever the configured name. */
+const CONTROL_HEADERS: readonly string[] = [DESTINATION, TARGET_POD];
+
 const EMPTY_BODY = new Uint8Array(0);
 
 export function createRequestSide(options: RequestSideOptions, output: RequestSideOutput): RequestSide {
@@ -240,11 +243,12 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     return { set, remove: remove.filter((name) => set.every(([key]) => key !== name)) };
   }
 
-  function controlHeaders(): string[] {
-    return [...new Set([options.destinationHeader, DESTINATION, TARGET_POD])];
+  function controlHeaders(): readonly string[] {
+    const { destinationHeader } = options;
+    return CONTROL_HEADERS.includes(destinationHeader) ? CONTROL_HEADERS : [destinationHeader, ...CONTROL_HEADERS];
   }
 
-  function controlHeadersSeen(): string[] {
+  function controlHeadersSeen(): readonly string[] {
     const seen = headers;
     return seen === null ? controlHeaders() : controlHeaders().filter((name) => seen.get(name) !== undefined);
   }

@@ -380,7 +380,19 @@ describe('resets', () => {
     expect(new Set(results.map(({ outcome }) => outcome))).toEqual(new Set(['routed']));
   });
 
-  test('the same storm kills a connection of a grpc-js server without the remedy', async () => {
+  test('3,000 streams that are half-closed leave nothing behind either', async () => {
+    const { address, results, held, server } = await serve();
+    const client = connect(address);
+    for (let round = 0; round < 30; round += 1) {
+      const requests = Array.from({ length: 100 }, () => client.request({ mode: 'BUFFERED', body: '{}' }));
+      for (const answers of await Promise.all(requests)) expect(answers).toHaveLength(2);
+    }
+    await until(() => results.length === 3_000 && server.openStreams() === 0, 'all streams ended');
+    expect(held.every(({ released }) => released.length === 1)).toBe(true);
+    expect(new Set(results.map(({ ending }) => ending))).toEqual(new Set(['half_close']));
+  });
+
+  test('a storm of resets kills a connection of a grpc-js server without the remedy', async () => {
     const { externalProcessor } = loadServices();
     const server = new Server();
     server.addService(externalProcessor, {
