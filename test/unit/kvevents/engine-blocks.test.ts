@@ -127,6 +127,16 @@ describe('order and splits', () => {
     expect(source.stats()).toMatchObject({ nBlocks: 3, nOrphans: 0 });
   });
 
+  test('a parked block is gone with a clear: its parent, when it comes, brings nothing along', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    source.apply(batchOf([stored([b1], b0, promptOf([b1]))]));
+    expect(source.stats()).toMatchObject({ nOrphans: 1 });
+    source.apply(batchOf([{ type: 'AllBlocksCleared' }, stored([b0], null, promptOf([b0]))]));
+    expect(bench.match(promptOf([b0, b1])).blocks(A)).toBe(1);
+    expect(source.stats()).toMatchObject({ nBlocks: 1, nOrphans: 0 });
+  });
+
   test('a parked block that was removed meanwhile is not placed, what hangs on it is', () => {
     const bench = createIndexBench();
     const source = bench.source(A);

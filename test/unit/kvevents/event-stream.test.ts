@@ -424,3 +424,18 @@ test('what arrives during a replay is kept up to a bound; the rest is fetched', 
   expect(it.did()).toEqual(['gap', 'replay hole 4']);
   expect(it.state()).toBe('suspect');
 });
+
+test('what is kept is a copy: the memory a batch was read into is used again', () => {
+  const applied: string[] = [];
+  const it = aStream({}, (text) => {
+    applied.push(text);
+    return 'applied';
+  }).connected();
+  it.stream.replayStarted(0);
+  const read = Buffer.from('batch 0');
+  it.stream.received(0n, read, 0);
+  read.write('ecalper');
+  applied.length = 0;
+  it.stream.replayEnded(0);
+  expect(applied).toEqual(['batch 0']);
+});
