@@ -7,11 +7,13 @@
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { OWN_POLICY, PEER_POLICIES, POLICIES } from '../../src/replay/policies/policies.ts';
+import type { CreatePolicy } from '../../src/replay/policies/policy.ts';
 import { replay, type Scenario } from '../../src/replay/replay.ts';
 import { pooledLruHitRate, summarize, TIMELINE_PARTS, type Summary } from '../../src/replay/summary.ts';
 import { syntheticWorkload, WORKLOAD_NAMES } from '../../src/replay/synthetic-workloads.ts';
 import { POLYNOMIAL_CACHE_BLOCKS, polynomialTiming, simpleTiming } from '../../src/replay/timing.ts';
 import { readMooncakeTrace, type Workload } from '../../src/replay/workload.ts';
+import { informedRouters } from './informed-routers.ts';
 
 type Cell = { readonly engines: number; readonly speed: number; readonly cacheBlocks: number };
 
@@ -142,8 +144,14 @@ function scenarioTable(trace: Workload): void {
       1.05,
     );
     row('crash: hits without ÷ hits at the end', atTheEnd(calm.hitRateTimeline, crashed.hitRateTimeline), 1.02);
+    const evenly = spreadEvenly(trace);
+    const evenlyOne = mean(run(evenly, OWN_POLICY, cell(speed), 'simple'));
     for (const replicas of [2, 3, 4]) {
       row(`${replicas} routers that do not talk: mean ÷ one router`, mean(own({ replicas })) / mean(calm), 1.05);
+      const informed = run(trace, informedRouters(), cell(speed), 'simple', { replicas });
+      row(`  that know all but this very moment`, mean(informed) / mean(calm), 1.05);
+      const apart = run(evenly, OWN_POLICY, cell(speed), 'simple', { replicas });
+      row(`  requests not at the same moment`, mean(apart) / evenlyOne, 1.05);
     }
   }
   for (const workloadName of WORKLOAD_NAMES) {
@@ -159,6 +167,22 @@ function scenarioTable(trace: Workload): void {
       }
     }
   }
+}
+
+/** What comes at one moment spread over the time until the next: the trace's clock has steps of seconds. */
+function spreadEvenly(trace: Workload): Workload {
+  const counts = new Map<number, number>();
+  for (const { arrivalMs } of trace.requests) counts.set(arrivalMs, (counts.get(arrivalMs) ?? 0) + 1);
+  const moments = [...counts.keys()];
+  const nextOf = new Map(moments.map((atMs, i) => [atMs, moments[i + 1] ?? atMs]));
+  const nSeen = new Map<number, number>();
+  const requests = trace.requests.map((request) => {
+    const { arrivalMs: atMs } = request;
+    const n = nSeen.get(atMs) ?? 0;
+    nSeen.set(atMs, n + 1);
+    return { ...request, arrivalMs: atMs + (n * (nextOf.get(atMs)! - atMs)) / counts.get(atMs)! };
+  });
+  return { ...trace, requests };
 }
 
 /** Over the last quarter of the time. */
@@ -177,7 +201,7 @@ function verdict(reached: boolean): string {
 
 function run(
   trace: Workload,
-  policy: string,
+  policy: string | CreatePolicy,
   cell: Cell,
   timing: 'simple' | 'polynomial',
   changes: Partial<Scenario> = {},
@@ -195,7 +219,7 @@ function run(
     seed: 1,
     ...changes,
   };
-  return summarize(replay(trace, POLICIES[policy]!, scenario));
+  return summarize(replay(trace, typeof policy === 'string' ? POLICIES[policy]! : policy, scenario));
 }
 
 function pad(value: number, width: number): string {
