@@ -386,7 +386,10 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     const { address } = await admin.start();
     started.push(() => admin.stop());
     // Probes are answered from here on: how long the first list takes says nothing about this process.
-    started.push(() => extProc.stop());
+    let isServing = false;
+    started.push(async () => {
+      if (!isServing) await extProc.stop();
+    });
     await extProc.startHealth();
     started.push(async () => seedFile?.stop());
     await seedFile?.start();
@@ -420,6 +423,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     started.push(async () => clearInterval(watchdog));
     judgeKvEvents();
     const { grpcAddress, healthAddress } = await extProc.start();
+    isServing = true;
     started.push(async () => {
       readiness.set('grpc', 'draining');
       await extProc.stop();
