@@ -1,4 +1,6 @@
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -163,9 +165,7 @@ test('what a publisher still holds comes first, then what it sends, one line per
 });
 
 test('a publisher that is not there is told once, and when it comes', async () => {
-  const there = await FakePublisher.start();
-  const { endpoint, replayEndpoint } = there;
-  await there.stop();
+  const [endpoint, replayEndpoint] = await Promise.all([unusedAddress(), unusedAddress()]);
   const stop = new AbortController();
   const { code, out, err } = await run([endpoint], [], stop.signal);
   const until = async (n: number): Promise<void> => {
@@ -187,3 +187,13 @@ test('a publisher that is not there is told once, and when it comes', async () =
     await back.stop();
   }
 });
+
+/** Of a listener that is gone for certain: zeromq closes its own some time after it says so. */
+async function unusedAddress(): Promise<string> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return `tcp://127.0.0.1:${port}`;
+}
