@@ -3,8 +3,8 @@
  * `JSON.parse` accepts. Deliberately not here: what a field means, and whether the bytes are valid UTF-8 (one native call
  * of the caller's).
  *
- * Strings are most of a request's bytes, so they are skipped four bytes at a time: one word test tells that none of them is
- * a quote, a backslash or a control character (`test/bench/tokens.bench.ts`: 220 KB in well under 0.3 ms).
+ * Strings are most of a request's bytes, so they are skipped eight bytes at a time: one test of two words tells that none of
+ * them is a quote, a backslash or a control character (`test/bench/tokens.bench.ts`: 220 KB in well under 0.3 ms).
  */
 
 export type JsonKind = 'string' | 'number' | 'object' | 'array' | 'boolean' | 'null';
@@ -31,6 +31,8 @@ const BACKSLASH = 0x5c;
 const CLOSE_BRACKET = 0x5d;
 const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
+/** Of the four bytes of a word. */
+const TOP_BITS = 0x80808080 | 0;
 /** Stands for "no byte there" wherever a byte is expected. */
 const END = -1;
 
@@ -172,14 +174,20 @@ export class JsonScanner {
     while (at < end) {
       if (((at - wordsAt) & 3) === 0) {
         let word = (at - wordsAt) >> 2;
-        while (word < nWords) {
-          // The first byte of `y` below n, if any, is where the top bit of `(y - n…) & ~y` is set first. With bit 1 turned, a
-          // quote is 0x20 and control characters are still below it; with 0x5c taken off, a backslash is 0.
-          const x = words[word]!;
-          const y = x ^ 0x02020202;
-          const z = x ^ 0x5c5c5c5c;
-          if (((((y - 0x21212121) & ~y) | ((z - 0x01010101) & ~z)) & 0x80808080) !== 0) break;
-          word++;
+        for (; word < nWords - 1; word += 2) {
+          // With bit 1 turned, a quote is 0x20 and control characters are still below it; with 0x5c turned off, a backslash
+          // is 0. Of bytes without a top bit, only what is smaller than what is taken away gets one; the others are asked
+          // again with it. What the first such byte borrows from those behind it changes no answer.
+          const y0 = words[word]! ^ 0x02020202;
+          const y1 = words[word + 1]! ^ 0x02020202;
+          const z0 = y0 ^ 0x5e5e5e5e;
+          const z1 = y1 ^ 0x5e5e5e5e;
+          const below0 = (y0 - 0x21212121) | 0;
+          const below1 = (y1 - 0x21212121) | 0;
+          const zero0 = (z0 - 0x01010101) | 0;
+          const zero1 = (z1 - 0x01010101) | 0;
+          if (((below0 | below1 | zero0 | zero1) & TOP_BITS) === 0) continue;
+          if ((((below0 & ~y0) | (below1 & ~y1) | (zero0 & ~z0) | (zero1 & ~z1)) & TOP_BITS) !== 0) break;
         }
         at = wordsAt + (word << 2);
         if (at >= end) break;

@@ -39,10 +39,14 @@ export function createTextPieces(keys: Uint32Array): HashText {
       for (let p = 0; p < nPieces; p++) {
         let a = 0;
         let b = 0;
-        for (let i = 0; i < 2 * TEXT_PIECE; i += 2) {
-          const word = words[at++]!;
-          a += word * halves[i]!;
-          b += word * halves[i + 1]!;
+        // Four words a turn: an addition has to wait for the one before it.
+        for (let i = 0; i < 2 * TEXT_PIECE; i += 8, at += 4) {
+          const w0 = words[at]!;
+          const w1 = words[at + 1]!;
+          const w2 = words[at + 2]!;
+          const w3 = words[at + 3]!;
+          a += w0 * halves[i]! + w1 * halves[i + 2]! + (w2 * halves[i + 4]! + w3 * halves[i + 6]!);
+          b += w0 * halves[i + 1]! + w1 * halves[i + 3]! + (w2 * halves[i + 5]! + w3 * halves[i + 7]!);
         }
         // S = a + b · 2^16 as two words; the carry shows as a low word smaller than one of its summands.
         const low = a | 0;
