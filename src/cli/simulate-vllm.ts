@@ -23,6 +23,7 @@ Prints one line per pod when it is ready and runs until SIGINT or SIGTERM.
 
 Addresses of pod i, counted from 0:
   HTTP on --port + i, KV events on --kv-port + 2i, replay on --replay-port + 2i
+  with --data-parallel-size N: rank r on --kv-port + 2Ni + r and --replay-port + 2Ni + r, behind one HTTP port
   with --host-per-pod: the same three ports on --host + i (127.0.0.11, 127.0.0.12, …)
 
   --pods N                 how many pods (default 1)
@@ -30,7 +31,9 @@ Addresses of pod i, counted from 0:
   --host-per-pod           one address per pod instead of one port per pod; IPv4 only
   --port N                 HTTP port, 0 = a free one (default 8000)
   --kv-port N              KV event port, 0 = a free one (default 5557)
-  --replay-port N          replay port, 0 = a free one (default 5558)
+  --replay-port N          replay port, 0 = a free one (default 5558; behind the ranks' event ports)
+  --data-parallel-size N   ranks behind every HTTP port, each with its own cache and events; the header
+                           x-data-parallel-rank names one, else the least busy one serves (default 1)
   --model NAME             served model (default ${DEFAULTS.model})
   --adapters A,B           LoRA adapters (default none)
   --block-size N           tokens per KV block (default ${DEFAULTS.blockSizeTokens})
@@ -100,7 +103,8 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       'host-per-pod': { type: 'boolean' },
       port: { type: 'string', default: '8000' },
       'kv-port': { type: 'string', default: '5557' },
-      'replay-port': { type: 'string', default: '5558' },
+      'replay-port': { type: 'string' },
+      'data-parallel-size': { type: 'string', default: String(DEFAULTS.dataParallelSize) },
       model: { type: 'string', default: DEFAULTS.model },
       adapters: { type: 'string', default: '' },
       'block-size': { type: 'string', default: String(DEFAULTS.blockSizeTokens) },
@@ -127,11 +131,14 @@ function readArguments(args: readonly string[]): Plan | 'help' {
   if (spread === 'hosts' && !isIPv4(values.host)) {
     throw new Error(`--host-per-pod needs an IPv4 --host, got "${values.host}"`);
   }
+  const nRanks = integer('--data-parallel-size', values['data-parallel-size'], 1, 256);
+  const kvEventsPort = integer('--kv-port', values['kv-port'], 0, 65_535);
   const ports = {
     port: integer('--port', values.port, 0, 65_535),
-    kvEventsPort: integer('--kv-port', values['kv-port'], 0, 65_535),
-    replayPort: integer('--replay-port', values['replay-port'], 0, 65_535),
+    kvEventsPort,
+    replayPort: integer('--replay-port', values['replay-port'] ?? String(5557 + nRanks), 0, 65_535),
   };
+  if (nRanks > 1) checkRankPorts(ports, nRanks);
   const seed = integer('--seed', values.seed, 0, 2 ** 31);
   const common = {
     model: values.model,
@@ -143,6 +150,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
     maxBatchedTokens: integer('--max-batched-tokens', values['max-batched-tokens'], 1, 1_000_000),
     maxSequences: integer('--max-seqs', values['max-seqs'], 1, 100_000),
     defaultAnswerTokens: integer('--answer-tokens', values['answer-tokens'], 1, 1_000_000),
+    dataParallelSize: nRanks,
     bufferSteps: integer('--buffer-steps', values['buffer-steps'], 1, 10_000_000),
     render: oneOf('--render', values.render, ['on', 'forbidden', 'missing'] as const),
     tokenizerDelayMs:
@@ -160,13 +168,23 @@ function readArguments(args: readonly string[]): Plan | 'help' {
     ...common,
     seed: seed + i,
     host: spread === 'hosts' ? hostAfter(values.host, i) : values.host,
-    ...(spread === 'hosts' ? ports : portsAfter(ports, i)),
+    ...(spread === 'hosts' ? ports : portsAfter(ports, i, nRanks)),
   }));
   return { pods, output: values.json ? 'json' : 'text' };
 }
 
+type Ports = { readonly port: number; readonly kvEventsPort: number; readonly replayPort: number };
+
+/** An endpoint names the ports of its first rank: the others follow them. */
+function checkRankPorts({ kvEventsPort, replayPort }: Ports, nRanks: number): void {
+  if (kvEventsPort === 0 || replayPort === 0) throw new Error('--data-parallel-size needs --kv-port and --replay-port');
+  if (Math.abs(replayPort - kvEventsPort) < nRanks) {
+    throw new Error(`--replay-port must leave ${nRanks} ports to --kv-port ${kvEventsPort}, got ${replayPort}`);
+  }
+}
+
 /** Port 0 stays 0: every pod gets free ones. */
-function portsAfter<P extends { port: number; kvEventsPort: number; replayPort: number }>(ports: P, i: number): P {
+function portsAfter(ports: Ports, i: number, nRanks: number): Ports {
   const after = (flag: string, port: number, offset: number): number => {
     if (port === 0) return 0;
     if (port + offset > 65_535)
@@ -174,10 +192,9 @@ function portsAfter<P extends { port: number; kvEventsPort: number; replayPort: 
     return port + offset;
   };
   return {
-    ...ports,
     port: after('--port', ports.port, i),
-    kvEventsPort: after('--kv-port', ports.kvEventsPort, 2 * i),
-    replayPort: after('--replay-port', ports.replayPort, 2 * i),
+    kvEventsPort: after('--kv-port', ports.kvEventsPort, 2 * nRanks * i),
+    replayPort: after('--replay-port', ports.replayPort, 2 * nRanks * i),
   };
 }
 
@@ -189,7 +206,7 @@ function hostAfter(host: string, i: number): string {
 }
 
 function readyLine(name: string, pod: SimulatedPod, addresses: SimulatedPodAddresses, output: Plan['output']): string {
-  const { model, adapters } = pod.options;
+  const { model, adapters, dataParallelSize } = pod.options;
   const { httpAddress, kvEventsEndpoint, replayEndpoint } = addresses;
   if (output === 'json') {
     return JSON.stringify({
@@ -199,6 +216,7 @@ function readyLine(name: string, pod: SimulatedPod, addresses: SimulatedPodAddre
       adapters,
       kvEvents: kvEventsEndpoint,
       replay: replayEndpoint,
+      ...(dataParallelSize > 1 ? { dataParallelSize } : {}),
     });
   }
   return `${name} ready: http://${httpAddress} model ${model}, KV events ${kvEventsEndpoint}, replay ${replayEndpoint}`;

@@ -23,6 +23,7 @@ import {
   type TokenizedInput,
 } from './openai-requests.ts';
 import type { ServedModels } from './served-models.ts';
+import { chooseRank } from './rank-choice.ts';
 import { decodeTokens } from './tokenizer.ts';
 
 export type RenderMode = 'on' | 'forbidden' | 'missing';
@@ -39,7 +40,8 @@ export type PodHttpOptions = AnswerOptions & {
 
 export type PodHttpDeps = {
   readonly clock: Clock;
-  readonly engine: Engine;
+  /** One per data-parallel rank. */
+  readonly engines: readonly Engine[];
   readonly models: ServedModels;
   readonly reader: RequestReader;
   metrics(): string;
@@ -87,7 +89,11 @@ function generationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
   const generate = (prefix: string, read: Reader<GenerationRequest>, refuse?: Refuse): Route =>
     reading(
       read,
-      (parsed, { request, response }) => answer(deps, options, nextId(request, prefix), parsed, response),
+      (parsed, { request, response }) => {
+        const engine = chooseRank(deps.engines, parsed.api, request.headers['x-data-parallel-rank']);
+        if (isApiError(engine)) return sendErrorBody(response, engine.status, engine);
+        answer({ engine, clock: deps.clock }, options, nextId(request, prefix), parsed, response);
+      },
       refuse,
     );
 
@@ -211,8 +217,9 @@ function modelRoutes({ models, clock }: PodHttpDeps, options: PodHttpOptions): R
 }
 
 function operationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
-  const { engine } = deps;
-  const load = (): number => engine.stats().running + engine.stats().waiting;
+  const { engines } = deps;
+  const load = (): number =>
+    engines.map((engine) => engine.stats()).reduce((sum, { running, waiting }) => sum + running + waiting, 0);
   return [
     ['GET /health', ({ response }) => sendText(response, 200, 'text/plain', '')],
     ['GET /version', ({ response }) => sendJson(response, 200, { version: VERSIONS[options.era] })],
@@ -224,9 +231,9 @@ function operationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
     [
       'POST /reset_prefix_cache',
       ({ response }) => {
-        const outcome = engine.resetPrefixCache();
+        const isDone = engines.map((engine) => engine.resetPrefixCache()).every((outcome) => outcome === 'done');
         if (options.era === 'arrays') sendText(response, 200, 'text/plain', '');
-        else sendJson(response, 200, { success: outcome === 'done' });
+        else sendJson(response, 200, { success: isDone });
       },
     ],
     ...(options.era === 'maps'

@@ -1,10 +1,11 @@
 /**
- * A vLLM pod without a GPU: engine, HTTP and KV events put together. Every pod starts with an empty cache and sequence
+ * A vLLM pod without a GPU: engine, HTTP and KV events put together; with data parallelism several engines with a cache and
+ * a publisher each behind one HTTP port. Every pod starts with an empty cache and sequence
  * number 0; a restart is a new pod on the same ports. Part of the product as a test kit; `serve` never imports it.
  */
 import { systemClock, type Clock } from '../clock.ts';
-import { createEngine, type EngineOptions, type EngineStats, type ResidentBlock } from './engine.ts';
-import { createEventPublisher, type ReplayFrames } from './event-publisher.ts';
+import { createEngine, type Engine, type EngineOptions, type EngineStats, type ResidentBlock } from './engine.ts';
+import { createEventPublisher, type EventPublisher, type ReplayFrames } from './event-publisher.ts';
 import { createPodHttp, type RenderMode } from './http.ts';
 import { encodeBatch, type EventsForm, type HashForm } from './kv-event-encoding.ts';
 import { metricsPage } from './metrics-page.ts';
@@ -39,7 +40,10 @@ export type SimulatedPodOptions = EngineOptions & {
   readonly bufferSteps: number;
   /** First frame of live batches; null = `kv@<ip>:<port>@<model>` once the port is known. */
   readonly topic: string | null;
+  /** Of the first engine, as its batches say it. */
   readonly dataParallelRank: number;
+  /** Engines; rank r publishes on both ports + r, which are given then and lie far enough apart. */
+  readonly dataParallelSize: number;
   /** Delay of tokenizer and render answers; 'hang' never answers. */
   readonly tokenizerDelayMs: number | 'hang';
   /** How far its clock is ahead of this machine's; negative: behind. */
@@ -49,7 +53,7 @@ export type SimulatedPodOptions = EngineOptions & {
 export type SimulatedPodAddresses = {
   /** `ip:port` */
   readonly httpAddress: string;
-  /** `tcp://ip:port` */
+  /** `tcp://ip:port` of the first rank. */
   readonly kvEventsEndpoint: string;
   readonly replayEndpoint: string;
 };
@@ -59,7 +63,7 @@ export type SimulatedPodStats = EngineStats & {
   readonly nextSeq: number;
 };
 
-/** Faults to inject while the pod runs. */
+/** Faults to inject while the pod runs, into every rank. */
 export type PodFaults = {
   setTokenizerDelay(delay: number | 'hang'): void;
   /** The next `n` batches are lost on the live stream; replay has them. */
@@ -83,9 +87,10 @@ export type SimulatedPod = {
   stop(): Promise<void>;
   /** The same for a crash: connections are reset. */
   kill(): Promise<void>;
-  residentBlocks(): ResidentBlock[];
+  /** @param rank the first one unless told otherwise, here and below */
+  residentBlocks(rank?: number): ResidentBlock[];
   resetPrefixCache(): 'done' | 'in_use';
-  stats(): SimulatedPodStats;
+  stats(rank?: number): SimulatedPodStats;
 };
 
 export const SIMULATED_POD_DEFAULTS: SimulatedPodOptions = {
@@ -111,6 +116,7 @@ export const SIMULATED_POD_DEFAULTS: SimulatedPodOptions = {
   bufferSteps: 10_000,
   topic: null,
   dataParallelRank: 0,
+  dataParallelSize: 1,
   tokenizerDelayMs: 0,
   clockOffsetMs: 0,
 };
@@ -135,52 +141,41 @@ export function createSimulatedPod(
   const clock: Clock = { ...machineClock, unixMs: () => machineClock.unixMs() + options.clockOffsetMs };
   let tokenizerDelay = options.tokenizerDelayMs;
 
-  const batchForm = {
-    events: options.wire.events,
-    hashes: options.wire.hashes,
-    blockSizeTokens: options.blockSizeTokens,
-    dataParallelRank: options.dataParallelRank,
-  };
-  const publisher = createEventPublisher({
-    host: options.host,
-    port: options.kvEventsPort,
-    replayPort: options.replayPort,
-    replayFrames: options.wire.replayFrames,
-    bufferSteps: options.bufferSteps,
-    highWaterMark: HIGH_WATER_MARK,
-  });
-  const engine = createEngine(
-    { clock, publish: (events, unixSeconds) => publisher.publish(encodeBatch(events, unixSeconds, batchForm)) },
-    options,
-  );
+  const ranks = Array.from({ length: options.dataParallelSize }, (_, rank) => createRank(options, clock, rank));
+  const engines = ranks.map(({ engine }) => engine);
+  const publishers = ranks.map(({ publisher }) => publisher);
   const models = createServedModels(options.model, options.adapters);
-  let endpoints: SimulatedPodAddresses | null = null;
+  let sources: Awaited<ReturnType<EventPublisher['start']>>[] = [];
   let topic = options.topic ?? '';
 
   const http = createPodHttp(
     {
       clock,
-      engine,
+      engines,
       models,
       reader: createRequestReader(models, { maxModelLen, defaultAnswerTokens: options.defaultAnswerTokens }),
       metrics: () =>
-        metricsPage(engine.stats(), options, {
-          model: options.model,
-          nAdapters: models.list().length - 1,
-          unixSeconds: clock.unixMs() / 1000,
-        }),
-      kvEventSources: () => ({
-        [String(options.dataParallelRank)]: {
-          enable_kv_cache_events: true,
-          publisher: 'zmq',
-          endpoint: endpoints?.kvEventsEndpoint,
-          replay_endpoint: endpoints?.replayEndpoint,
-          buffer_steps: options.bufferSteps,
-          hwm: HIGH_WATER_MARK,
-          max_queue_size: HIGH_WATER_MARK,
-          topic,
-        },
-      }),
+        metricsPage(
+          engines.map((engine) => engine.stats()),
+          options,
+          { model: options.model, nAdapters: models.list().length - 1, unixSeconds: clock.unixMs() / 1000 },
+        ),
+      kvEventSources: () =>
+        Object.fromEntries(
+          ranks.map((_, rank) => [
+            String(options.dataParallelRank + rank),
+            {
+              enable_kv_cache_events: true,
+              publisher: 'zmq',
+              endpoint: sources[rank]?.kvEventsEndpoint,
+              replay_endpoint: sources[rank]?.replayEndpoint,
+              buffer_steps: options.bufferSteps,
+              hwm: HIGH_WATER_MARK,
+              max_queue_size: HIGH_WATER_MARK,
+              topic,
+            },
+          ]),
+        ),
       tokenizerDelay: () => tokenizerDelay,
     },
     {
@@ -195,8 +190,8 @@ export function createSimulatedPod(
   );
 
   const end = async (how: 'close' | 'reset'): Promise<void> => {
-    engine.stop();
-    await Promise.all([http.stop(how), publisher.stop()]);
+    for (const engine of engines) engine.stop();
+    await Promise.all([http.stop(how), ...publishers.map((publisher) => publisher.stop())]);
   };
 
   return {
@@ -205,20 +200,21 @@ export function createSimulatedPod(
       setTokenizerDelay(delay) {
         tokenizerDelay = delay;
       },
-      dropLiveBatches: publisher.dropLiveBatches,
-      sendRaw: publisher.sendRaw,
-      loseInReplays: publisher.loseInReplays,
-      ignoreReplays: publisher.ignoreReplays,
-      answerReplays: publisher.answerReplays,
-      stall: engine.stall,
-      resume: engine.resume,
+      dropLiveBatches: (n) => publishers.forEach((publisher) => publisher.dropLiveBatches(n)),
+      sendRaw: (frames) => publishers.forEach((publisher) => publisher.sendRaw(frames)),
+      loseInReplays: (isLost) => publishers.forEach((publisher) => publisher.loseInReplays(isLost)),
+      ignoreReplays: () => publishers.forEach((publisher) => publisher.ignoreReplays()),
+      answerReplays: () => publishers.forEach((publisher) => publisher.answerReplays()),
+      stall: () => engines.forEach((engine) => engine.stall()),
+      resume: () => engines.forEach((engine) => engine.resume()),
     },
     async start() {
       const httpAddress = await http.start();
       try {
         topic = options.topic ?? `kv@${httpAddress}@${options.model}`;
-        endpoints = { httpAddress, ...(await publisher.start(topic)) };
-        return endpoints;
+        sources = [];
+        for (const publisher of publishers) sources.push(await publisher.start(topic));
+        return { httpAddress, ...sources[0]! };
       } catch (error) {
         await end('close');
         throw error;
@@ -226,8 +222,41 @@ export function createSimulatedPod(
     },
     stop: () => end('close'),
     kill: () => end('reset'),
-    residentBlocks: engine.residentBlocks,
-    resetPrefixCache: engine.resetPrefixCache,
-    stats: () => ({ ...engine.stats(), nextSeq: publisher.nextSeq() }),
+    residentBlocks: (rank = 0) => engines[rank]!.residentBlocks(),
+    resetPrefixCache: () =>
+      engines.map((engine) => engine.resetPrefixCache()).every((outcome) => outcome === 'done') ? 'done' : 'in_use',
+    stats: (rank = 0) => ({ ...engines[rank]!.stats(), nextSeq: publishers[rank]!.nextSeq() }),
   };
+}
+
+/** Blocks of two ranks never have one name: processes draw their seeds each for itself. */
+const SEEDS_APART = 1_000_003;
+
+function createRank(
+  options: SimulatedPodOptions,
+  clock: Clock,
+  rank: number,
+): { readonly engine: Engine; readonly publisher: EventPublisher } {
+  const { wire, blockSizeTokens } = options;
+  const form = { ...wire, blockSizeTokens, dataParallelRank: options.dataParallelRank + rank };
+  const publisher = createEventPublisher({
+    host: options.host,
+    port: rankPort(options.kvEventsPort, options, rank),
+    replayPort: rankPort(options.replayPort, options, rank),
+    replayFrames: wire.replayFrames,
+    bufferSteps: options.bufferSteps,
+    highWaterMark: HIGH_WATER_MARK,
+  });
+  const engine = createEngine(
+    { clock, publish: (events, unixSeconds) => publisher.publish(encodeBatch(events, unixSeconds, form)) },
+    { ...options, seed: options.seed + rank * SEEDS_APART },
+  );
+  return { engine, publisher };
+}
+
+function rankPort(port: number, { dataParallelSize }: SimulatedPodOptions, rank: number): number {
+  if (port === 0 && dataParallelSize > 1) {
+    throw new Error(`event and replay port of ${dataParallelSize} data-parallel ranks must be given, got 0`);
+  }
+  return port + (port === 0 ? 0 : rank);
 }

@@ -639,6 +639,66 @@ describe('the KV events of a simulated pod', () => {
   });
 });
 
+describe('data-parallel ranks behind one port of a simulated pod', () => {
+  /** Ranks count on from given ports, so these are on an address that no other test process has. */
+  const host = `127.78.${(process.pid >> 8) & 255}.${process.pid & 255 || 1}`;
+  const ranked = { host, kvEventsPort: 5557, replayPort: 5657, dataParallelSize: 2 };
+
+  async function cachedTokens(pod: RunningPod, headers: Record<string, string>): Promise<number | string> {
+    const response = await fetch(`http://${pod.httpAddress}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', ...headers },
+      body: JSON.stringify({ prompt: tokens(1000, 40), max_tokens: 1 }),
+    });
+    if (response.status !== 200) return `${response.status} ${await response.text()}`;
+    return ((await response.json()) as Completion).usage.prompt_tokens_details!.cached_tokens;
+  }
+
+  test('the header names one, each has a cache and a publisher of its own', async () => {
+    const pod = await aPod(ranked);
+    const [live0, live1] = await Promise.all([0, 1].map((rank) => openLiveStream(`tcp://${host}:${5557 + rank}`)));
+    streams.push(live0!, live1!);
+    expect(await cachedTokens(pod, { 'x-data-parallel-rank': '1' })).toBe(0);
+    expect(await cachedTokens(pod, { 'x-data-parallel-rank': '0' })).toBe(0);
+    expect(await cachedTokens(pod, { 'x-data-parallel-rank': ' +1 ' })).toBe(32);
+    await Promise.all([live0!.untilCount(1), live1!.untilCount(1)]);
+    const [first, second] = [live0!, live1!].map(
+      ({ messages }) => unpack(messages[0]![2]!) as [number, WireEvent[], number],
+    );
+    expect([first![2], second![2]]).toEqual([0, 1]);
+    expect(first![1][0]!.block_hashes).not.toEqual(second![1][0]!.block_hashes);
+    expect([0, 1].map((rank) => pod.stats(rank).finishedRequests)).toEqual([1, 2]);
+    expect(pod.residentBlocks(0)).toHaveLength(2);
+    const sources = await (await fetch(`http://${pod.httpAddress}/kv_event_sources`)).json();
+    expect(sources).toMatchObject({
+      0: { endpoint: `tcp://${host}:5557`, replay_endpoint: `tcp://${host}:5657` },
+      1: { endpoint: `tcp://${host}:5558`, replay_endpoint: `tcp://${host}:5658` },
+    });
+    const page = await (await fetch(`http://${pod.httpAddress}/metrics`)).text();
+    for (const rank of [0, 1]) {
+      expect(page).toMatch(new RegExp(`^vllm:num_requests_running{engine="${rank}",.*} 0$`, 'm'));
+      expect(page).toMatch(new RegExp(`^vllm:cache_config_info{.*engine="${rank}",num_gpu_blocks="2048".*} 1$`, 'm'));
+    }
+  });
+
+  test('without a number the least busy one serves; a rank that is not there is refused', async () => {
+    const pod = await aPod(ranked);
+    pod.faults.stall();
+    const pinned = cachedTokens(pod, { 'x-data-parallel-rank': '0' });
+    await until(() => pod.stats(0).waiting === 1, 'the request waits');
+    const free = [cachedTokens(pod, {}), cachedTokens(pod, { 'x-data-parallel-rank': 'one' })];
+    await until(() => pod.stats(0).waiting + pod.stats(1).waiting === 3, 'all wait');
+    expect(pod.stats(1).waiting).toBeGreaterThan(0);
+    pod.faults.resume();
+    await Promise.all([pinned, ...free]);
+    for (const rank of ['2', '-1']) {
+      expect(await cachedTokens(pod, { 'x-data-parallel-rank': rank })).toContain(
+        `data_parallel_rank ${rank} is out of range [0, 2).`,
+      );
+    }
+  });
+});
+
 describe('the life of a simulated pod', () => {
   test.each(['stop', 'kill'] as const)(
     'after %s a new pod on the same ports begins at sequence 0, cold',
@@ -757,6 +817,17 @@ describe('warmpath simulate-vllm', () => {
     expect(err).toEqual([]);
   });
 
+  test('ranks of a pod lie on ports that follow each other', async () => {
+    const host = `127.79.${(process.pid >> 8) & 255}.${process.pid & 255 || 1}`;
+    const args = ['--pods', '2', '--host', host, '--data-parallel-size', '2', '--json'];
+    const { out, end } = await run(args, 2);
+    expect(await end()).toBe(0);
+    expect(out.map((line) => JSON.parse(line) as object)).toMatchObject([
+      { address: `${host}:8000`, kvEvents: `tcp://${host}:5557`, replay: `tcp://${host}:5559`, dataParallelSize: 2 },
+      { address: `${host}:8001`, kvEvents: `tcp://${host}:5561`, replay: `tcp://${host}:5563`, dataParallelSize: 2 },
+    ]);
+  });
+
   test('gives pods their own addresses with --host-per-pod', async () => {
     const free = ['--port', '0', '--kv-port', '0', '--replay-port', '0'];
     const { out, end } = await run(['--pods', '2', '--host', '127.0.0.41', '--host-per-pod', ...free], 2);
@@ -791,6 +862,11 @@ describe('warmpath simulate-vllm', () => {
     [['--host', '::1', '--host-per-pod'], '--host-per-pod needs an IPv4 --host, got "::1"'],
     [['--events', 'xml'], '--events must be one of maps, arrays, got "xml"'],
     [['--decode-ms', 'fast'], '--decode-ms must be a number above 0, got "fast"'],
+    [['--data-parallel-size', '2', '--kv-port', '0'], '--data-parallel-size needs --kv-port and --replay-port'],
+    [
+      ['--data-parallel-size', '3', '--replay-port', '5559'],
+      '--replay-port must leave 3 ports to --kv-port 5557, got 5559',
+    ],
     [['--what'], "Unknown option '--what'"],
   ])('%j is wrong usage: exit 2 and what is wrong', async (args, message) => {
     const { out, err, exit } = await run(args);
