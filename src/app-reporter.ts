@@ -5,7 +5,7 @@
 import type { DecisionLog } from './admin/decision-log.ts';
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from './picking/decision-record.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
-import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
+import { endpointKey, type Endpoint, type EndpointId } from './endpoints/endpoint.ts';
 import type { PickError } from './extproc/endpoint-picker.ts';
 import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
@@ -83,8 +83,9 @@ export function createReporter(deps: ReporterDeps): Reporter {
   }
 
   /** A series only where an engine has said something: none is better than a zero that looks idle. */
-  function writeEngineGauges({ id, address: endpoint }: Endpoint): void {
-    const engine = engineMetrics.of(id);
+  function writeEngineGauges(of: Endpoint): void {
+    const engine = engineMetrics.of(of.id);
+    const endpoint = endpointKey(of);
     if (engine === null) return;
     metrics.endpointMetricsAgeSeconds.set({ endpoint }, engine.ageMs / 1000);
     if (engine.waiting !== null) metrics.endpointWaitingRequests.set({ endpoint }, engine.waiting);
@@ -118,7 +119,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
       model,
       strategy: record.strategy,
       rung: record.rung,
-      endpoint: record.endpoint.address,
+      endpoint: endpointKey(record.endpoint),
       outcome,
       promptTokens: record.promptTokens,
       predictedCachedTokens: record.predictedCachedTokens,
@@ -168,7 +169,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         tokenizer: evaluation.tokenizeFailure ?? 'ok',
         promptTokens,
         predictedCachedTokens,
-        endpoint: endpoint.address,
+        endpoint: endpointKey(endpoint),
         strategy: evaluation.strategy,
         reason: evaluation.reason,
         nCandidates: evaluation.candidates.length,
@@ -232,6 +233,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         return {
           name: endpoint.name,
           address: endpoint.address,
+          rank: endpoint.rank,
           model: endpoint.models[0],
           models: endpoint.models,
           adapters: endpoint.adapters,
@@ -291,10 +293,11 @@ export function createReporter(deps: ReporterDeps): Reporter {
         const key = `${trust} ${model}`;
         byTrust.set(key, { model, trust, value: (byTrust.get(key)?.value ?? 0) + 1 });
         const load = inFlight.load(endpoint.slot);
-        metrics.endpointInFlightRequests.set({ endpoint: endpoint.address }, load.requests);
-        metrics.endpointInFlightTokens.set({ endpoint: endpoint.address }, load.tokens);
+        const label = endpointKey(endpoint);
+        metrics.endpointInFlightRequests.set({ endpoint: label }, load.requests);
+        metrics.endpointInFlightTokens.set({ endpoint: label }, load.tokens);
         for (const of of CREDITED) {
-          metrics.endpointCreditWeight.set({ endpoint: endpoint.address, of }, creditOf(endpoint)[of]);
+          metrics.endpointCreditWeight.set({ endpoint: label, of }, creditOf(endpoint)[of]);
         }
         writeEngineGauges(endpoint);
       }

@@ -11,7 +11,14 @@ import type { Clock } from './clock.ts';
 import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
 import { createEndpointPicker } from './endpoint-picker.ts';
 import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
-import type { Endpoint, EndpointId, EndpointSlot, EndpointSpec } from './endpoints/endpoint.ts';
+import {
+  endpointKey,
+  ranksApart,
+  type Endpoint,
+  type EndpointId,
+  type EndpointSlot,
+  type EndpointSpec,
+} from './endpoints/endpoint.ts';
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
@@ -227,7 +234,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const discoveryDeps = {
     log,
     onEndpoints(specs: readonly EndpointSpec[]): void {
-      const { problems } = endpoints.replace(specs);
+      const { problems } = endpoints.replace(config.routing.pinDataParallelRank ? ranksApart(specs) : specs);
       for (const problem of problems) {
         if (!toldProblems.includes(problem)) log.warn('endpoint not used', { problem });
       }
@@ -319,9 +326,9 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     load.reconcile(endpoints.ready());
     if (change.added.length + change.removed.length + change.changed.length > 0) {
       log.info('endpoints changed', {
-        added: change.added.map(({ address }) => address),
-        removed: change.removed.map(({ address }) => address),
-        changed: change.changed.map(({ after }) => after.address),
+        added: change.added.map(endpointKey),
+        removed: change.removed.map(endpointKey),
+        changed: change.changed.map(({ after }) => endpointKey(after)),
       });
     }
     reconcileIngest()
@@ -353,7 +360,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   /** A replay would bring the blocks of the old weights back, so from here on only what comes live counts. */
   function forgetReplaced(endpoint: Endpoint, adapter: string): void {
     log.warn('an adapter has other weights: the endpoint is learnt anew, from live events only', {
-      endpoint: endpoint.address,
+      endpoint: endpointKey(endpoint),
       adapter,
     });
     liveOnly.add(endpoint.id);
@@ -470,10 +477,10 @@ function createTokenizer({ tokenizer }: Config, deps: VllmTokenizerDeps): Starta
 }
 
 function sourcesOf(endpoint: Endpoint, history: 'replayed' | 'live only'): IngestSource[] {
-  return endpoint.kvEvents.map((kvEvents, rank) => ({
+  return endpoint.kvEvents.map((kvEvents, index) => ({
     endpointId: endpoint.id,
     slot: endpoint.slot,
-    rank,
+    rank: endpoint.rank ?? index,
     model: endpoint.models[0]!,
     kvEvents: history === 'live only' ? { ...kvEvents, replayEndpoint: null } : kvEvents,
     incarnation: endpoint.incarnation,

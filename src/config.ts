@@ -266,6 +266,11 @@ const SETTINGS = {
     'further endpoints named after the first; 0 where the data plane takes only one (ORIGINAL_DST, as AI gateways build for an InferencePool)',
   ),
   'routing.destinationHeader': setting(headerName, 'x-gateway-destination-endpoint', 'header with the destination'),
+  'routing.pinDataParallelRank': setting(
+    flag,
+    true,
+    'data-parallel ranks behind one address (`dataParallelSize`) are chosen one by one, by the header `x-data-parallel-rank`; false for engines that do not know it, and the ranks are one endpoint',
+  ),
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
   'routing.mediaWeights.gpu': setting(
     share,

@@ -6,7 +6,7 @@
  * No metrics and no log here: every decision is handed to `record`.
  */
 import type { Clock } from './clock.ts';
-import type { Endpoint, EndpointId } from './endpoints/endpoint.ts';
+import { endpointKey, type Endpoint, type EndpointId } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/endpoint-picker.ts';
 import type { CreditWeights } from './load/cache-trust.ts';
@@ -226,7 +226,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
       candidates: views.map(({ endpoint, trust, creditedTokens, load }) => ({
-        address: endpoint.address,
+        address: endpointKey(endpoint),
         trust,
         cachedTokens: creditedTokens,
         load,
@@ -246,7 +246,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       random: deps.random,
     });
     const { order, nReachable } = reachableFirst(ranked, (index) => views[index]!.reachable);
-    const nNamed = Math.min(nReachable, 1 + options.fallbackEndpoints);
+    const addresses = addressesOf(order.slice(0, nReachable).map((index) => candidates[index]!));
     const chains = new Map<number, readonly BlockHashes[]>();
     for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
     const claims = new Map<number, readonly (MemoClaim | null)[]>();
@@ -263,7 +263,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       blockSizeTokens: matches[order[0]!]?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS,
       candidates: views.map((view, index) => ({ ...view, costMs: costsMs[index]! })),
       order,
-      named: order.slice(0, nNamed).map((index) => candidates[index]!.address),
+      named: addresses.slice(0, 1 + options.fallbackEndpoints),
       strategy: strategy.text,
       reason,
       doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, order, holdsAllKnown) : Infinity,
@@ -307,6 +307,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       return {
         kind: 'routed',
         endpoints: evaluation.named,
+        dataParallelRank: view.endpoint.rank,
         reservation: held.reservation,
         model: evaluation.model,
       };
@@ -348,6 +349,17 @@ function reachableFirst(
 }
 
 /**
+ * Each once, the choice first. One header names the rank for all of them, so that the fallbacks of a rank are the endpoints
+ * that have it as well.
+ */
+function addressesOf(order: readonly Endpoint[]): readonly string[] {
+  const rank = order[0]?.rank ?? null;
+  const named = new Set<string>();
+  for (const endpoint of order) if (rank === null || endpoint.rank === rank) named.add(endpoint.address);
+  return [...named];
+}
+
+/**
  * What unknown tokens could still save. They can only lengthen the match of an endpoint that holds all that is known, so
  * the best case is that every one of these but the choice itself holds the whole prompt.
  */
@@ -363,5 +375,5 @@ function doubtMs(input: ScheduleInput, order: readonly number[], holdsAllKnown: 
 }
 
 function urlsOf(endpoints: readonly Endpoint[]): string[] {
-  return endpoints.map(({ address }) => `http://${address}`);
+  return [...new Set(endpoints.map(({ address }) => `http://${address}`))];
 }

@@ -56,12 +56,14 @@ function explanation(evaluation: Evaluation, tokenizer: string): object {
     blockSizeTokens: evaluation.blockSizeTokens,
     strategy: evaluation.strategy,
     endpoint: named[0],
+    rank: candidates[order[0]!]!.endpoint.rank,
     fallbacks: named.slice(1),
     reason: evaluation.reason,
     candidates: order.map((index) => {
       const candidate = candidates[index]!;
       return {
         endpoint: candidate.endpoint.address,
+        rank: candidate.endpoint.rank,
         trust: candidate.trust,
         reachable: candidate.reachable,
         matchedBlocks: candidate.matchedBlocks,

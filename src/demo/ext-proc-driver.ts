@@ -43,15 +43,14 @@ export function createExtProcDriver(address: string): Gateway {
       stream.write({ request_body: { body, end_of_stream: true } });
       const second = await answers.next();
       if (second.immediate_response) return refused(stream, second);
-      const picked = second.request_body?.response?.header_mutation?.set_headers?.find(
-        ({ header }) => header.key === DESTINATION_HEADER,
-      );
-      if (picked === undefined) return refused(stream, second);
-      const destination = picked.header.raw_value.toString();
+      const set = second.request_body?.response?.header_mutation?.set_headers ?? [];
+      const changes = Object.fromEntries(set.map(({ header }) => [header.key, header.raw_value.toString()]));
+      const destination = changes[DESTINATION_HEADER];
+      if (destination === undefined) return refused(stream, second);
       return {
         kind: 'forward',
         address: destination.split(',')[0]!,
-        headers: { [DESTINATION_HEADER]: destination },
+        headers: changes,
         end: () => void stream.end(),
       };
     },

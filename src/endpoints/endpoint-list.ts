@@ -82,7 +82,18 @@ function parseEntry(entry: unknown, index: number, context: ListContext, report:
   if (!isName(name)) mistake(['name'], `must be a text of 1 to ${MAX_NAME_LENGTH} characters, got ${showGot(name)}`);
   const kvEvents = parseKvEvents(entry, address, nRanks, context, mistake);
   if (before.failed || address === null || typeof name !== 'string') return null;
-  return { name, address: address.text, models, adapters, kvEvents, labels, ready: true, incarnation: '' };
+  return {
+    name,
+    address: address.text,
+    models,
+    adapters,
+    dataParallelSize: nRanks,
+    rank: null,
+    kvEvents,
+    labels,
+    ready: true,
+    incarnation: '',
+  };
 }
 
 type Address = { readonly host: string; readonly port: number; readonly text: string };

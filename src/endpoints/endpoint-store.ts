@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert';
 import {
+  endpointKey,
   MAX_ENDPOINT_SLOTS,
   type Endpoint,
   type EndpointId,
@@ -17,7 +18,7 @@ export type Change = {
   readonly added: readonly Endpoint[];
   /** Their slots stay taken until `freed(slot)`. */
   readonly removed: readonly Endpoint[];
-  /** Same address and slot. `restarted`: another process is behind the address, and the id is a new one. */
+  /** Same address, rank and slot. `restarted`: another process is behind the address, and the id is a new one. */
   readonly changed: readonly {
     readonly before: Endpoint;
     readonly after: Endpoint;
@@ -56,14 +57,14 @@ export function createEndpointStore(): EndpointStore {
   const slotTaken = new Uint8Array(MAX_ENDPOINT_SLOTS);
   const listeners = new Set<(change: Change) => void>();
   const unheard: Change[] = [];
-  let byAddress: ReadonlyMap<string, Endpoint> = new Map();
+  let byKey: ReadonlyMap<string, Endpoint> = new Map();
   let view = createView([]);
   let wanted: readonly EndpointSpec[] = [];
   const learnt = new Map<EndpointId, readonly string[]>();
   let nMissing = 0;
   let generation = 0;
 
-  const nextId = (address: string): EndpointId => `${address}#${(generation += 1)}` as EndpointId;
+  const nextId = (key: string): EndpointId => `${key}#${(generation += 1)}` as EndpointId;
   const takeSlot = (): EndpointSlot | null => {
     const slot = slotTaken.indexOf(0);
     if (slot < 0) return null;
@@ -79,21 +80,23 @@ export function createEndpointStore(): EndpointStore {
     const changed: Change['changed'][number][] = [];
     const next = new Map<string, Endpoint>();
     for (const spec of specs) {
-      const taken = next.get(spec.address);
+      const key = endpointKey(spec);
+      // Only the ranks of one endpoint share an address.
+      const taken = next.get(key) ?? next.get(spec.rank === null ? `${spec.address}/0` : spec.address);
       if (taken !== undefined) {
         problems.push(`endpoint ${spec.name} must have an address of its own, got ${spec.address} of ${taken.name}`);
         continue;
       }
-      const before = byAddress.get(spec.address);
+      const before = byKey.get(key);
       if (before !== undefined) {
         // Another model at an address is another process, whatever discovery knows of it.
         const restarted = before.incarnation !== spec.incarnation || before.models[0] !== spec.models[0];
-        const id = restarted ? nextId(spec.address) : before.id;
+        const id = restarted ? nextId(key) : before.id;
         const described = withAdapters(spec, learnt.get(id));
         const same = !restarted && isSameSpec(before, described);
         const after = same ? before : { ...described, id, slot: before.slot };
         if (!same) changed.push({ before, after, what: restarted ? 'restarted' : 'described anew' });
-        next.set(spec.address, after);
+        next.set(key, after);
         continue;
       }
       const slot = takeSlot();
@@ -101,15 +104,15 @@ export function createEndpointStore(): EndpointStore {
         nMissing += 1;
         continue;
       }
-      const endpoint = { ...spec, id: nextId(spec.address), slot };
+      const endpoint = { ...spec, id: nextId(key), slot };
       added.push(endpoint);
-      next.set(spec.address, endpoint);
+      next.set(key, endpoint);
     }
     if (nMissing > 0) {
       problems.push(`at most ${MAX_ENDPOINT_SLOTS} endpoints fit, left out ${nMissing} of ${specs.length}`);
     }
-    const removed = [...byAddress.values()].filter((endpoint) => !next.has(endpoint.address));
-    byAddress = next;
+    const removed = [...byKey.values()].filter((endpoint) => !next.has(endpointKey(endpoint)));
+    byKey = next;
     if (learnt.size > 0) {
       const ids = new Set([...next.values()].map(({ id }) => id));
       for (const id of learnt.keys()) if (!ids.has(id)) learnt.delete(id);
@@ -219,6 +222,7 @@ function isSameSpec(a: EndpointSpec, b: EndpointSpec): boolean {
     a.ready === b.ready &&
     isSameList(a.models, b.models) &&
     isSameList(a.adapters, b.adapters) &&
+    a.dataParallelSize === b.dataParallelSize &&
     a.kvEvents.length === b.kvEvents.length &&
     a.kvEvents.every((source, rank) => {
       const other = b.kvEvents[rank]!;

@@ -1,6 +1,6 @@
 /**
  * What an endpoint is: one per pod × port (× data-parallel rank where ranks have no port of their own).
- * Types only; where endpoints come from is static-endpoints.ts or kubernetes/, who keeps them is endpoint-store.ts.
+ * Where endpoints come from is static-endpoints.ts or kubernetes/, who keeps them is endpoint-store.ts.
  */
 
 export type EndpointId = string & { readonly brand: 'EndpointId' };
@@ -30,7 +30,11 @@ export type EndpointSpec = {
   readonly models: readonly string[];
   /** LoRA adapter names. */
   readonly adapters: readonly string[];
-  /** One entry per data-parallel rank (one in all without data parallelism); empty = publishes no events. */
+  /** Data-parallel ranks behind the address that this stands for, at least 1. */
+  readonly dataParallelSize: number;
+  /** The one of the ranks behind its address, counted from 0; null = the address as a whole. */
+  readonly rank: number | null;
+  /** One entry per data-parallel rank it stands for; empty = publishes no events. */
   readonly kvEvents: readonly KvEventSource[];
   readonly labels: Readonly<Record<string, string>>;
   readonly ready: boolean;
@@ -39,6 +43,26 @@ export type EndpointSpec = {
 };
 
 export type Endpoint = EndpointSpec & { readonly id: EndpointId; readonly slot: EndpointSlot };
+
+/** What no other endpoint is called: the address, and `/rank` behind it where it is one rank of several. */
+export function endpointKey({ address, rank }: Pick<EndpointSpec, 'address' | 'rank'>): string {
+  return rank === null ? address : `${address}/${rank}`;
+}
+
+/** Every rank as an endpoint of its own: it has its own cache and its own publisher, and a header leads to it. */
+export function ranksApart(specs: readonly EndpointSpec[]): readonly EndpointSpec[] {
+  return specs.flatMap((spec) => (spec.dataParallelSize === 1 ? [spec] : ranksOf(spec)));
+}
+
+function ranksOf(spec: EndpointSpec): readonly EndpointSpec[] {
+  return Array.from({ length: spec.dataParallelSize }, (_, rank) => ({
+    ...spec,
+    name: `${spec.name}/${rank}`,
+    dataParallelSize: 1,
+    rank,
+    kvEvents: spec.kvEvents.slice(rank, rank + 1),
+  }));
+}
 
 /**
  * How far the index may be believed for an endpoint.

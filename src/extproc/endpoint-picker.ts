@@ -53,6 +53,8 @@ export type Decision =
       readonly kind: 'routed';
       /** `ip:port` in order of preference, the choice first, then fallbacks. */
       readonly endpoints: readonly string[];
+      /** The rank meant, of several behind each of these addresses; absent or null = the engine's own choice. */
+      readonly dataParallelRank?: number | null;
       readonly reservation: Reservation;
       /** Canonical name of the model asked for, where it is known. */
       readonly model?: string | null;

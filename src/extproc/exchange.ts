@@ -254,7 +254,7 @@ export function createExchange(
     outcome = halfClosed === null ? 'routed' : 'cancelled';
     model = decision.model ?? null;
     endpoint = first;
-    request?.answer({ kind: 'routed', destination, first });
+    request?.answer({ kind: 'routed', destination, first, dataParallelRank: decision.dataParallelRank ?? null });
     answered();
   }
 

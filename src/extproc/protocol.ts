@@ -8,6 +8,8 @@ import type { Subset } from './endpoint-picker.ts';
 export const DESTINATION = 'x-gateway-destination-endpoint';
 /** Older spelling of the destination: first endpoint only. */
 export const TARGET_POD = 'target-pod';
+/** What vLLM and SGLang read: which of the data-parallel ranks behind the address computes the request, from 0. */
+export const DATA_PARALLEL_RANK = 'x-data-parallel-rank';
 /** Metadata namespace of the load balancer. */
 export const LB_NAMESPACE = 'envoy.lb';
 /** Key in `envoy.lb` that names, in the response phase, the endpoint that answered. */

@@ -16,7 +16,7 @@ import {
   type MessageKind,
   type ProcessingResponse,
 } from './messages.ts';
-import { DESTINATION, ECHO_CHUNK_BYTES, TARGET_POD } from './protocol.ts';
+import { DATA_PARALLEL_RANK, DESTINATION, ECHO_CHUNK_BYTES, TARGET_POD } from './protocol.ts';
 
 /** Body mode of one stream. STREAMED splits: with `send_body_without_waiting…` the headers answer may wait for the body. */
 export type RequestBodyMode =
@@ -33,7 +33,14 @@ export type RequestSideOptions = {
 
 /** Where the request goes: `destination` as the header says it, or wherever Envoy's own policy sends it. */
 export type Choice =
-  { readonly kind: 'routed'; readonly destination: string; readonly first: string } | { readonly kind: 'pass' };
+  | {
+      readonly kind: 'routed';
+      readonly destination: string;
+      readonly first: string;
+      /** Null = any behind the address. */
+      readonly dataParallelRank: number | null;
+    }
+  | { readonly kind: 'pass' };
 
 export type RequestSideOutput = {
   send(response: ProcessingResponse): void;
@@ -63,7 +70,7 @@ type State = 'waiting' | 'ready' | 'answered';
 const ENVOY_MAX_HEADERS = 100;
 
 /** What steers, whatever the configured name. */
-const CONTROL_HEADERS: readonly string[] = [DESTINATION, TARGET_POD];
+const CONTROL_HEADERS: readonly string[] = [DESTINATION, TARGET_POD, DATA_PARALLEL_RANK];
 
 const EMPTY_BODY = new Uint8Array(0);
 
@@ -235,8 +242,9 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     if (choice.kind === 'routed') {
       set.push([options.destinationHeader, choice.destination]);
       if (options.targetPodHeader === 'set') set.push([TARGET_POD, choice.first]);
+      if (choice.dataParallelRank !== null) set.push([DATA_PARALLEL_RANK, String(choice.dataParallelRank)]);
     }
-    // The metadata says the same: better without the header than a request that Envoy refuses.
+    // The metadata says the same of the destination, and any rank can compute it: better than a request that Envoy refuses.
     if ((headers?.count ?? 0) + set.length > ENVOY_MAX_HEADERS) set.length = 0;
     // Headers withheld from this filter by `forward_rules` may be there all the same: without a choice all names go.
     const remove = choice.kind === 'routed' ? controlHeadersSeen() : controlHeaders();

@@ -184,7 +184,9 @@ export function judge(pod: Pod, options: PodOptions, adapters: readonly string[]
   if (typeof models === 'string') return excluded(models);
   const ports = portsOf(pod, options);
   if (typeof ports === 'string') return excluded(ports);
-  const kvEvents = kvEventsOf(pod, options, ports);
+  const nRanks = ranksOf(pod.annotations['data-parallel-size'], ports.length);
+  if (typeof nRanks === 'string') return excluded(nRanks);
+  const kvEvents = kvEventsOf(pod, options, ports, nRanks);
   if (typeof kvEvents === 'string') return excluded(kvEvents);
   const ready = pod.isReady && !pod.isTerminating && pod.phase === 'Running';
   const labels = labelsOf(pod, options);
@@ -195,6 +197,8 @@ export function judge(pod: Pod, options: PodOptions, adapters: readonly string[]
       address: addressOf(pod.ip, port),
       models,
       adapters,
+      dataParallelSize: nRanks / ports.length,
+      rank: null,
       kvEvents: kvEvents[index]!,
       labels,
       ready,
@@ -231,10 +235,13 @@ function portsOf(pod: Pod, { targetPorts, portLabel }: PodOptions): readonly num
 }
 
 /** Sources of every port, or what is wrong. vLLM adds the rank to both ports; ranks are spread evenly over the ports. */
-function kvEventsOf(pod: Pod, options: PodOptions, ports: readonly number[]): readonly KvEventSource[][] | string {
+function kvEventsOf(
+  pod: Pod,
+  options: PodOptions,
+  ports: readonly number[],
+  nRanks: number,
+): readonly KvEventSource[][] | string {
   const { annotations, labels } = pod;
-  const nRanks = ranksOf(annotations['data-parallel-size'], ports.length);
-  if (typeof nRanks === 'string') return nRanks;
   const live = eventPortOf(annotations, 'kv-events-port');
   const replay = eventPortOf(annotations, 'kv-replay-port');
   if (live === 'wrong' || replay === 'wrong') {

@@ -1,6 +1,6 @@
 /**
- * What engines say of themselves: the /metrics of every endpoint, read at an interval with jitter, each endpoint on its
- * own. A page that hangs, is huge or is garbage costs its own endpoint the knowledge and nobody else anything: every
+ * What engines say of themselves: the /metrics of every address, read at an interval with jitter, each address on its
+ * own. Data-parallel ranks behind one address share a page and have a reading each. A page that hangs, is huge or is garbage costs its own endpoint the knowledge and nobody else anything: every
  * reading has a limit in time and bytes, few run at once, and failures are repeated ever more rarely.
  *
  * Deliberately not here: what a number is worth for a choice (expected-load.ts). An endpoint never read is unknown, not
@@ -10,7 +10,7 @@ import { backoffMs, type Clock, type Timer } from '../clock.ts';
 import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
 import type { Get, GetAnswer } from './http-get.ts';
-import { createMetricsReader, type EngineReading, type MetricsReader } from './metrics-page.ts';
+import { createRankMetricsReader, type EngineReading, type RankReadings } from './metrics-page.ts';
 
 export type EngineSnapshot = EngineReading & { readonly ageMs: number };
 
@@ -40,10 +40,11 @@ export type EngineMetricsDeps = {
 
 export type EngineMetricsOptions = { readonly intervalMs: number };
 
+/** An address, named by the first of the endpoints that are ranks behind it; mostly there is one. */
 type Source = {
-  endpoint: Endpoint;
-  readonly read: MetricsReader;
-  reading: EngineReading | null;
+  endpoints: readonly Endpoint[];
+  readonly read: (page: Buffer) => RankReadings | null;
+  readings: readonly EngineReading[];
   readMs: number;
   nFailures: number;
   isDown: boolean;
@@ -65,6 +66,8 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
   const { clock, log } = deps;
   const random = deps.random ?? Math.random;
   const sources = new Map<EndpointId, Source>();
+  /** By every endpoint, and which of its source's it is. */
+  let places: ReadonlyMap<EndpointId, { readonly source: Source; readonly index: number }> = new Map();
   const due: Source[] = [];
   let nAtOnce = 0;
   let stopped = false;
@@ -87,8 +90,8 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
 
   async function scrape(source: Source): Promise<void> {
     nAtOnce += 1;
-    deps.onAsk?.(source.endpoint);
-    const answer = await deps.get(`http://${source.endpoint.address}`, '/metrics');
+    for (const endpoint of source.endpoints) deps.onAsk?.(endpoint);
+    const answer = await deps.get(`http://${source.endpoints[0]!.address}`, '/metrics');
     nAtOnce -= 1;
     if (stopped) return;
     if (!source.isGone) note(source, answer);
@@ -96,17 +99,17 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
   }
 
   function note(source: Source, answer: GetAnswer): void {
-    const reading = answer.kind === 'page' ? source.read(answer.body) : null;
-    const result = reading !== null ? 'ok' : answer.kind === 'page' ? 'garbage' : answer.kind;
-    deps.onScrape(result, reading?.nIgnored ?? 0);
+    const read = answer.kind === 'page' ? source.read(answer.body) : null;
+    const result = read !== null ? 'ok' : answer.kind === 'page' ? 'garbage' : answer.kind;
+    deps.onScrape(result, read?.whole.nIgnored ?? 0);
     tell(source, result);
     // A timeout says neither; everything else is an answer of somebody.
     if (result !== 'timeout') source.isDown = result === 'refused';
-    if (reading !== null) {
-      source.reading = reading;
+    if (read !== null) {
+      source.readings = read.ranks;
       source.readMs = clock.nowMs();
       source.nFailures = 0;
-      deps.onReading?.(source.endpoint, reading);
+      source.endpoints.forEach((endpoint, index) => deps.onReading?.(endpoint, read.ranks[index]!));
       return wait(source, intervalMs * (1 - JITTER + 2 * JITTER * random()));
     }
     source.nFailures += 1;
@@ -116,7 +119,8 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
 
   /** Changes only. */
   function tell(source: Source, result: ScrapeResult): void {
-    const { endpoint, nFailures, isDown } = source;
+    const { nFailures, isDown } = source;
+    const endpoint = source.endpoints[0]!;
     if (result === 'ok') {
       if (nFailures > 0) log.info('engine metrics are read again', { endpoint: endpoint.address });
     } else if (nFailures === 0 || (result === 'refused') !== isDown) {
@@ -126,44 +130,60 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
 
   return {
     reconcile(endpoints) {
-      const wanted = new Set(endpoints.map(({ id }) => id));
+      const wanted = byAddress(endpoints);
       for (const [id, source] of sources) {
-        if (wanted.has(id)) continue;
+        if (wanted.get(id)?.length === source.endpoints.length) continue;
         source.isGone = true;
         source.timer?.cancel();
         sources.delete(id);
       }
-      for (const endpoint of endpoints) {
-        const known = sources.get(endpoint.id);
+      for (const [id, ranks] of wanted) {
+        const known = sources.get(id);
         if (known !== undefined) {
-          known.endpoint = endpoint;
+          known.endpoints = ranks;
           continue;
         }
         const source: Source = {
-          endpoint,
-          read: createMetricsReader(),
-          reading: null,
+          endpoints: ranks,
+          read: createRankMetricsReader(ranks.length),
+          readings: [],
           readMs: 0,
           nFailures: 0,
           isDown: false,
           timer: null,
           isGone: false,
         };
-        sources.set(endpoint.id, source);
+        sources.set(id, source);
         wait(source, random() * Math.min(intervalMs, FIRST_WITHIN_MS));
       }
+      places = new Map(
+        [...sources.values()].flatMap((source) => source.endpoints.map(({ id }, index) => [id, { source, index }])),
+      );
     },
     of(id) {
-      const source = sources.get(id);
-      if (source === undefined || source.reading === null) return null;
-      return { ...source.reading, ageMs: clock.nowMs() - source.readMs };
+      const place = places.get(id);
+      const reading = place?.source.readings[place.index];
+      if (place === undefined || reading === undefined) return null;
+      return { ...reading, ageMs: clock.nowMs() - place.source.readMs };
     },
-    isDown: (id) => sources.get(id)?.isDown ?? false,
+    isDown: (id) => places.get(id)?.source.isDown ?? false,
     stop() {
       stopped = true;
       for (const source of sources.values()) source.timer?.cancel();
       sources.clear();
+      places = new Map();
       due.length = 0;
     },
   };
+}
+
+/** The endpoints of every address in the order of their ranks, by the id of the first. */
+function byAddress(endpoints: readonly Endpoint[]): ReadonlyMap<EndpointId, readonly Endpoint[]> {
+  const addresses = new Map<string, Endpoint[]>();
+  for (const endpoint of endpoints) {
+    const ranks = addresses.get(endpoint.address);
+    if (ranks === undefined) addresses.set(endpoint.address, [endpoint]);
+    else ranks.push(endpoint);
+  }
+  return new Map([...addresses.values()].map((ranks) => [ranks[0]!.id, ranks]));
 }

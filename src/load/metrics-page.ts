@@ -15,7 +15,7 @@ export type EngineKind = 'vllm' | 'sglang' | 'trtllm' | 'triton';
 /** Seconds and how many of something they were for, since the engine started. */
 export type Total = { readonly seconds: number; readonly count: number };
 
-/** Null = not on the page. Models and data-parallel ranks of one page are one endpoint: summed. */
+/** Null = not on the page. Models of one page are one endpoint: summed, and so are data-parallel ranks in the whole. */
 export type EngineReading = {
   readonly engine: EngineKind;
   readonly running: number | null;
@@ -35,6 +35,12 @@ export type EngineReading = {
 
 /** @returns null for a page of no engine known here */
 export type MetricsReader = (page: Buffer) => EngineReading | null;
+
+export type RankReadings = {
+  readonly whole: EngineReading;
+  /** In the order of the ranks: their own series where the page tells them apart, else even shares. */
+  readonly ranks: readonly EngineReading[];
+};
 
 type Kind = 'count' | 'share' | 'total' | 'size';
 type Series = {
@@ -128,26 +134,75 @@ const ENGINES: readonly Engine[] = [
   },
 ];
 
-/** A reader for one endpoint: it remembers which engine that is, so that the others' names are not looked for again. */
+/** A reader for one address: it remembers which engine that is, so that the others' names are not looked for again. */
 export function createMetricsReader(): MetricsReader {
+  const read = createSamplesReader();
+  return (page) => {
+    const samples = read(page);
+    return samples === null ? null : wholeOf(samples);
+  };
+}
+
+/** The same for an address with several data-parallel ranks behind it, from one look at the page. */
+export function createRankMetricsReader(nRanks: number): (page: Buffer) => RankReadings | null {
+  const read = createSamplesReader();
+  return (page) => {
+    const samples = read(page);
+    if (samples === null) return null;
+    const whole = wholeOf(samples);
+    if (nRanks === 1) return { whole, ranks: [whole] };
+    const { ofEngine } = samples;
+    const labels = [...(ofEngine('running')?.byRank.keys() ?? [])].sort((a, b) => Number(a) - Number(b));
+    // Behind one of several addresses they are counted on from those before: their order tells, not their numbers.
+    const isApart = labels.length === nRanks && labels.every((label) => /^\d+$/.test(label));
+    const share = sharedEvenly(whole, nRanks);
+    const ranks = Array.from({ length: nRanks }, (_, rank) =>
+      isApart ? readingOf(samples, (field) => ofEngine(field)?.byRank.get(labels[rank]!) ?? null) : share,
+    );
+    return { whole, ranks };
+  };
+}
+
+function sharedEvenly(whole: EngineReading, nRanks: number): EngineReading {
+  const part = (value: number | null): number | null => (value === null ? null : value / nRanks);
+  const partOf = (total: Total | null): Total | null =>
+    total === null ? null : { seconds: total.seconds / nRanks, count: total.count / nRanks };
+  return {
+    ...whole,
+    running: part(whole.running),
+    waiting: part(whole.waiting),
+    nBlocks: part(whole.nBlocks),
+    decode: partOf(whole.decode),
+    answers: partOf(whole.answers),
+  };
+}
+
+/** What a page says, field by field. */
+type Samples = {
+  readonly engine: EngineKind;
+  readonly nIgnored: number;
+  ofEngine(field: Field): Sample | null;
+};
+
+function createSamplesReader(): (page: Buffer) => Samples | null {
   let known: Engine | null = null;
   return (page) => {
     if (known !== null) {
-      const reading = readEngine(page, known);
-      if (reading !== null) return reading;
+      const samples = readEngine(page, known);
+      if (samples !== null) return samples;
     }
     for (const engine of ENGINES) {
       if (engine === known) continue;
-      const reading = readEngine(page, engine);
-      if (reading === null) continue;
+      const samples = readEngine(page, engine);
+      if (samples === null) continue;
       known = engine;
-      return reading;
+      return samples;
     }
     return null;
   };
 }
 
-function readEngine(page: Buffer, { engine, fields }: Engine): EngineReading | null {
+function readEngine(page: Buffer, { engine, fields }: Engine): Samples | null {
   let nIgnored = 0;
   const read = (field: Field): Sample | null => {
     for (const one of fields[field]) {
@@ -157,10 +212,23 @@ function readEngine(page: Buffer, { engine, fields }: Engine): EngineReading | n
     }
     return null;
   };
-  const sum = (field: Field): number | null => read(field)?.sum ?? null;
-  const running = sum('running');
-  const waiting = sum('waiting');
+  const running = read('running');
+  const waiting = read('waiting');
   if (running === null && waiting === null && nIgnored === 0) return null;
+  const found = new Map<Field, Sample | null>([
+    ['running', running],
+    ['waiting', waiting],
+  ]);
+  for (const field of Object.keys(fields) as Field[]) if (!found.has(field)) found.set(field, read(field));
+  return { engine, nIgnored, ofEngine: (field) => found.get(field) ?? null };
+}
+
+function wholeOf(samples: Samples): EngineReading {
+  return readingOf(samples, samples.ofEngine);
+}
+
+function readingOf({ engine, nIgnored }: Samples, read: (field: Field) => Sums | null): EngineReading {
+  const sum = (field: Field): number | null => read(field)?.sum ?? null;
   const usage = read('kvUsage');
   const total = (of: 'decode' | 'answers'): Total | null => {
     const seconds = sum(`${of}Seconds`);
@@ -169,8 +237,8 @@ function readEngine(page: Buffer, { engine, fields }: Engine): EngineReading | n
   };
   return {
     engine,
-    running,
-    waiting,
+    running: sum('running'),
+    waiting: sum('waiting'),
     kvUsage: usage === null ? null : Math.min(1, usage.sum / usage.n),
     nBlocks: sum('nBlocks'),
     blockSizeTokens: read('blockSizeTokens')?.max ?? null,
@@ -180,11 +248,12 @@ function readEngine(page: Buffer, { engine, fields }: Engine): EngineReading | n
   };
 }
 
-type Sample = { sum: number; max: number; n: number; nIgnored: number };
+type Sums = { sum: number; max: number; n: number };
+type Sample = Sums & { nIgnored: number; readonly byRank: Map<string, Sums> };
 
 /** All series of a name: they stand together, up to the comment that begins the next name. */
 function readSeries(page: Buffer, { name, kind, where, inLabel }: Series): Sample {
-  const sample: Sample = { sum: 0, max: 0, n: 0, nIgnored: 0 };
+  const sample: Sample = { sum: 0, max: 0, n: 0, nIgnored: 0, byRank: new Map() };
   const seen = new Map<string, number>();
   let end = page.length;
   for (let at = page.indexOf(name), nSeries = 0; at >= 0 && at < end; at = page.indexOf(name, at + 1)) {
@@ -209,9 +278,14 @@ function readSeries(page: Buffer, { name, kind, where, inLabel }: Series): Sampl
     const before = seen.get(identity);
     if (before !== undefined && before >= value) continue;
     seen.set(identity, value);
-    sample.sum += value - (before ?? 0);
-    sample.max = Math.max(sample.max, value);
-    sample.n = seen.size;
+    const rank = labels.get('engine') ?? labels.get('dp_rank') ?? '';
+    let ofRank = sample.byRank.get(rank);
+    if (ofRank === undefined) sample.byRank.set(rank, (ofRank = { sum: 0, max: 0, n: 0 }));
+    for (const sums of [sample, ofRank]) {
+      sums.sum += value - (before ?? 0);
+      sums.max = Math.max(sums.max, value);
+      if (before === undefined) sums.n += 1;
+    }
   }
   return sample;
 }

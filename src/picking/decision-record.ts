@@ -17,7 +17,7 @@ export type DecisionRung = Rung | 'random';
 /** Block size assumed for endpoints that have not announced a block yet: vLLM's default. */
 export const DEFAULT_BLOCK_SIZE_TOKENS = 16;
 
-/** What the event streams say about an endpoint, ranks merged. */
+/** What the event streams say about an endpoint; where it stands for several ranks, together. */
 export type EndpointKnowledge = {
   readonly trust: Trust;
   readonly blockSizeTokens: number | null;

@@ -89,6 +89,8 @@ async function shareOfCore(ports: readonly number[], seconds: number, read: Metr
       address: `127.0.0.1:${port}`,
       models: ['m'],
       adapters: [],
+      dataParallelSize: 1,
+      rank: null,
       kvEvents: [],
       labels: {},
       ready: true,

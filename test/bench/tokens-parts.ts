@@ -44,6 +44,8 @@ export function endpointsOf(n: number) {
       address: `10.0.0.${i + 1}:8000`,
       models: ['m'],
       adapters: [],
+      dataParallelSize: 1,
+      rank: null,
       kvEvents: [],
       labels: {},
       ready: true,

@@ -54,7 +54,7 @@ export async function setStage(options: StageOptions = {}): Promise<Stage> {
     const app = createApp(stageConfig(pods, options.config), { log: silentLog, clock: systemClock });
     endings.push(() => app.stop());
     const warmpath = await app.start();
-    await whenTrusted(warmpath.admin, pods.length);
+    await whenTrusted(warmpath.admin, pods.length * (options.pod?.dataParallelSize ?? 1));
     const envoy = await startTestEnvoy(
       {
         template: 'buffered',
@@ -112,9 +112,17 @@ export function stageConfig(pods: readonly RunningPod[], sections: StageOptions[
   return loaded.config;
 }
 
-export function endpointEntry({ name, addresses }: RunningPod): object {
+export function endpointEntry({ name, addresses, pod }: RunningPod): object {
   const { httpAddress, kvEventsEndpoint, replayEndpoint } = addresses;
-  return { name, address: httpAddress, model: MODEL, kvEvents: kvEventsEndpoint, replay: replayEndpoint };
+  const { dataParallelSize } = pod.options;
+  return {
+    name,
+    address: httpAddress,
+    model: MODEL,
+    kvEvents: kvEventsEndpoint,
+    replay: replayEndpoint,
+    dataParallelSize,
+  };
 }
 
 export async function startPods({ nPods = 3, pod: given }: StageOptions): Promise<RunningPod[]> {

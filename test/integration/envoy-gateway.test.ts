@@ -62,7 +62,12 @@ describe('the Envoy Gateway manifests', () => {
   test.each(['buffered.yaml', 'full-duplex.yaml', 'inference-pool.yaml'])('%s lets no client name a pod', (file) => {
     const { headers } = policy<ClientPolicy>(gatewayManifests(file), 'ClientTrafficPolicy').spec;
     expect(headers.earlyRequestHeaders.remove).toEqual(
-      expect.arrayContaining([CONFIG.routing.destinationHeader, 'x-gateway-destination-endpoint-subset', 'target-pod']),
+      expect.arrayContaining([
+        CONFIG.routing.destinationHeader,
+        'x-gateway-destination-endpoint-subset',
+        'target-pod',
+        'x-data-parallel-rank',
+      ]),
     );
   });
 

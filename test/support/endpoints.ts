@@ -6,6 +6,8 @@ export function aSpec(given: Partial<EndpointSpec> & { readonly address: string 
     name: `pod at ${given.address}`,
     models: ['demo'],
     adapters: [],
+    dataParallelSize: 1,
+    rank: null,
     kvEvents: [],
     labels: {},
     ready: true,

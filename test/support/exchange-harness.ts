@@ -46,6 +46,8 @@ export type Harness = {
   take(): Answer[];
   /** Routes to the endpoints; returns the reservation's fate. */
   route(...endpoints: string[]): Held;
+  /** The same with one of the data-parallel ranks behind the address. */
+  routeToRank(rank: number, ...endpoints: string[]): void;
 };
 
 export function createHarness(
@@ -95,6 +97,9 @@ export function createHarness(
       const held = createHeld();
       exchange.decided({ kind: 'routed', endpoints, reservation: held.reservation });
       return held.fate;
+    },
+    routeToRank(dataParallelRank, ...endpoints) {
+      exchange.decided({ kind: 'routed', endpoints, dataParallelRank, reservation: createHeld().reservation });
     },
   };
 }

@@ -80,7 +80,12 @@ const BUFFERED: Facts = {
       initialStreamWindowSize: 16 * 2 ** 20,
       maxConcurrentStreams: 1024,
     },
-    removed: ['x-gateway-destination-endpoint', 'x-gateway-destination-endpoint-subset', 'target-pod'],
+    removed: [
+      'x-gateway-destination-endpoint',
+      'x-gateway-destination-endpoint-subset',
+      'target-pod',
+      'x-data-parallel-rank',
+    ],
   },
   notAccepted: [],
 };

@@ -2,7 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import { createEndpointPicker, type PickerOptions } from '../../src/endpoint-picker.ts';
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
-import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
+import { ranksApart, type EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import type { Decision, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
 import type { CreditWeights } from '../../src/load/cache-trust.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
@@ -30,6 +30,8 @@ function aSpec(n: number, changes: Partial<EndpointSpec> = {}): EndpointSpec {
     address: `10.0.0.${n}:8000`,
     models: ['demo', 'alias'],
     adapters: [],
+    dataParallelSize: 1,
+    rank: null,
     kvEvents: [],
     labels: {},
     ready: true,
@@ -156,7 +158,7 @@ function aPicker(
     down,
     /** Endpoint n announces the blocks of a text. */
     warm(
-      n: number,
+      n: number | string,
       text: string,
       { salt, adapter = null, medium = 'GPU' }: { salt?: string; adapter?: string | null; medium?: string } = {},
     ) {
@@ -222,6 +224,42 @@ describe('one request', () => {
     expect(record.evaluation.rung).toBe('exact');
     // The engine computes the last token always, so a fully cached prompt gives all blocks but that one.
     expect(record.predictedCachedTokens).toBe(Math.floor((TEXT.length - 1) / BLOCK) * BLOCK);
+  });
+
+  test('goes to the data-parallel rank that announced its prefix; fallbacks are the same rank of other addresses', async () => {
+    const specs = ranksApart([
+      aSpec(1, { dataParallelSize: 3 }),
+      aSpec(2, { dataParallelSize: 3 }),
+      aSpec(3, { dataParallelSize: 2 }),
+      aSpec(4),
+    ]);
+    const { picker, warm } = aPicker({ specs, routing: { fallbackEndpoints: 5 } });
+    const choose = async (prompt: string): Promise<Decision & { kind: 'routed' }> => {
+      const decision = await picker.pick(aRequest({ model: 'demo', prompt }), signal);
+      if (decision.kind !== 'routed') throw new Error(decision.message);
+      return decision;
+    };
+    warm('2/2', TEXT);
+    expect(await choose(TEXT)).toMatchObject({ endpoints: ['10.0.0.2:8000', '10.0.0.1:8000'], dataParallelRank: 2 });
+    const other = [...TEXT].reverse().join('');
+    warm(4, other);
+    const { endpoints, dataParallelRank } = await choose(other);
+    // No rank is named, so the engines choose: every address is as good as its best rank, and named once.
+    expect([endpoints[0], [...endpoints].sort(), dataParallelRank]).toEqual([
+      '10.0.0.4:8000',
+      [1, 2, 3, 4].map((n) => `10.0.0.${n}:8000`),
+      null,
+    ]);
+  });
+
+  test('cold prompts spread over the ranks of one address', async () => {
+    const { picker } = aPicker({ specs: ranksApart([aSpec(1, { dataParallelSize: 4 })]) });
+    const ranks = new Set<number | null | undefined>();
+    for (let i = 0; i < 4; i++) {
+      const decision = await picker.pick(aRequest({ model: 'demo', prompt: String(i).repeat(400) }), signal);
+      ranks.add(decision.kind === 'routed' ? decision.dataParallelRank : null);
+    }
+    expect([...ranks].sort()).toEqual([0, 1, 2, 3]);
   });
 
   test('an endpoint that refuses connections is passed over, unless all of them do', async () => {

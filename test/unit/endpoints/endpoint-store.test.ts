@@ -2,7 +2,9 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { createEndpointStore, type Change, type EndpointStore } from '../../../src/endpoints/endpoint-store.ts';
 import {
+  endpointKey,
   MAX_ENDPOINT_SLOTS,
+  ranksApart,
   type Endpoint,
   type EndpointSlot,
   type EndpointSpec,
@@ -50,6 +52,66 @@ describe('adapters that an engine names itself', () => {
     // An answer that was under way when the process went.
     store.learnAdapters(id, ['chat']);
     expect(at(store, A).adapters).toEqual([]);
+  });
+});
+
+describe('data-parallel ranks behind one address', () => {
+  const kvEvents = [0, 1, 2].map((rank) => ({ endpoint: `tcp://10.0.0.1:${5557 + rank}`, replayEndpoint: null }));
+  const ranks = (more: Partial<EndpointSpec> = {}): readonly EndpointSpec[] =>
+    ranksApart([aSpec({ address: A, name: 'pod', dataParallelSize: 3, kvEvents, ...more }), aSpec({ address: B })]);
+
+  test('are endpoints of their own, each with its own publisher; the others stay as they are', () => {
+    expect(ranks()).toEqual([
+      aSpec({ address: A, name: 'pod/0', rank: 0, kvEvents: [kvEvents[0]!] }),
+      aSpec({ address: A, name: 'pod/1', rank: 1, kvEvents: [kvEvents[1]!] }),
+      aSpec({ address: A, name: 'pod/2', rank: 2, kvEvents: [kvEvents[2]!] }),
+      aSpec({ address: B }),
+    ]);
+    expect(ranks({ kvEvents: [] }).map((one) => [one.rank, one.kvEvents.length])).toEqual([
+      [0, 0],
+      [1, 0],
+      [2, 0],
+      [null, 0],
+    ]);
+  });
+
+  test('have a slot and an id each, keep them, and give them back when there are fewer', () => {
+    const store = createEndpointStore();
+    expect(store.replace(ranks()).problems).toEqual([]);
+    const before = store.all();
+    expect(before.map(endpointKey)).toEqual([`${A}/0`, `${A}/1`, `${A}/2`, B]);
+    expect(new Set(before.map(({ slot }) => slot)).size).toBe(4);
+    expect(new Set(before.map(({ id }) => id)).size).toBe(4);
+    expect(store.candidates('demo')!.endpoints).toHaveLength(4);
+    expect(store.replace(ranks())).toMatchObject({ added: [], removed: [], changed: [] });
+    const { removed, added, changed } = store.replace(ranks({ dataParallelSize: 2 }));
+    expect([removed.map(endpointKey), added, changed]).toEqual([[`${A}/2`], [], []]);
+    expect(store.all()).toEqual(before.filter(({ rank }) => rank !== 2));
+  });
+
+  test('another process behind the address is another one behind every rank', () => {
+    const store = createEndpointStore();
+    store.replace(ranks({ incarnation: '1' }));
+    const { changed } = store.replace(ranks({ incarnation: '2' }));
+    expect(changed.map(({ after, what }) => [endpointKey(after), what])).toEqual(
+      [0, 1, 2].map((rank) => [`${A}/${rank}`, 'restarted']),
+    );
+  });
+
+  test('an address is one endpoint or several ranks, never both, and no rank is there twice', () => {
+    const whole = aSpec({ address: A, name: 'whole' });
+    const rank0 = aSpec({ address: A, name: 'rank', rank: 0 });
+    for (const pair of [
+      [whole, rank0],
+      [rank0, whole],
+      [rank0, { ...rank0, name: 'again' }],
+    ]) {
+      const store = createEndpointStore();
+      expect(store.replace(pair).problems).toEqual([
+        `endpoint ${pair[1]!.name} must have an address of its own, got ${A} of ${pair[0]!.name}`,
+      ]);
+      expect(store.all()).toHaveLength(1);
+    }
   });
 });
 

@@ -1,7 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import { readMessage } from '../../../src/extproc/message-reader.ts';
 import type { BodySendMode } from '../../../src/extproc/messages.ts';
-import { aPickError, createHarness, createHeld } from '../../support/exchange-harness.ts';
+import { aPickError, createHarness, createHeld, type Harness } from '../../support/exchange-harness.ts';
 import {
   announced,
   encodeRequest,
@@ -13,6 +13,7 @@ import {
   responseHeaders,
   responseTrailers,
   servedBy,
+  type Answer,
 } from '../../support/extproc-messages.ts';
 
 const POD = '192.168.1.1:8000';
@@ -499,6 +500,7 @@ test('a request whose headers are as many as Envoy takes gets its destination as
 });
 
 describe('what a client wrote never steers', () => {
+  const RANK = 'x-data-parallel-rank';
   const forged = { [DESTINATION]: '10.6.6.6:80', 'target-pod': '10.6.6.6:80' };
 
   test('BUFFERED removes it with the headers answer and overwrites it with the choice', () => {
@@ -521,11 +523,33 @@ describe('what a client wrote never steers', () => {
     });
   });
 
+  test.each(['BUFFERED', 'FULL_DUPLEX_STREAMED'] as const)(
+    '%s: a data-parallel rank is the one chosen, or none',
+    (mode) => {
+      const answered = (route: (h: Harness) => void): Answer => {
+        const h = createHarness();
+        h.envoy(requestHeaders({ headers: { [RANK]: '7' } }), announced(mode));
+        // What waits for its body has lost the header before a choice could fail.
+        if (mode === 'BUFFERED') expect(h.take()[0]!.remove).toEqual([RANK]);
+        h.envoy(requestBody(BODY));
+        route(h);
+        return h.take()[0]!;
+      };
+      expect(answered((h) => h.routeToRank(1, POD))).toMatchObject({
+        set: { [DESTINATION]: POD, [RANK]: '1' },
+        remove: [],
+      });
+      expect(answered((h) => h.routeToRank(0, POD)).set[RANK]).toBe('0');
+      const whole = answered((h) => h.route(POD));
+      expect([whole.set[RANK], whole.remove]).toEqual([undefined, [RANK]]);
+    },
+  );
+
   test('a pass-through removes every destination header, seen or withheld', () => {
     const h = createHarness({ failureMode: 'open', destinationHeader: 'x-own' });
     h.envoy(requestHeaders({ endOfStream: true }), announced('NONE'));
     h.exchange.pickFailed();
-    expect([...h.answers[0]!.remove].sort()).toEqual(['target-pod', DESTINATION, 'x-own']);
+    expect([...h.answers[0]!.remove].sort()).toEqual(['target-pod', RANK, DESTINATION, 'x-own']);
     expect(h.answers[0]!.metadata).toBeNull();
   });
 

@@ -51,6 +51,8 @@ describe('a pod that is an endpoint', () => {
         address: '10.50.0.1:8000',
         models: ['demo-model'],
         adapters: [],
+        dataParallelSize: 1,
+        rank: null,
         kvEvents: [{ endpoint: 'tcp://10.50.0.1:5557', replayEndpoint: 'tcp://10.50.0.1:5558' }],
         labels: { [MODEL_LABEL]: 'demo-model', zone: 'a', ...EVENTS },
         ready: true,
@@ -148,6 +150,13 @@ describe('KV events', () => {
     ],
   ])('%s', (_, given, wanted) => {
     expect(kvPortsOf(given)).toEqual(wanted);
+  });
+
+  test('ranks are counted with their address, whether they publish or not', () => {
+    const sizesOf = (annotations: Record<string, string>): readonly number[] =>
+      specsOf(annotated(annotations)).map(({ dataParallelSize }) => dataParallelSize);
+    expect(sizesOf({ port: '8000,8001', 'data-parallel-size': '4', 'kv-replay-port': 'none' })).toEqual([2, 2]);
+    expect(sizesOf({ 'data-parallel-size': '3', 'kv-events-port': 'none' })).toEqual([3]);
   });
 
   test('switched off as a whole', () => {

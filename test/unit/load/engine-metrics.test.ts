@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineMetrics, type ScrapeResult } from '../../../src/load/engine-metrics.ts';
 import type { GetAnswer } from '../../../src/load/http-get.ts';
 import { silentLog } from '../../../src/log.ts';
@@ -51,6 +52,29 @@ describe('what engines say of themselves', () => {
     await answer(page(4));
     clock.advance(300);
     expect(metrics.of(endpoint.id)).toMatchObject({ engine: 'vllm', running: 4, ageMs: 300 });
+  });
+
+  test('ranks behind one address are asked once, read each for itself, and refuse together', async () => {
+    const { clock, metrics, answer, nAsked, results } = aFleet();
+    const ranks = [0, 1].map((rank) => {
+      const endpoint = anEndpoint(1);
+      return { ...endpoint, rank, id: `${endpoint.id}/${rank}` as EndpointId };
+    });
+    const running = (): unknown[] => ranks.map(({ id }) => metrics.of(id)?.running);
+    metrics.reconcile(ranks);
+    clock.advance(1000);
+    expect(nAsked()).toBe(1);
+    const series = [5, 2].map((n, rank) => `vllm:num_requests_running{engine="${rank}"} ${n}\n`);
+    await answer({ kind: 'page', body: Buffer.from(series.join('')), date: null });
+    expect([running(), results]).toEqual([[5, 2], [['ok', 0]]]);
+    // The same list with other words about it is no reason to forget.
+    metrics.reconcile(ranks.map((rank) => ({ ...rank, labels: { zone: 'a' } })));
+    expect(running()).toEqual([5, 2]);
+    clock.advance(2000);
+    await answer({ kind: 'refused' });
+    expect(ranks.map(({ id }) => metrics.isDown(id))).toEqual([true, true]);
+    metrics.reconcile([ranks[0]!]);
+    expect(metrics.of(ranks[1]!.id)).toBeNull();
   });
 
   test('an engine is asked once per interval, and never twice at once', async () => {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { createMetricsReader, type EngineReading } from '../../../src/load/metrics-page.ts';
+import { createMetricsReader, createRankMetricsReader, type EngineReading } from '../../../src/load/metrics-page.ts';
 import { anSglangPage, aTritonPage, aTrtllmPage, aVllmPage } from '../../support/metrics-pages.ts';
 
 function read(page: string): EngineReading | null {
@@ -42,6 +42,42 @@ describe("a page of an engine's metrics", () => {
     const reading = read(page)!;
     expect(reading).toMatchObject({ running: 7, waiting: null, nBlocks: 220, blockSizeTokens: 16 });
     expect(reading.kvUsage).toBeCloseTo(0.3, 9);
+  });
+
+  test('ranks behind one address have a reading each, in the order of their numbers', () => {
+    // As behind the second of two addresses, whose ranks are counted on.
+    const page = ['11', '9', '10']
+      .map((rank) =>
+        aVllmPage({ running: Number(rank), waiting: 1, kvUsage: Number(rank) / 100 }, 0, [rank]).replaceAll(
+          '# ',
+          ' # ',
+        ),
+      )
+      .join('');
+    const { whole, ranks } = createRankMetricsReader(3)(Buffer.from(page))!;
+    expect(ranks.map(({ running, waiting, kvUsage, nBlocks }) => [running, waiting, kvUsage, nBlocks])).toEqual([
+      [9, 1, 0.09, 2048],
+      [10, 1, 0.1, 2048],
+      [11, 1, 0.11, 2048],
+    ]);
+    expect(ranks[0]!.answers).toEqual({ seconds: 1.2, count: 36 });
+    expect(whole).toEqual(createMetricsReader()(Buffer.from(page)));
+    expect(whole).toMatchObject({ running: 30, nBlocks: 3 * 2048 });
+  });
+
+  test('ranks that a page does not tell apart share it evenly; one rank has all of it', () => {
+    const page = Buffer.from(aVllmPage({ running: 6, waiting: 3, kvUsage: 0.5 }));
+    const { whole, ranks } = createRankMetricsReader(3)(page)!;
+    const share = { running: 2, waiting: 1, kvUsage: 0.5, nBlocks: 2048 / 3, blockSizeTokens: 16 };
+    expect(ranks).toMatchObject([share, share, share]);
+    expect(ranks[0]!.answers!.seconds / ranks[0]!.answers!.count).toBeCloseTo(1.2 / 36, 9);
+    expect(whole).toMatchObject({ running: 6, waiting: 3 });
+    expect(createRankMetricsReader(1)(page)!.ranks).toEqual([whole]);
+    expect(createRankMetricsReader(2)(Buffer.from('hello'))).toBeNull();
+    expect(createRankMetricsReader(2)(Buffer.from('vllm:num_requests_running NaN\n'))!.ranks).toMatchObject([
+      { running: null, nIgnored: 1 },
+      { running: null, nIgnored: 1 },
+    ]);
   });
 
   test.each([
