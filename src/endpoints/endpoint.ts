@@ -64,6 +64,17 @@ function ranksOf(spec: EndpointSpec): readonly EndpointSpec[] {
   }));
 }
 
+/** Endpoints that share an address are ranks behind it; in the order given. */
+export function byAddress(endpoints: readonly Endpoint[]): ReadonlyMap<string, readonly Endpoint[]> {
+  const addresses = new Map<string, Endpoint[]>();
+  for (const endpoint of endpoints) {
+    const ranks = addresses.get(endpoint.address);
+    if (ranks === undefined) addresses.set(endpoint.address, [endpoint]);
+    else ranks.push(endpoint);
+  }
+  return addresses;
+}
+
 /**
  * How far the index may be believed for an endpoint.
  * exact: live event stream, nothing missing. degraded: known to be partial or late. fallback: own decisions only.

@@ -1,13 +1,14 @@
 /**
- * What engines say of themselves: the /metrics of every address, read at an interval with jitter, each address on its
- * own. Data-parallel ranks behind one address share a page and have a reading each. A page that hangs, is huge or is garbage costs its own endpoint the knowledge and nobody else anything: every
- * reading has a limit in time and bytes, few run at once, and failures are repeated ever more rarely.
+ * What engines say of themselves: the /metrics of every address, read at an interval with jitter, each address on its own.
+ * Data-parallel ranks behind one address share a page and have a reading each. A page that hangs, is huge or is garbage costs
+ * its own endpoints the knowledge and nobody else anything: every reading has a limit in time and bytes, few run at once, and
+ * failures are repeated ever more rarely.
  *
  * Deliberately not here: what a number is worth for a choice (expected-load.ts). An endpoint never read is unknown, not
  * idle; how old a reading is goes with it.
  */
 import { backoffMs, type Clock, type Timer } from '../clock.ts';
-import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
+import { byAddress, type Endpoint, type EndpointId } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
 import type { Get, GetAnswer } from './http-get.ts';
 import { createRankMetricsReader, type EngineReading, type RankReadings } from './metrics-page.ts';
@@ -130,7 +131,7 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
 
   return {
     reconcile(endpoints) {
-      const wanted = byAddress(endpoints);
+      const wanted = new Map([...byAddress(endpoints).values()].map((ranks) => [ranks[0]!.id, ranks]));
       for (const [id, source] of sources) {
         if (wanted.get(id)?.length === source.endpoints.length) continue;
         source.isGone = true;
@@ -175,15 +176,4 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
       due.length = 0;
     },
   };
-}
-
-/** The endpoints of every address in the order of their ranks, by the id of the first. */
-function byAddress(endpoints: readonly Endpoint[]): ReadonlyMap<EndpointId, readonly Endpoint[]> {
-  const addresses = new Map<string, Endpoint[]>();
-  for (const endpoint of endpoints) {
-    const ranks = addresses.get(endpoint.address);
-    if (ranks === undefined) addresses.set(endpoint.address, [endpoint]);
-    else ranks.push(endpoint);
-  }
-  return new Map([...addresses.values()].map((ranks) => [ranks[0]!.id, ranks]));
 }

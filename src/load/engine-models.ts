@@ -1,10 +1,10 @@
 /**
  * Which adapters every engine serves, asked of itself (`GET /v1/models`): adapters come and go without Kubernetes or a
- * list knowing. Pass after pass over the fleet, a few engines at once. An engine that does not answer, or not in this
+ * list knowing. Pass after pass over the fleet, a few engines at once, data-parallel ranks behind one address together. An engine that does not answer, or not in this
  * form, leaves what is known of it as it was.
  */
 import type { Clock, Timer } from '../clock.ts';
-import type { Endpoint, EndpointId } from '../endpoints/endpoint.ts';
+import { byAddress, type Endpoint, type EndpointId } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
 import type { Get } from './http-get.ts';
 
@@ -44,8 +44,9 @@ export function createEngineModels(
   { intervalMs }: EngineModelsOptions,
 ): EngineModels {
   let fleet = new Map<EndpointId, Endpoint>();
-  /** Not asked yet in this pass. */
-  let due: EndpointId[] = [];
+  let addresses: ReturnType<typeof byAddress> = new Map();
+  /** Addresses not asked yet in this pass. */
+  let due: string[] = [];
   let nAtOnce = 0;
   let timer: Timer | null = null;
   let stopped = false;
@@ -56,31 +57,34 @@ export function createEngineModels(
 
   function work(): void {
     while (nAtOnce < MAX_AT_ONCE && due.length > 0 && !stopped) {
-      const endpoint = fleet.get(due.shift()!);
-      if (endpoint !== undefined) void ask(endpoint);
+      const ranks = addresses.get(due.shift()!);
+      if (ranks !== undefined) void ask(ranks);
     }
     if (nAtOnce > 0 || timer !== null || fleet.size === 0 || stopped) return;
     timer = clock.after(intervalMs * (1 - JITTER + 2 * JITTER * random()), () => {
       timer = null;
-      due = [...fleet.keys()];
+      due = [...addresses.keys()];
       work();
     });
   }
 
-  async function ask(endpoint: Endpoint): Promise<void> {
+  async function ask(ranks: readonly Endpoint[]): Promise<void> {
     nAtOnce += 1;
-    const answer = await get(`http://${endpoint.address}`, '/v1/models');
+    const answer = await get(`http://${ranks[0]!.address}`, '/v1/models');
     nAtOnce -= 1;
     const served = answer.kind === 'page' ? parseModels(answer.body) : null;
-    if (served !== null && !stopped && fleet.has(endpoint.id)) {
-      checkName(endpoint, served.models);
-      onAdapters(
-        endpoint.id,
-        served.adapters.map(({ name }) => name),
-      );
-      noteWeights(endpoint, served.adapters);
-    }
+    // Each may be gone by now, and what is told of one may change the fleet.
+    for (const endpoint of ranks) if (served !== null && !stopped && fleet.has(endpoint.id)) note(endpoint, served);
     work();
+  }
+
+  function note(endpoint: Endpoint, served: ServedModels): void {
+    if ((endpoint.rank ?? 0) === 0) checkName(endpoint, served.models);
+    onAdapters(
+      endpoint.id,
+      served.adapters.map(({ name }) => name),
+    );
+    noteWeights(endpoint, served.adapters);
   }
 
   /** A request is sent on with the name its client wrote, and the engine must know it. */
@@ -113,7 +117,8 @@ export function createEngineModels(
       fleet = new Map(endpoints.map((endpoint) => [endpoint.id, endpoint]));
       for (const id of strangers) if (!fleet.has(id)) strangers.delete(id);
       for (const id of weights.keys()) if (!fleet.has(id)) weights.delete(id);
-      due.push(...[...fleet.keys()].filter((id) => !before.has(id)));
+      addresses = byAddress(endpoints);
+      for (const [address, ranks] of addresses) if (ranks.some(({ id }) => !before.has(id))) due.push(address);
       work();
     },
     stop() {

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineModels, parseModels } from '../../../src/load/engine-models.ts';
 import type { GetAnswer } from '../../../src/load/http-get.ts';
 import { createLog } from '../../../src/log.ts';
@@ -67,6 +68,21 @@ describe('which adapters an engine serves', () => {
       ['10.0.0.1:8000#1', ['chat', 'sql']],
       ['10.0.0.1:8000#1', ['sql']],
     ]);
+  });
+
+  test('ranks behind one address are asked once, and each is told', async () => {
+    const { clock, models, asked, told, replaced, lines, answer } = aFleet();
+    const ranks = [0, 1].map((rank) => {
+      const endpoint = anEndpoint(1);
+      return { ...endpoint, rank, id: `${endpoint.id}/${rank}` as EndpointId };
+    });
+    models.reconcile(ranks);
+    await answer(listOf(model('another'), adapter('sql')));
+    expect([asked.length, told]).toEqual([1, ranks.map(({ id }) => [id, ['sql']])]);
+    expect(lines).toHaveLength(1);
+    clock.advance(2000);
+    await answer(listOf(model('m'), adapter('sql', '/lora/other')));
+    expect([asked.length, replaced]).toEqual([2, ['10.0.0.1:8000 sql', '10.0.0.1:8000 sql']]);
   });
 
   test('other weights under a name are told, also when the adapter was away in between; the same again are not', async () => {
