@@ -15,8 +15,8 @@ export type Redials = {
 const BASE_MS = 60;
 /** A pod that comes back is found within a second, unless many are gone. */
 const MAX_MS = 1000;
-/** An attempt costs 50 to 150 µs (`bench-kv --only dead`). Of forty that are gone each is tried every second, of a thousand every 25. */
-const MAX_ATTEMPTS_PER_SECOND = 40;
+/** An attempt costs 50 to 150 µs (`bench-kv --only dead`). Of thirty that are gone each is tried every second, of a thousand every 33. */
+const MAX_ATTEMPTS_PER_SECOND = 30;
 
 export function createRedials(random: () => number = Math.random): Redials {
   let nDown = 0;
