@@ -143,7 +143,10 @@ describe('the product beside good and bad engines', () => {
     ]);
     expect(views[0]!.load['ageMs']).toBeGreaterThanOrEqual(0);
     expect(views.map(({ reachable }) => reachable)).toEqual([true, true, true, false]);
-    const metrics = await (await fetch(`${admin}/metrics`)).text();
+    const metrics = await eventually(
+      async () => (await fetch(`${admin}/metrics`)).text(),
+      (text) => text.includes('warmpath_engine_scrapes_total{result="garbage"}'),
+    );
     expect(metrics).toContain(`warmpath_endpoint_waiting_requests{endpoint="${healthy}"} 7`);
     expect(metrics).toContain(`warmpath_endpoint_kv_usage{endpoint="${healthy}"} 0.25`);
     expect(metrics).toContain(`warmpath_endpoint_credit_weight{endpoint="${healthy}",of="routed"} 1`);
