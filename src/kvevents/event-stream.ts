@@ -49,7 +49,7 @@ export type EventStreamOptions = {
   readonly maxTries: number;
   readonly retryBaseMs: number;
   readonly retryMaxMs: number;
-  /** Silence after which a live source is probed. */
+  /** Silence after which a live source is probed: so chosen that a lost tail is found and fetched within 2 s. */
   readonly idleProbeMs: number;
   /** First probe after going live: a batch sent while the subscription took effect is found by it. */
   readonly firstProbeMs: number;
@@ -65,7 +65,7 @@ export const DEFAULT_EVENT_STREAM_OPTIONS: EventStreamOptions = {
   maxTries: 3,
   retryBaseMs: 100,
   retryMaxMs: 10_000,
-  idleProbeMs: 2000,
+  idleProbeMs: 1500,
   firstProbeMs: 250,
   maxBufferedBytes: 32 * 1024 * 1024,
   random: Math.random,

@@ -408,9 +408,9 @@ describe('lag and age are known continuously', () => {
   });
 
   test('a heartbeat is a batch like any other', () => {
-    const it = aLiveStream().pass(1500).live(4);
-    expect(it.stream.status()).toMatchObject({ lastSeq: 4n, lastBatchMs: 1500, lastProvenMs: 1500 });
-    expect(it.pass(1500).did()).toEqual(['apply 4']);
+    const it = aLiveStream().pass(1200).live(4);
+    expect(it.stream.status()).toMatchObject({ lastSeq: 4n, lastBatchMs: 1200, lastProvenMs: 1200 });
+    expect(it.pass(1200).did()).toEqual(['apply 4']);
   });
 });
 
