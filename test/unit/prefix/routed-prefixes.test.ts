@@ -90,6 +90,12 @@ describe('prefixes on their way to an endpoint', () => {
     expect(process.memoryUsage().heapUsed - before).toBeLessThan(20 * 2 ** 20);
   });
 
+  test('short prompts that all differ are bounded too, though they have few blocks', () => {
+    const routed = createRoutedPrefixes(createFakeClock(), { maxBlocks: 1000 });
+    for (let i = 0; i < 1000; i++) routed.book(0, aChain(String.fromCharCode(i)));
+    expect(routed.stats()).toEqual({ nBlocks: 125, nRefused: 875 });
+  });
+
   test('when the table is full, memories of served requests give way to requests on their way', () => {
     const routed = createRoutedPrefixes(createFakeClock(), { maxBlocks: 9 });
     for (const [slot, text] of [
@@ -132,7 +138,12 @@ describe('prefixes on their way to an endpoint', () => {
             let expected = 0;
             while (expected < text.length && texts.some((one) => one.startsWith(text.slice(0, expected + 1))))
               expected += 1;
-            expect(routed.longestMatch(aChain(text)).blocks(other)).toBe(expected);
+            const match = routed.longestMatch(aChain(text));
+            expect(match.blocks(other)).toBe(expected);
+            for (let n = 1; n <= text.length; n++) {
+              const holders = texts.filter((one) => one.startsWith(text.slice(0, n)));
+              expect(match.bookings(other, n)).toBe(holders.length);
+            }
           }
         });
         const distinct = new Set(

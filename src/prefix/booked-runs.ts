@@ -1,0 +1,196 @@
+/**
+ * Block chains that several slots hold, as a tree of runs: a run is a stretch of blocks that every chain through its first
+ * block has in common, so it is counted once however many blocks it has. A chain costs a step per run, which is where it
+ * parts from others, not per block. As hashes are chained, the hash of a run's first block names all that comes before it.
+ *
+ * Runs are split where chains part and go with the last chain through them; they are not joined again.
+ */
+import type { BlockHashes } from './block-hash.ts';
+
+export type BookedRuns = {
+  /** One more chain of the slot. @returns blocks that are new there */
+  add(slot: number, hashes: BlockHashes): number;
+  /** Takes a chain back that was added to the slot before. @returns blocks that are gone from there */
+  subtract(slot: number, hashes: BlockHashes): number;
+  removeSlot(slot: number): void;
+  /** Of the moment: what is added or taken back later may or may not show in it. */
+  follow(hashes: BlockHashes): BookedPath;
+  readonly nRuns: number;
+};
+
+/** A chain as far as anybody holds it. */
+export type BookedPath = {
+  /** Blocks from the first on that the slot holds. */
+  blocks(slot: number): number;
+  /** Chains of the slot that have at least the first `nBlocks` blocks, `nBlocks` > 0. */
+  chains(slot: number, nBlocks: number): number;
+};
+
+/** A run owns its hashes: cut out of a chain, it must not keep the whole of it in memory. */
+type Run = {
+  hashes: Uint32Array;
+  /** Slot → chains of it, which all have the whole run. */
+  readonly chains: Map<number, number>;
+};
+
+export function createBookedRuns(): BookedRuns {
+  const runs = createRunTable();
+
+  /** The run keeps its first blocks; the others become a run of their own. */
+  function split(run: Run, nBlocks: number): void {
+    runs.insert({ hashes: run.hashes.slice(2 * nBlocks), chains: new Map(run.chains) });
+    run.hashes = run.hashes.slice(0, 2 * nBlocks);
+  }
+
+  return {
+    add(slot, hashes) {
+      let nNew = 0;
+      for (let at = 0; at < hashes.length;) {
+        const run = runs.find(hashes[at]!, hashes[at + 1]!);
+        if (run === null) {
+          runs.insert({ hashes: at === 0 ? hashes : hashes.slice(at), chains: new Map([[slot, 1]]) });
+          return nNew + (hashes.length - at) / 2;
+        }
+        const nShared = sharedBlocks(run.hashes, hashes, at);
+        if (2 * nShared < run.hashes.length) split(run, nShared);
+        const before = run.chains.get(slot) ?? 0;
+        if (before === 0) nNew += nShared;
+        run.chains.set(slot, before + 1);
+        at += 2 * nShared;
+      }
+      return nNew;
+    },
+    subtract(slot, hashes) {
+      let nGone = 0;
+      for (let at = 0; at < hashes.length;) {
+        const run = runs.find(hashes[at]!, hashes[at + 1]!);
+        const before = run?.chains.get(slot);
+        if (run === null || before === undefined) return nGone;
+        at += run.hashes.length;
+        if (before > 1) {
+          run.chains.set(slot, before - 1);
+          continue;
+        }
+        nGone += run.hashes.length / 2;
+        run.chains.delete(slot);
+        if (run.chains.size === 0) runs.remove(run);
+      }
+      return nGone;
+    },
+    removeSlot(slot) {
+      const emptied: Run[] = [];
+      runs.forEach((run) => {
+        if (run.chains.delete(slot) && run.chains.size === 0) emptied.push(run);
+      });
+      for (const run of emptied) runs.remove(run);
+    },
+    follow(hashes) {
+      const path: Run[] = [];
+      /** Blocks up to the end of each run, or to where the chain leaves it. */
+      const ends: number[] = [];
+      for (let at = 0; at < hashes.length;) {
+        const run = runs.find(hashes[at]!, hashes[at + 1]!);
+        if (run === null) break;
+        const nShared = sharedBlocks(run.hashes, hashes, at);
+        path.push(run);
+        ends.push(at / 2 + nShared);
+        if (2 * nShared < run.hashes.length) break;
+        at += 2 * nShared;
+      }
+      return {
+        blocks(slot) {
+          // Who holds a run holds all before it.
+          const nHeld = firstWhere(path.length, (i) => !path[i]!.chains.has(slot));
+          return nHeld === 0 ? 0 : ends[nHeld - 1]!;
+        },
+        chains(slot, nBlocks) {
+          const which = firstWhere(ends.length, (i) => ends[i]! >= nBlocks);
+          return path[which]?.chains.get(slot) ?? 0;
+        },
+      };
+    },
+    get nRuns() {
+      return runs.size();
+    },
+  };
+}
+
+/** Blocks the run and the chain from word `at` on have in common; the first is known to be. */
+function sharedBlocks(run: Uint32Array, hashes: BlockHashes, at: number): number {
+  let same = 1;
+  let other = Math.min(run.length, hashes.length - at) / 2 + 1;
+  while (other - same > 1) {
+    const depth = (same + other) >>> 1;
+    const last = 2 * depth - 2;
+    if (run[last] === hashes[at + last] && run[last + 1] === hashes[at + last + 1]) same = depth;
+    else other = depth;
+  }
+  return same;
+}
+
+/** The first of `n` for which a condition holds that holds for all after it; `n` where it holds for none. */
+function firstWhere(n: number, holds: (index: number) => boolean): number {
+  let from = 0;
+  let to = n;
+  while (from < to) {
+    const middle = (from + to) >>> 1;
+    if (holds(middle)) to = middle;
+    else from = middle + 1;
+  }
+  return from;
+}
+
+/** Hash of the first block → run: open addressing with linear probing, at most 2/3 full, holes closed on removal. */
+function createRunTable() {
+  let places: (Run | null)[] = new Array<Run | null>(1024).fill(null);
+  let mask = places.length - 1;
+  let nUsed = 0;
+
+  const homeOf = (run: Run): number => run.hashes[1]! & mask;
+
+  function placeOf(hi: number, lo: number): number {
+    let place = lo & mask;
+    for (let run = places[place]; run; run = places[place]) {
+      if (run.hashes[1] === lo && run.hashes[0] === hi) break;
+      place = (place + 1) & mask;
+    }
+    return place;
+  }
+
+  function put(run: Run): void {
+    places[placeOf(run.hashes[0]!, run.hashes[1]!)] = run;
+  }
+
+  return {
+    size: () => nUsed,
+    find: (hi: number, lo: number): Run | null => places[placeOf(hi, lo)]!,
+    /** Of a run whose first block has none yet. */
+    insert(run: Run): void {
+      if (3 * (nUsed + 1) > 2 * places.length) {
+        const old = places;
+        places = new Array<Run | null>(2 * old.length).fill(null);
+        mask = places.length - 1;
+        for (const one of old) if (one !== null) put(one);
+      }
+      put(run);
+      nUsed += 1;
+    },
+    remove(run: Run): void {
+      let hole = placeOf(run.hashes[0]!, run.hashes[1]!);
+      // Moves later runs back, so that no search stops at the new hole.
+      let next = (hole + 1) & mask;
+      for (let later = places[next]; later; later = places[next]) {
+        if (((next - homeOf(later)) & mask) >= ((next - hole) & mask)) {
+          places[hole] = later;
+          hole = next;
+        }
+        next = (next + 1) & mask;
+      }
+      places[hole] = null;
+      nUsed -= 1;
+    },
+    forEach(visit: (run: Run) => void): void {
+      for (const run of places) if (run !== null) visit(run);
+    },
+  };
+}
