@@ -23,6 +23,8 @@ import { createZmtp } from './zmtp.ts';
 const TICK_MS = 50;
 /** Some tenths of a millisecond. */
 const TIDY_BLOCKS = 512;
+/** Whoever may connect may do so wrongly, again and again: what it did is counted, and told so many times a minute. */
+const MAX_PORT_LINES = 30;
 
 if (parentPort === null) throw new WarmpathError('worker_died', 'ingest-worker must be started as a worker thread');
 run(parentPort, workerData as IngestWorkerOptions);
@@ -34,6 +36,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   const counters = createCounterSink();
   const board = openStatusBoardWriter(options.board);
   const zmtp = createZmtp(clock);
+  let nPortLines = 0;
   const listeners =
     options.listen === null
       ? null
@@ -44,7 +47,9 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
             onUnknownTopic: () => counters.error('unknown_topic'),
             onFailure(error, endpoint) {
               counters.error('socket');
-              log.warn('kv event port in trouble', { endpoint, problem: errorText(error) });
+              if (nPortLines++ < MAX_PORT_LINES) {
+                log.warn('kv event port in trouble', { endpoint, problem: errorText(error) });
+              }
             },
           },
           options.listen,
@@ -94,7 +99,11 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     if (!isTidying) tidyUp();
   };
 
-  const timers = [setInterval(tick, TICK_MS), setInterval(report, options.reportMs)];
+  const timers = [
+    setInterval(tick, TICK_MS),
+    setInterval(report, options.reportMs),
+    setInterval(() => void (nPortLines = 0), 60_000),
+  ];
 
   // A failure here is a bug: the serving thread ends this one, and everything is relearnt.
   const die = (error: unknown): void => {

@@ -19,8 +19,6 @@ export type TopicListeners = {
   follow(publisher: string, follower: TopicFollower): () => void;
   /** To be called several times a second. */
   tick(): void;
-  /** Nothing is called after it. */
-  close(): void;
 };
 
 export type TopicListenersDeps = {
@@ -116,13 +114,6 @@ export function createTopicListeners(deps: TopicListenersDeps, listen: string): 
         for (const connection of listener.peers.keys()) connection.tick();
         if (deps.clock.nowMs() >= listener.openAtMs) open(listener, rank);
       }
-    },
-    close() {
-      for (const { server, peers } of listeners.values()) {
-        for (const connection of peers.keys()) connection.close();
-        server?.close();
-      }
-      listeners.clear();
     },
   };
 }

@@ -24,6 +24,8 @@ export type ZmtpReader = {
    * @throws WarmpathError `peer_failed` for what no ZMTP 3 peer sends; nothing may be pushed after it
    */
   push(chunk: Buffer): boolean;
+  /** Memory taken by a large message whose end has not come, 0 without one. */
+  keptBytes(): number;
 };
 
 export const GREETING_BYTES = 64;
@@ -39,6 +41,8 @@ const SOCKET_TYPE = 'socket-type';
 const MAX_FRAMES = 64;
 /** Names, topics and error texts. */
 const MAX_COMMAND_BYTES = 4096;
+/** Of a refusal's text, in messages. */
+const MAX_REASON_BYTES = 200;
 const FIRST_KEPT_BYTES = 4096;
 /** Memory of a large message that is over is given back. */
 const MAX_KEPT_BYTES = 256 * 1024;
@@ -90,7 +94,10 @@ export function createZmtpReader(effects: ZmtpReaderEffects, maxMessageBytes: nu
       if (name === PING) effects.onPing(body.subarray(1 + nName + 2));
       return;
     }
-    if (name === ERROR) throw violation(`refused by the peer: ${JSON.stringify(body.toString('latin1', 2 + nName))}`);
+    if (name === ERROR) {
+      const reason = body.toString('latin1', 2 + nName, 2 + nName + MAX_REASON_BYTES);
+      throw violation(`refused by the peer: ${JSON.stringify(reason)}`);
+    }
     if (name !== READY) throw violation(`command ${JSON.stringify(name)}, expected READY`);
     phase = 'traffic';
     effects.onReady(readProperties(body, 1 + nName).get(SOCKET_TYPE) ?? '');
@@ -162,6 +169,7 @@ export function createZmtpReader(effects: ZmtpReaderEffects, maxMessageBytes: nu
       if (bytes.byteLength > MAX_KEPT_BYTES && nKept < MAX_KEPT_BYTES / 2) kept = Buffer.from(bytes.subarray(0, nKept));
       return waits;
     },
+    keptBytes: () => (kept !== null && kept.byteLength > MAX_KEPT_BYTES ? kept.byteLength : 0),
   };
 }
 

@@ -50,20 +50,29 @@ const READ_BYTES = 64 * 1024;
 const MAX_TURN_MS = 4;
 /** Somewhat above what the decoder accepts. */
 const MAX_MESSAGE_BYTES = 72 * 1024 * 1024;
+/** Whoever may connect may begin a message of that size and never end it. */
+const MAX_KEPT_BYTES = 256 * 1024 * 1024;
+/** Answers to heartbeats that the peer asks for and does not read. */
+const MAX_UNSENT_BYTES = 64 * 1024;
 /** Time to live, in tenths of a second. */
 const PING = commandFrame('PING', Buffer.from([0, (PING_AFTER_MS + PONG_WITHIN_MS) / 100]));
 const EMPTY = Buffer.alloc(0);
 const SUBSCRIBE_ALL = messageFrames([Buffer.from([1])]);
 const GREETING = greeting();
 
+/** Of all connections together. */
+type Memory = { keptBytes: number; readonly maxKeptBytes: number };
+
 const PEERS: Readonly<Record<ZmtpRole, readonly string[]>> = {
   SUB: ['PUB', 'XPUB'],
   DEALER: ['ROUTER', 'REP', 'DEALER'],
 };
 
-export function createZmtp(clock: Clock): Zmtp {
+/** @param maxKeptBytes of messages that have begun and not ended, over all connections; who goes beyond it is hung up on */
+export function createZmtp(clock: Clock, maxKeptBytes = MAX_KEPT_BYTES): Zmtp {
   // For all connections: what is read into it is dealt with, or copied, before anything else is read.
   const readBuffer = Buffer.allocUnsafeSlow(READ_BYTES);
+  const memory: Memory = { keptBytes: 0, maxKeptBytes };
   return {
     connect(endpoint, role, handlers) {
       const address = parseEndpoint(endpoint);
@@ -75,13 +84,13 @@ export function createZmtp(clock: Clock): Zmtp {
         keepAliveInitialDelay: TCP_KEEPALIVE_MS,
         onread: { buffer: readBuffer, callback: (nBytes) => receive(readBuffer.subarray(0, nBytes)) },
       });
-      const { connection, read } = follow(clock, socket, role, handlers);
+      const { connection, read } = follow(clock, memory, socket, role, handlers);
       receive = read;
       socket.once('connect', () => socket.write(GREETING));
       return connection;
     },
     accept(socket, role, handlers) {
-      const { connection, read } = follow(clock, socket, role, handlers);
+      const { connection, read } = follow(clock, memory, socket, role, handlers);
       socket.setKeepAlive(true, TCP_KEEPALIVE_MS);
       socket.on('data', (chunk) => {
         if (!read(chunk)) socket.pause();
@@ -95,6 +104,7 @@ export function createZmtp(clock: Clock): Zmtp {
 /** @returns `read`, which says whether to go on reading now */
 function follow(
   clock: Clock,
+  memory: Memory,
   socket: Socket,
   role: ZmtpRole,
   handlers: ZmtpHandlers,
@@ -108,11 +118,22 @@ function follow(
   let heardMs = startedMs;
   let tickedMs = startedMs;
   let turnEndsMs = 0;
+  let keptBytes = 0;
+
+  const noteKept = (nBytes: number): void => {
+    memory.keptBytes += nBytes - keptBytes;
+    keptBytes = nBytes;
+  };
+
+  const close = (): void => {
+    isOver = true;
+    noteKept(0);
+    socket.destroy();
+  };
 
   const end = (problem: WarmpathError | null): void => {
     if (isOver) return;
-    isOver = true;
-    socket.destroy();
+    close();
     handlers.onDown(problem);
   };
 
@@ -131,7 +152,12 @@ function follow(
         if (!isOver) handlers.onMessage(frames);
       },
       isTurnOver: () => isHalted || clock.nowMs() > turnEndsMs,
-      onPing: (context) => void socket.write(commandFrame('PONG', context)),
+      onPing(context) {
+        if (socket.writableLength > MAX_UNSENT_BYTES) {
+          throw new WarmpathError('peer_failed', 'it asks for signs of life and does not read them');
+        }
+        socket.write(commandFrame('PONG', context));
+      },
     },
     MAX_MESSAGE_BYTES,
   );
@@ -140,7 +166,13 @@ function follow(
   const push = (chunk: Buffer): boolean => {
     turnEndsMs = clock.nowMs() + MAX_TURN_MS;
     try {
-      return !isOver && reader.push(chunk);
+      if (isOver) return false;
+      const waits = reader.push(chunk);
+      if (isOver) return false;
+      noteKept(reader.keptBytes());
+      if (memory.keptBytes <= memory.maxKeptBytes) return waits;
+      end(new WarmpathError('peer_failed', `unfinished messages take more than ${memory.maxKeptBytes} bytes`));
+      return false;
     } catch (error) {
       if (!(error instanceof WarmpathError)) throw error;
       end(error);
@@ -191,10 +223,7 @@ function follow(
         socket.write(PING);
       }
     },
-    close() {
-      isOver = true;
-      socket.destroy();
-    },
+    close,
   };
   return { connection, read };
 }

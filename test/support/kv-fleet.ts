@@ -104,6 +104,8 @@ export async function startKvFleet(options: KvFleetOptions = {}): Promise<KvFlee
   }
   await ingest.start();
   await ingest.reconcile(pods.map(({ source }) => source));
+  // What is announced before a connection stands is only to be had as far back as the pod keeps it.
+  while (!ingest.statuses().every(({ state }) => state === 'live')) await delay(5);
 
   const status = ({ slot }: FleetPod): SourceStatus => ingest.statuses()[slot]!;
 
