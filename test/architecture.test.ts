@@ -283,6 +283,7 @@ const PURE = [
   'extproc/exchange.ts',
   'extproc/grpc-frames.ts',
   'extproc/message-reader.ts',
+  'extproc/pieces.ts',
   'extproc/protobuf.ts',
   'extproc/request-side.ts',
   'extproc/response-side.ts',

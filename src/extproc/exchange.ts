@@ -53,7 +53,6 @@ export type ExchangeOptions = {
 /** Words of `warmpath_requests_total{outcome}`, and `observed` for streams that are never answered. */
 export type ExchangeOutcome = 'routed' | 'passthrough' | 'cancelled' | 'observed' | RefusalOutcome;
 
-/** `half_close` covers resets too where grpc-js announces them as an end first; only the code of a reset would tell. */
 export type ExchangeEnding = 'half_close' | 'reset' | 'refused' | 'shutdown' | 'failed';
 
 export type ExchangeResult = {
@@ -81,7 +80,13 @@ export type ExchangeResult = {
 };
 
 export type FailureCode =
-  'INVALID_ARGUMENT' | 'FAILED_PRECONDITION' | 'RESOURCE_EXHAUSTED' | 'UNAVAILABLE' | 'INTERNAL';
+  | 'INVALID_ARGUMENT'
+  | 'FAILED_PRECONDITION'
+  | 'RESOURCE_EXHAUSTED'
+  | 'UNAVAILABLE'
+  | 'INTERNAL'
+  | 'UNIMPLEMENTED'
+  | 'DEADLINE_EXCEEDED';
 
 export type ExchangeOutput = {
   send(response: ProcessingResponse): void;
@@ -105,6 +110,8 @@ export type Exchange = {
   halfClosed(): void;
   /** The stream is gone: reset, connection lost, or closed by either side. */
   cancelled(): void;
+  /** What comes can no longer be read: the stream fails with this. @param why counted */
+  broken(code: FailureCode, details: string, why: string): void;
   decided(decision: Decision): void;
   /** The picker threw or rejected. */
   pickFailed(): void;
@@ -408,6 +415,7 @@ export function createExchange(
     cancelled() {
       if (phase !== 'finished') finish('reset');
     },
+    broken: fail,
     decided: picking.decided,
     pickFailed: () => picking.fail('picker_failed'),
     fault,

@@ -8,7 +8,7 @@ import type { Http2Server, IncomingHttpHeaders, ServerHttp2Session, ServerHttp2S
 import type { TLSSocket } from 'node:tls';
 import { logVerbosity, Server, setLogVerbosity, type ServerCredentials } from '@grpc/grpc-js';
 import { errorText, WarmpathError } from '../errors.ts';
-import { acceptGrpcCall, type GrpcCall, type GrpcCallListener } from './grpc-call.ts';
+import { acceptGrpcCall, type GrpcCall, type GrpcCallListener, type GrpcCallOptions } from './grpc-call.ts';
 
 export type GrpcServerOptions = {
   /** Must be above the largest body Envoy may send, or a large request ends in status 8 instead of a 413. */
@@ -33,9 +33,8 @@ const KEEPALIVE_TIME_MS = 30_000;
 const KEEPALIVE_TIMEOUT_MS = 10_000;
 
 /** Calls of one method that grpc-js never sees. */
-export type OwnCalls = {
+export type OwnCalls = GrpcCallOptions & {
   readonly path: string;
-  readonly maxMessageBytes: number;
   serve(call: GrpcCall): GrpcCallListener;
 };
 
@@ -106,7 +105,7 @@ function takeCalls(session: ServerHttp2Session, http2Server: Http2Server, calls:
   // What Node's own listener does, and nothing else: it hands every stream on to the server.
   session.removeAllListeners('stream');
   session.on('stream', (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, ...more: unknown[]) => {
-    if (headers[':path'] === calls.path) acceptGrpcCall(stream, headers, calls.maxMessageBytes, calls.serve);
+    if (headers[':path'] === calls.path) acceptGrpcCall(stream, headers, calls, calls.serve);
     else http2Server.emit('stream', stream, headers, ...more);
   });
 }

@@ -21,14 +21,14 @@ const METADATA_CONTEXT = lengthTag(8);
 const OBSERVABILITY_MODE = varintTag(10);
 const PROTOCOL_CONFIG = lengthTag(11);
 
-const EMPTY = new Uint8Array(0);
+const EMPTY = Buffer.alloc(0);
 
 /** @throws Error when the bytes are no protobuf; the stream they came on ends with it */
 export function readMessage(bytes: Buffer): EnvoyMessage {
   const reader = new ProtobufReader(bytes);
   let kind: EnvoyMessage['kind'] = 'unknown';
   let headers = NO_HEADERS;
-  let body: Uint8Array = EMPTY;
+  let body: Buffer = EMPTY;
   let endOfStream = false;
   let observabilityMode = false;
   let protocolConfig: ProtocolConfig | null = null;
@@ -97,8 +97,8 @@ function readHttpHeaders(reader: ProtobufReader): { headers: HeaderMap; endOfStr
 }
 
 /** HttpBody. */
-function readHttpBody(reader: ProtobufReader): { body: Uint8Array; endOfStream: boolean } {
-  let body: Uint8Array = EMPTY;
+function readHttpBody(reader: ProtobufReader): { body: Buffer; endOfStream: boolean } {
+  let body: Buffer = EMPTY;
   let endOfStream = false;
   for (let tag = reader.next(); tag !== 0; tag = reader.next()) {
     if (tag === lengthTag(1)) body = reader.view();

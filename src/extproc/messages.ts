@@ -54,7 +54,7 @@ export type HeadersMessage = Envelope & {
 };
 export type BodyMessage = Envelope & {
   readonly kind: 'request_body' | 'response_body';
-  readonly body: Uint8Array;
+  readonly body: Buffer;
   readonly endOfStream: boolean;
 };
 export type TrailersMessage = Envelope & { readonly kind: 'request_trailers' | 'response_trailers' };

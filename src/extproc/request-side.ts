@@ -16,6 +16,7 @@ import {
   type MessageKind,
   type ProcessingResponse,
 } from './messages.ts';
+import { Pieces } from './pieces.ts';
 import { DATA_PARALLEL_RANK, DESTINATION, ECHO_CHUNK_BYTES, TARGET_POD } from './protocol.ts';
 
 /** Body mode of one stream. STREAMED splits: with `send_body_without_waiting…` the headers answer may wait for the body. */
@@ -85,7 +86,8 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
   let headers: HeaderMap | null = null;
   let headersCame = false;
   let subset: Subset = { kind: 'all' };
-  let chunks: Uint8Array[] = [];
+  /** What has been collected so far, null where a body comes in one message. */
+  let pieces: Pieces | null = null;
   let whole: Uint8Array | null = null;
   let nBodyBytes = 0;
   let nBodyMessages = 0;
@@ -97,8 +99,8 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
   function becomeReady(carriedBy: MessageKind, bodyTruncated: boolean): void {
     state = 'ready';
     carrier = carriedBy;
-    whole = chunks.length > 1 ? Buffer.concat(chunks, nBodyBytes) : (chunks[0] ?? null);
-    chunks = [];
+    whole ??= pieces?.take(nBodyBytes) ?? null;
+    pieces = null;
     const seen = headers ?? NO_HEADERS;
     output.ready({
       method: seen.get(':method') ?? '',
@@ -119,7 +121,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     if (message.endOfStream) {
       ended = 'with_body';
       // An empty body is one that was shown, whatever the mode.
-      chunks = [EMPTY_BODY];
+      whole = EMPTY_BODY;
       return becomeReady('request_headers', false);
     }
     if (mode === 'NONE' || mode === 'STREAMED') return becomeReady('request_headers', false);
@@ -162,7 +164,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       truncated = true;
     }
     nBodyBytes = body.length;
-    chunks = [body];
+    whole = body;
     becomeReady('request_body', truncated);
   }
 
@@ -175,7 +177,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     nUnansweredBodies += 1;
     nBodyBytes += message.body.length;
     if (nBodyBytes > options.bodyMaxBytes) return output.tooLarge();
-    if (message.body.length > 0 || chunks.length === 0) chunks.push(message.body);
+    (pieces ??= new Pieces()).add(message.body);
     if (!message.endOfStream) return;
     ended = 'with_body';
     becomeReady(headersCame ? 'request_headers' : 'request_body', false);
@@ -270,7 +272,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     },
     answer,
     dispose() {
-      chunks = [];
+      pieces = null;
       whole = null;
       headers = null;
       state = 'answered';

@@ -121,6 +121,7 @@ const NOBODY: GrpcCallListener = {
   message: () => undefined,
   halfClosed: () => undefined,
   drained: () => undefined,
+  broken: () => undefined,
   closed: () => undefined,
 };
 
@@ -165,7 +166,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         tls?.credentials ?? ServerCredentials.createInsecure(),
         'server.grpcListen',
         {
-          calls: { path: PROCESS_PATH, serve: process, maxMessageBytes: maxReceiveBytes },
+          calls: { path: PROCESS_PATH, serve: process, maxMessageBytes: maxReceiveBytes, clock },
           onSession: guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
         },
       );

@@ -6,7 +6,7 @@ import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
-import type { GrpcCall, GrpcCallListener } from './grpc-call.ts';
+import type { Breach, GrpcCall, GrpcCallListener } from './grpc-call.ts';
 import { readMessage } from './message-reader.ts';
 import type { EnvoyMessage } from './messages.ts';
 import type { CreateUsageReader } from './response-side.ts';
@@ -100,7 +100,7 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
     };
   }
 
-  const cancelled = guarded(() => exchange?.cancelled());
+  const broken = guarded(({ status, details, reason }: Breach) => exchange?.broken(status, details, reason));
   const message = guarded((incoming: EnvoyMessage) => exchange?.message(incoming));
 
   return {
@@ -110,14 +110,14 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
         try {
           incoming = readMessage(bytes);
         } catch (error) {
-          call.fail('INTERNAL', errorText(error));
-          return cancelled();
+          return broken({ status: 'INTERNAL', details: errorText(error), reason: 'message_unreadable' });
         }
         message(incoming);
       },
       halfClosed: guarded(() => exchange?.halfClosed()),
       drained: () => call.resume(),
-      closed: cancelled,
+      broken,
+      closed: guarded(() => exchange?.cancelled()),
     },
     drain: guarded(() => exchange?.drain()),
     expire: guarded(() => exchange?.expire()),

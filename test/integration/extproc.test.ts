@@ -9,91 +9,29 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
 import { systemClock } from '../../src/clock.ts';
-import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/endpoint-picker.ts';
-import { PROCESS_PATH } from '../../src/extproc/protocol.ts';
-import {
-  createExtProcServer,
-  type ExchangeResult,
-  type ExtProcServer,
-  type ExtProcServerOptions,
-} from '../../src/extproc/server.ts';
+import type { Decision } from '../../src/extproc/endpoint-picker.ts';
+import { createExtProcServer, type ExtProcServerOptions } from '../../src/extproc/server.ts';
 import { loadServices } from '../../src/extproc/services.ts';
 import { createLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
-import { createHeld, type Held, SERVER_OPTIONS } from '../support/exchange-harness.ts';
+import { createHeld, SERVER_OPTIONS } from '../support/exchange-harness.ts';
 import { createExtProcClient, createHealthClient } from '../support/extproc-client.ts';
-import {
-  announced,
-  encodeRequest,
-  requestBody,
-  requestHeaders,
-  responseBody,
-  responseHeaders,
-} from '../support/extproc-messages.ts';
+import { announced, requestBody, requestHeaders, responseBody, responseHeaders } from '../support/extproc-messages.ts';
+import { never, POD, startExtProc, until, type RunningServer } from '../support/extproc-server.ts';
 
-const POD = '10.0.0.1:8000';
 const TLS = fileURLToPath(new URL('../fixtures/tls/', import.meta.url));
 
 const OPTIONS: ExtProcServerOptions = { ...SERVER_OPTIONS, drainTimeoutMs: 2_000 };
-
-type Setup = {
-  server: ExtProcServer;
-  address: string;
-  healthAddress: string | null;
-  results: ExchangeResult[];
-  held: Held[];
-  /** Response bytes the server has read. */
-  nResponseBytes: number;
-  requests: PickRequest[];
-  lines: { level: string; msg: string; error?: string }[];
-};
 
 const cleanups: (() => unknown)[] = [];
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
 });
 
-/** @param pick null: routes everything to POD */
-async function serve(
-  options: Partial<ExtProcServerOptions> = {},
-  pick: EndpointPicker['pick'] | null = null,
-): Promise<Setup> {
-  const setup = { results: [], held: [], nResponseBytes: 0, requests: [], lines: [] } as unknown as Setup;
-  const route = (): Promise<Decision> => {
-    const { fate, reservation } = createHeld();
-    setup.held.push(fate);
-    return Promise.resolve({ kind: 'routed', endpoints: [POD], reservation });
-  };
-  const picker: EndpointPicker = {
-    pick(request, signal) {
-      setup.requests.push(request);
-      return pick === null ? route() : pick(request, signal);
-    },
-  };
-  setup.server = createExtProcServer(
-    {
-      picker,
-      log: createLog('debug', (line) => setup.lines.push(JSON.parse(line))),
-      clock: systemClock,
-      createUsageReader: (contentType) => {
-        const reader = createUsageReader(contentType);
-        return {
-          push(chunk) {
-            setup.nResponseBytes += chunk.length;
-            reader.push(chunk);
-          },
-          result: reader.result,
-        };
-      },
-      onStream: (result) => setup.results.push(result),
-    },
-    { ...OPTIONS, ...options },
-  );
-  cleanups.push(() => setup.server.stop());
-  const { grpcAddress, healthAddress } = await setup.server.start();
-  setup.address = grpcAddress;
-  setup.healthAddress = healthAddress;
-  return setup;
+async function serve(...args: Parameters<typeof startExtProc>): Promise<RunningServer> {
+  const running = await startExtProc(...args);
+  cleanups.push(() => running.server.stop());
+  return running;
 }
 
 function connect(
@@ -110,16 +48,6 @@ function probe(address: string): ReturnType<typeof createHealthClient> {
   cleanups.push(() => client.close());
   return client;
 }
-
-async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  const deadline = Date.now() + 15_000;
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`gave up waiting until ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}
-
-const never = (): Promise<Decision> => new Promise(() => undefined);
 
 describe('requests', () => {
   test.each(['BUFFERED', 'BUFFERED_PARTIAL', 'FULL_DUPLEX_STREAMED', 'NONE'] as const)(
@@ -290,44 +218,6 @@ describe('faults stay where they happen', () => {
     expect(await client.request({ mode: 'BUFFERED', body: '{}' })).toHaveLength(2);
     await until(() => results.length === 2, 'both streams ended');
     expect(lines.filter(({ msg }) => msg === 'stream handler failed')).toMatchObject([{ error: 'release failed' }]);
-  });
-
-  test('a message protobuf cannot read ends its own stream with status 13, a neighbour goes on', async () => {
-    const { address } = await serve();
-    const neighbour = connect(address).open();
-    neighbour.send(requestHeaders(), announced('BUFFERED'));
-    await neighbour.next();
-    expect(await rawStream(address, frame(Buffer.from('ffffffffff', 'hex')))).toBe('13');
-    neighbour.send(requestBody('{}'));
-    expect((await neighbour.next()).metadata).toBe(POD);
-  });
-
-  test('a compressed message, which is not announced, ends its own stream with status 12', async () => {
-    const { address, results } = await serve();
-    const compressed = frame(encodeRequest({ ...requestHeaders(), ...announced('BUFFERED') }));
-    compressed[0] = 1;
-    expect(await rawStream(address, compressed)).toBe('12');
-    await until(() => results.length === 1, 'the stream is accounted for');
-  });
-
-  test('what is no gRPC gets a 415, another method status 12', async () => {
-    const { address, requests } = await serve();
-    expect(await rawStream(address, Buffer.from('{}'), { 'content-type': 'application/json' })).toBe('415');
-    expect(await rawStream(address, frame(Buffer.alloc(0)), { ':path': `${PROCESS_PATH}Twice` })).toBe('12');
-    expect(requests).toHaveLength(0);
-  });
-
-  test('a message over the gRPC limit ends its own stream with status 8, a neighbour goes on', async () => {
-    const { address } = await serve({ bodyMaxBytes: 1024 });
-    const client = connect(address);
-    const neighbour = client.open();
-    neighbour.send(requestHeaders(), announced('BUFFERED'));
-    await neighbour.next();
-    const big = client.open();
-    big.send(requestBody(Buffer.alloc(2 * 1024 * 1024)), announced('BUFFERED'));
-    expect((await big.status).code).toBe(8);
-    neighbour.send(requestBody('{}'));
-    expect((await neighbour.next()).metadata).toBe(POD);
   });
 
   test('a body over the cap gets its 413 in a message below the gRPC limit', async () => {
@@ -658,40 +548,4 @@ describe('tls', () => {
     await until(() => lines.some(({ msg }) => msg === 'tls certificate reloaded'), 'the reload');
     expect(await works('server-b')).toBe(true);
   });
-});
-
-function frame(message: Buffer): Buffer {
-  const prefix = Buffer.alloc(5);
-  prefix.writeUInt32BE(message.length, 1);
-  return Buffer.concat([prefix, message]);
-}
-
-/** Sends raw bytes as one stream; resolves with its grpc-status, or the status of HTTP where that is not 200. */
-function rawStream(address: string, bytes: Buffer, headers: http2.OutgoingHttpHeaders = {}): Promise<string> {
-  const session = http2.connect(`http://${address}`);
-  cleanups.push(() => session.destroy());
-  return new Promise((resolve, reject) => {
-    const stream = session.request({
-      ':method': 'POST',
-      ':path': PROCESS_PATH,
-      'content-type': 'application/grpc',
-      te: 'trailers',
-      ...headers,
-    });
-    const report = (headers: http2.IncomingHttpHeaders): void => {
-      if (headers['grpc-status'] !== undefined) resolve(String(headers['grpc-status']));
-      else if (headers[':status'] !== undefined && Number(headers[':status']) !== 200)
-        resolve(String(headers[':status']));
-    };
-    stream.on('response', report);
-    stream.on('trailers', report);
-    stream.on('error', reject);
-    stream.resume();
-    stream.write(bytes);
-  });
-}
-
-test('a real request still decodes beside the raw ones', async () => {
-  const { address } = await serve();
-  expect(await rawStream(address, frame(encodeRequest({ ...requestHeaders(), ...announced('GRPC') })))).toBe('3');
 });
