@@ -15,6 +15,9 @@ const MAX_TOKEN_ID = 2 ** 32 - 1;
 const COMMA = 0x2c;
 const ZERO = 0x30;
 const SPACE = 0x20;
+const CLOSE_BRACKET = 0x5d;
+/** An id and its separator take as many at least in most lists, so that room found by it seldom has to grow. */
+const BYTES_PER_ID = 3;
 /** Of an id, so that it never leaves the range of a small integer, and a separator fits behind it. */
 const PLAIN_DIGITS = 9;
 
@@ -22,11 +25,14 @@ type Ids = { tokenIds: Uint32Array; n: number };
 
 /** Consumes one list of integers 0 … 2³²−1; after anything but `ids` the scanner stands somewhere inside of it. */
 export function readTokenIds(scanner: JsonScanner): TokenIdsResult {
-  const ids: Ids = { tokenIds: new Uint32Array(256), n: 0 };
+  const { bytes, pos, end } = scanner;
+  const close = bytes.indexOf(CLOSE_BRACKET, pos);
+  const room = Math.ceil(((close < 0 ? end : close) - pos) / BYTES_PER_ID);
+  const ids: Ids = { tokenIds: new Uint32Array(room), n: 0 };
   let wrong: TokenIdsResult | null = null;
   const complete = scanner.array(() => {
     // Most elements are read here, the general path below takes one that is spelt otherwise, or the last.
-    scanner.pos = readPlainIds(scanner.bytes, scanner.pos, scanner.end, ids);
+    scanner.pos = readPlainIds(bytes, scanner.pos, end, ids);
     const position = scanner.pos;
     const id = readGeneralId(scanner);
     if (typeof id === 'number') return append(ids, id);
@@ -89,7 +95,7 @@ function append(ids: Ids, id: number): true {
 }
 
 function grown(ids: Uint32Array): Uint32Array {
-  const larger = new Uint32Array(ids.length * 2);
+  const larger = new Uint32Array(ids.length * 2 + 1);
   larger.set(ids);
   return larger;
 }

@@ -26,19 +26,25 @@ export type BookedPath = {
   chains(slot: number, nBlocks: number): number;
 };
 
-/** A run owns its hashes: cut out of a chain, it must not keep the whole of it in memory. */
 type Run = {
+  /** Its own: cut out of a chain, a run must not keep the whole of it in memory. */
   hashes: Uint32Array;
-  /** Slot → chains of it, which all have the whole run. */
-  readonly chains: Map<number, number>;
+  /** Most runs are of one slot: it, or none, and how many chains of it have the whole run. */
+  slot: number;
+  nChains: number;
+  /** The same of further slots. */
+  others: Map<number, number> | null;
 };
+
+const NO_SLOT = -1;
 
 export function createBookedRuns(): BookedRuns {
   const runs = createRunTable();
 
   /** The run keeps its first blocks; the others become a run of their own. */
   function split(run: Run, nBlocks: number): void {
-    runs.insert({ hashes: run.hashes.slice(2 * nBlocks), chains: new Map(run.chains) });
+    const { slot, nChains, others } = run;
+    runs.insert({ hashes: run.hashes.slice(2 * nBlocks), slot, nChains, others: others && new Map(others) });
     run.hashes = run.hashes.slice(0, 2 * nBlocks);
   }
 
@@ -48,14 +54,14 @@ export function createBookedRuns(): BookedRuns {
       for (let at = 0; at < hashes.length;) {
         const run = runs.find(hashes[at]!, hashes[at + 1]!);
         if (run === null) {
-          runs.insert({ hashes: at === 0 ? hashes : hashes.slice(at), chains: new Map([[slot, 1]]) });
+          runs.insert({ hashes: at === 0 ? hashes : hashes.slice(at), slot, nChains: 1, others: null });
           return nNew + (hashes.length - at) / 2;
         }
         const nShared = sharedBlocks(run.hashes, hashes, at);
         if (2 * nShared < run.hashes.length) split(run, nShared);
-        const before = run.chains.get(slot) ?? 0;
+        const before = chainsOf(run, slot);
         if (before === 0) nNew += nShared;
-        run.chains.set(slot, before + 1);
+        setChains(run, slot, before + 1);
         at += 2 * nShared;
       }
       return nNew;
@@ -64,23 +70,20 @@ export function createBookedRuns(): BookedRuns {
       let nGone = 0;
       for (let at = 0; at < hashes.length;) {
         const run = runs.find(hashes[at]!, hashes[at + 1]!);
-        const before = run?.chains.get(slot);
-        if (run === null || before === undefined) return nGone;
+        const before = run === null ? 0 : chainsOf(run, slot);
+        if (run === null || before === 0) return nGone;
         at += run.hashes.length;
-        if (before > 1) {
-          run.chains.set(slot, before - 1);
-          continue;
-        }
-        nGone += run.hashes.length / 2;
-        run.chains.delete(slot);
-        if (run.chains.size === 0) runs.remove(run);
+        setChains(run, slot, before - 1);
+        if (before === 1) nGone += run.hashes.length / 2;
+        if (isEmpty(run)) runs.remove(run);
       }
       return nGone;
     },
     removeSlot(slot) {
       const emptied: Run[] = [];
       runs.forEach((run) => {
-        if (run.chains.delete(slot) && run.chains.size === 0) emptied.push(run);
+        setChains(run, slot, 0);
+        if (isEmpty(run)) emptied.push(run);
       });
       for (const run of emptied) runs.remove(run);
     },
@@ -100,12 +103,12 @@ export function createBookedRuns(): BookedRuns {
       return {
         blocks(slot) {
           // Who holds a run holds all before it.
-          const nHeld = firstWhere(path.length, (i) => !path[i]!.chains.has(slot));
+          const nHeld = firstWhere(path.length, (i) => chainsOf(path[i]!, slot) === 0);
           return nHeld === 0 ? 0 : ends[nHeld - 1]!;
         },
         chains(slot, nBlocks) {
           const which = firstWhere(ends.length, (i) => ends[i]! >= nBlocks);
-          return path[which]?.chains.get(slot) ?? 0;
+          return which === path.length ? 0 : chainsOf(path[which]!, slot);
         },
       };
     },
@@ -113,6 +116,29 @@ export function createBookedRuns(): BookedRuns {
       return runs.size();
     },
   };
+}
+
+function chainsOf(run: Run, slot: number): number {
+  return run.slot === slot ? run.nChains : (run.others?.get(slot) ?? 0);
+}
+
+function setChains(run: Run, slot: number, nChains: number): void {
+  if (run.slot === slot) {
+    run.nChains = nChains;
+    if (nChains === 0) run.slot = NO_SLOT;
+  } else if (nChains === 0) {
+    run.others?.delete(slot);
+  } else if (run.slot === NO_SLOT && run.others?.has(slot) !== true) {
+    run.slot = slot;
+    run.nChains = nChains;
+  } else {
+    run.others ??= new Map();
+    run.others.set(slot, nChains);
+  }
+}
+
+function isEmpty({ slot, others }: Run): boolean {
+  return slot === NO_SLOT && (others === null || others.size === 0);
 }
 
 /** Blocks the run and the chain from word `at` on have in common; the first is known to be. */

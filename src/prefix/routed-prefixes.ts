@@ -49,6 +49,13 @@ export type RoutedPrefixesOptions = {
   readonly graceMs?: number;
 };
 
+type InGrace = {
+  readonly untilMs: number;
+  readonly slot: number;
+  readonly hashes: BlockHashes;
+  readonly bookedIn: number;
+};
+
 /** 8 bytes each at most. */
 const MAX_BLOCKS = 2_000_000;
 /** Half a KiB each: of blocks, one in eight may be where chains part. */
@@ -66,6 +73,8 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   const blocksOfSlot = new Int32Array(MAX_ENDPOINT_SLOTS);
   /** Changes when a slot is forgotten: older bookings then have nothing left to give back. */
   const generation = new Int32Array(MAX_ENDPOINT_SLOTS);
+  /** Ended, in the order of their end; one timer for all of them. */
+  const inGrace = new Set<InGrace>();
   const kept = new Map<number, { chains: BlockHashes[]; nBlocks: number }>();
   let nRefused = 0;
 
@@ -117,6 +126,20 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
     }
   }
 
+  function waitForGrace(): void {
+    for (const first of inGrace) return void clock.after(Math.max(0, first.untilMs - clock.nowMs()), endGrace);
+  }
+
+  function endGrace(): void {
+    const nowMs = clock.nowMs();
+    for (const one of inGrace) {
+      if (one.untilMs > nowMs) break;
+      inGrace.delete(one);
+      if (generation[one.slot] === one.bookedIn) subtract(one.slot, one.hashes);
+    }
+    waitForGrace();
+  }
+
   return {
     book(slot, hashes) {
       // Nothing to remember, and no timer to forget it.
@@ -127,18 +150,17 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
         return { end: () => undefined };
       }
       add(slot, hashes);
-      const bookedIn = generation[slot];
+      const bookedIn = generation[slot]!;
       let open = true;
-      const giveBack = (): void => {
-        if (generation[slot] === bookedIn) subtract(slot, hashes);
-      };
       return {
         end(how) {
           if (!open) return;
           open = false;
-          if (how === 'drop') giveBack();
-          else if (how === 'grace') clock.after(graceMs, giveBack);
-          else if (generation[slot] === bookedIn) keep(slot, hashes);
+          if (generation[slot] !== bookedIn) return;
+          if (how === 'drop') return subtract(slot, hashes);
+          if (how === 'keep') return keep(slot, hashes);
+          inGrace.add({ untilMs: clock.nowMs() + graceMs, slot, hashes, bookedIn });
+          if (inGrace.size === 1) waitForGrace();
         },
       };
     },
