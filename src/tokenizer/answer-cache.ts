@@ -12,8 +12,6 @@ import type { TokenizeResult } from './tokenizer.ts';
 export type TokenAnswer = Extract<TokenizeResult, { kind: 'tokens' }>;
 
 export type AnswerCache = {
-  /** A digest of API and body: equal keys mean equal requests. */
-  keyOf(request: InferenceRequest): string;
   get(key: string): TokenAnswer | null;
   put(key: string, answer: TokenAnswer): void;
   readonly nBytes: number;
@@ -39,7 +37,6 @@ export function createAnswerCache(clock: Clock, maxBytes: number): AnswerCache {
   }
 
   return {
-    keyOf: ({ api, body }) => `${api} ${hash('sha256', body, 'base64')}`,
     get(key) {
       const entry = entries.get(key);
       if (entry === undefined) return null;
@@ -67,6 +64,11 @@ export function createAnswerCache(clock: Clock, maxBytes: number): AnswerCache {
       return nBytes;
     },
   };
+}
+
+/** A digest of API and body: equal keys mean equal requests. */
+export function requestKey({ api, body }: InferenceRequest): string {
+  return `${api} ${hash('sha256', body, 'base64')}`;
 }
 
 function bytesOf({ chains }: TokenAnswer): number {

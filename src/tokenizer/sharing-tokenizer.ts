@@ -6,9 +6,8 @@
  */
 import type { Clock } from '../clock.ts';
 import type { InferenceRequest } from '../openai/request.ts';
-import { createAnswerCache } from './answer-cache.ts';
+import { createAnswerCache, requestKey } from './answer-cache.ts';
 import type { Urgency } from './call-slots.ts';
-import { createSharedCalls } from './shared-calls.ts';
 import type { TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer.ts';
 
 export type CallApi = 'render' | 'tokenize' | 'local';
@@ -45,21 +44,23 @@ export function createSharingTokenizer(
   { cacheMaxBytes }: { readonly cacheMaxBytes: number },
   backend: TokenizerBackend,
 ): StartableTokenizer {
-  const shared = createSharedCalls<TokenizerCall>();
+  /** Under way, by the requests they answer. */
+  const calls = new Map<string, TokenizerCall>();
   const answers = createAnswerCache(clock, cacheMaxBytes);
   let closed = false;
 
   function begin(
     request: InferenceRequest,
-    key: string | null,
+    key: string,
     urls: readonly string[],
     urgency: Urgency,
   ): TokenizerCall | TokenizeFailure {
     const call = backend.begin(request, urls, urgency);
     if (typeof call === 'string') return call;
-    shared.add(request, call);
+    calls.set(key, call);
     void call.result.then((ended) => {
-      if (ended.kind === 'tokens' && key !== null) answers.put(key, ended);
+      calls.delete(key);
+      if (ended.kind === 'tokens') answers.put(key, ended);
     });
     return call;
   }
@@ -74,14 +75,14 @@ export function createSharingTokenizer(
         return { kind: 'tokens', chains: prompt.tokenIds.map((tokenIds) => ({ tokenIds, features: prompt.features })) };
       }
       if (signal?.aborted === true) return none('late');
-      const key = cacheMaxBytes === 0 ? null : answers.keyOf(request);
-      const known = key === null ? null : answers.get(key);
+      const key = requestKey(request);
+      const known = answers.get(key);
       if (known !== null) {
         onCall(backend.api, 'cached', 0);
         return { ...known, remembered: true };
       }
       const startMs = clock.nowMs();
-      const joined = shared.find(request);
+      const joined = calls.get(key);
       const call = joined ?? begin(request, key, endpointUrls, signal === null ? 'background' : 'awaited');
       if (typeof call === 'string') {
         if (isRefusal(call)) onCall(backend.api, call, 0);
@@ -89,7 +90,7 @@ export function createSharingTokenizer(
       }
       const result = signal === null ? await call.result : await unlessAborted(call.result, signal);
       if (result === null) onCall(call.api, 'late', clock.nowMs() - startMs);
-      else if (joined !== null) onCall(call.api, 'shared', clock.nowMs() - startMs);
+      else if (joined !== undefined) onCall(call.api, 'shared', clock.nowMs() - startMs);
       else if (result.kind === 'none' && isRefusal(result.reason)) onCall(call.api, result.reason, 0);
       return result ?? { kind: 'none', reason: 'late', later: call.result };
     },

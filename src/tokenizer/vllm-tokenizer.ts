@@ -130,30 +130,30 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     urls: readonly string[],
     urgency: Urgency,
   ): Promise<TokenizeResult> {
-    const result = await callHedged(first, request, urls, urgency);
+    hedgesLeft = Math.min(MAX_HEDGES_AT_ONCE, hedgesLeft + HEDGES_PER_CALL);
+    const p95Ms = options.hedging && urgency === 'awaited' ? first.p95Ms : null;
+    const result = await (p95Ms === null
+      ? first.call(request, urgency, null)
+      : callHedged(first, request, urls, Math.max(p95Ms, MIN_LATE_MS)));
     if (result.kind === 'tokens' || result.reason !== 'error') return result;
     return chooseAnother(first, request, urls, urgency)?.call(request, urgency, null) ?? result;
   }
 
-  /** Whichever of two servers answers first, the second asked only where the first is late and somebody waits. */
+  /** Whichever of two servers answers first, the second asked only where the first is late. */
   async function callHedged(
     first: TokenizerTarget,
     request: InferenceRequest,
     urls: readonly string[],
-    urgency: Urgency,
+    lateAfterMs: number,
   ): Promise<TokenizeResult> {
-    hedgesLeft = Math.min(MAX_HEDGES_AT_ONCE, hedgesLeft + HEDGES_PER_CALL);
-    const p95Ms = options.hedging && urgency === 'awaited' && urls.length > 1 ? first.p95Ms : null;
-    if (p95Ms === null) return first.call(request, urgency, null);
-    const lateAfterMs = Math.max(p95Ms, MIN_LATE_MS);
     const decided = new AbortController();
-    const firstResult = first.call(request, urgency, decided.signal);
+    const firstResult = first.call(request, 'awaited', decided.signal);
     if ((await within(clock, firstResult, lateAfterMs)) || hedgesLeft < 1) return firstResult;
-    const second = chooseAnother(first, request, urls, urgency);
+    const second = chooseAnother(first, request, urls, 'awaited');
     if (second === null) return firstResult;
     hedgesLeft -= 1;
     onCall(second.api, 'hedged', lateAfterMs);
-    const result = await firstTokens([firstResult, second.call(request, urgency, decided.signal)]);
+    const result = await firstTokens([firstResult, second.call(request, 'awaited', decided.signal)]);
     decided.abort();
     return result;
   }
@@ -168,7 +168,10 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       const target = choose(request, urls, urgency);
       forgetUnused();
       if (typeof target === 'string') return target;
-      return { api: target.api, result: callOrAnother(target, request, urls, urgency) };
+      const { api } = target;
+      // Nobody else to ask, so nothing to wait for but the call itself.
+      if (urls.length === 1) return { api, result: target.call(request, urgency, null) };
+      return { api, result: callOrAnother(target, request, urls, urgency) };
     },
     async close() {
       closed = true;

@@ -1,5 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
-import { createAnswerCache, type TokenAnswer } from '../../../src/tokenizer/answer-cache.ts';
+import { createAnswerCache, requestKey, type TokenAnswer } from '../../../src/tokenizer/answer-cache.ts';
 import { createFakeClock } from '../../support/fake-clock.ts';
 import { aChatRequest, aCompletionsRequest } from '../../support/requests.ts';
 
@@ -13,12 +13,12 @@ describe('answers', () => {
     const clock = createFakeClock();
     const cache = createAnswerCache(clock, 1 << 20);
     const answer = anAnswer(10);
-    cache.put(cache.keyOf(aChatRequest()), answer);
-    expect(cache.get(cache.keyOf(aChatRequest()))).toBe(answer);
-    expect(cache.get(cache.keyOf(aChatRequest({}, 'another')))).toBe(null);
-    expect(cache.keyOf(aCompletionsRequest('x'))).not.toBe(cache.keyOf(aCompletionsRequest('y')));
+    cache.put(requestKey(aChatRequest()), answer);
+    expect(cache.get(requestKey(aChatRequest()))).toBe(answer);
+    expect(cache.get(requestKey(aChatRequest({}, 'another')))).toBe(null);
+    expect(requestKey(aCompletionsRequest('x'))).not.toBe(requestKey(aCompletionsRequest('y')));
     clock.advance(300_001);
-    expect(cache.get(cache.keyOf(aChatRequest()))).toBe(null);
+    expect(cache.get(requestKey(aChatRequest()))).toBe(null);
     expect(cache.nBytes).toBe(0);
   });
 
