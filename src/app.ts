@@ -181,6 +181,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       mediaWeights: config.routing.mediaWeights,
       strategy: strategyOptions(config),
       shedding: { ...config.routing, priorityOf: (objective) => priorities.get(objective) ?? null },
+      testSelectionHeader: config.routing.testSelectionHeader,
     },
   );
   const extProc = createExtProcServer(

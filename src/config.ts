@@ -272,6 +272,11 @@ const SETTINGS = {
     'data-parallel ranks behind one address (`dataParallelSize`) are chosen one by one, by the header `x-data-parallel-rank`; false for engines that do not know it, and the ranks are one endpoint',
   ),
   'routing.compatTargetPodHeader': setting(flag, false, 'also set `target-pod` (first endpoint only)'),
+  'routing.testSelectionHeader': setting(
+    headerNameOrEmpty,
+    '',
+    'for conformance runs of the inference extension (`test-epp-endpoint-selection`): request header by which a client restricts the choice to IP addresses of the fleet; empty = off, as it must be wherever clients are not the test',
+  ),
   'routing.mediaWeights.gpu': setting(
     share,
     1,

@@ -77,6 +77,8 @@ export type PickerOptions = {
   readonly mediaWeights: MediaWeights;
   readonly strategy: StrategyOptions;
   readonly shedding: SheddingOptions;
+  /** See selectCandidates. */
+  readonly testSelectionHeader: string;
 };
 
 /** Texts are counted in bytes; tokens estimated from them may be this much too many. */
@@ -103,7 +105,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const chosen = strategyOf(pick);
     if (chosen.kind === 'error') return chosen;
     const how: How = { strategy: chosen.strategy, session: sessions.of(pick) };
-    const selected = selectCandidates(endpoints, request, pick);
+    const selected = selectCandidates(endpoints, request, pick, options.testSelectionHeader);
     if (selected.kind === 'error') return selected;
     if (request.prompt.kind === 'none') return choose(how, request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
@@ -125,7 +127,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
     const answer = await tokenize(tokenizer, request, selected.endpoints, signal);
     // The fleet may have changed during the wait.
-    const current = selectCandidates(endpoints, request, pick);
+    const current = selectCandidates(endpoints, request, pick, options.testSelectionHeader);
     if (current.kind === 'error') return current;
     return choose(how, request, current, prompt, answer);
   }

@@ -23,6 +23,21 @@ export class WarmpathError extends Error {
   }
 }
 
+/**
+ * The text of a bug met while a request is served, for a log field. Parsers quote what they read, which may be a prompt: of
+ * their errors only the place is told.
+ */
+export function faultText(error: unknown): string {
+  const text = errorText(error);
+  if (!(error instanceof Error) || error.name !== 'SyntaxError') return text;
+  const stack = error.stack ?? '';
+  const frames = stack
+    .slice(stack.indexOf(text) + text.length)
+    .trim()
+    .split('\n');
+  return `SyntaxError ${frames.find((frame) => !frame.includes('<anonymous>'))?.trim() ?? ''}`.trim();
+}
+
 /** The text of anything thrown, for a log field. */
 export function errorText(error: unknown): string {
   // By shape: errors of native modules and of other realms are no instances of this realm's Error.

@@ -4,7 +4,7 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { errorText, WarmpathError } from '../errors.ts';
+import { errorText, faultText, WarmpathError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { Metrics } from '../metrics.ts';
 import type { Readiness } from './readiness.ts';
@@ -56,7 +56,7 @@ export function createAdminServer(deps: AdminDeps, options: { readonly listen: s
   const server = createServer((request, response) => {
     handle(routes, request)
       .catch((error: unknown) => {
-        deps.log.error('admin request failed', { path: pathOf(request), error: errorText(error) });
+        deps.log.error('admin request failed', { path: pathOf(request), error: faultText(error) });
         return json(500, { error: 'internal error, see the log' });
       })
       .then((answer) => send(request, response, answer))

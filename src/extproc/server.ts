@@ -10,7 +10,7 @@ import {
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
-import { errorText } from '../errors.ts';
+import { faultText } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { immediateResponse } from './answers.ts';
 import { guardSession } from './client-identity.ts';
@@ -133,7 +133,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const unseenEnds = createUnseenEnds(clock, {
     assumedAnswerMs: options.assumedAnswerMs ?? DEFAULT_ASSUMED_ANSWER_MS,
     maxHeld: limits.maxStreams,
-    onFault: (error) => onFault('stream handler failed', errorText(error)),
+    onFault: (error) => onFault('stream handler failed', faultText(error)),
   });
   const streams = new Set<OpenStream>();
   const exchangeOptions = exchangeOptionsOf(options, limits);

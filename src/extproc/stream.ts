@@ -3,7 +3,7 @@
  * exchange cannot: nothing thrown here or in the picker reaches another stream.
  */
 import type { Clock } from '../clock.ts';
-import { errorText } from '../errors.ts';
+import { faultText } from '../errors.ts';
 import type { Decision, EndpointPicker } from './endpoint-picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import type { Breach, GrpcCall, GrpcCallListener } from './grpc-call.ts';
@@ -79,7 +79,7 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
 
   const pickFailed = (error: unknown): void => {
     if (!writable) return;
-    deps.onFault('picker failed', errorText(error));
+    deps.onFault('picker failed', faultText(error));
     guarded(() => exchange?.pickFailed())();
   };
 
@@ -88,11 +88,11 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
       try {
         step(...args);
       } catch (error) {
-        deps.onFault('stream handler failed', errorText(error));
+        deps.onFault('stream handler failed', faultText(error));
         try {
           exchange?.fault();
         } catch (again) {
-          deps.onFault('stream handler failed', errorText(again));
+          deps.onFault('stream handler failed', faultText(again));
           writable = false;
           call.fail('INTERNAL', 'a message could not be handled');
         }
@@ -110,7 +110,7 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
         try {
           incoming = readMessage(bytes);
         } catch (error) {
-          return broken({ status: 'INTERNAL', details: errorText(error), reason: 'message_unreadable' });
+          return broken({ status: 'INTERNAL', details: faultText(error), reason: 'message_unreadable' });
         }
         message(incoming);
       },

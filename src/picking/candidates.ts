@@ -12,10 +12,15 @@ export type Selected = {
   readonly adapter: string | null;
 };
 
+/**
+ * @param testSelectionHeader of conformance runs: request header that restricts the choice to hosts or addresses, separated
+ *   by commas, as a client says; '' = none, as it must be wherever clients are not the test
+ */
 export function selectCandidates(
   endpoints: EndpointStore,
   request: InferenceRequest,
-  { subset }: PickRequest,
+  { subset, header }: PickRequest,
+  testSelectionHeader: string,
 ): Selected | PickError {
   const known = request.model === '' ? null : endpoints.candidates(request.model);
   const anyModel = request.model === '' || (known === null && request.api === 'other');
@@ -27,10 +32,23 @@ export function selectCandidates(
   if (allowed.length === 0) {
     return noEndpoint('subset_without_endpoint', 'None of the endpoints the data plane allows is ready.', model);
   }
+  const named = testSelectionHeader === '' ? undefined : header(testSelectionHeader);
+  const chosen = named === undefined ? allowed : allowed.filter(isNamedIn(named));
+  if (chosen.length === 0) {
+    return noEndpoint('test_selection_without_endpoint', 'None of the endpoints the test names is ready.', model);
+  }
   return {
     kind: 'selected',
-    endpoints: allowed,
+    endpoints: chosen,
     model: known?.model ?? '',
     adapter: known?.adapter ?? null,
+  };
+}
+
+function isNamedIn(list: string): (endpoint: Endpoint) => boolean {
+  const names = new Set(list.split(',').map((name) => name.trim()));
+  return ({ address }) => {
+    const host = address.slice(0, address.lastIndexOf(':'));
+    return names.has(address) || names.has(host) || names.has(host.replace(/^\[|\]$/g, ''));
   };
 }

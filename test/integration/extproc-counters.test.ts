@@ -1,10 +1,15 @@
 /** What the running product tells of its streams: metrics and `/api/v1/config`, after real requests over gRPC. */
+import { once } from 'node:events';
+import http2 from 'node:http2';
+import v8 from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { createApp, type App, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
 import { loadConfig } from '../../src/config.ts';
 import { silentLog } from '../../src/log.ts';
 import { createExtProcClient, type ExtProcClient } from '../support/extproc-client.ts';
+import { answersOf, framed, openRaw } from '../support/raw-call.ts';
 import {
   announced,
   requestBody,
@@ -12,6 +17,7 @@ import {
   responseBody,
   responseHeaders,
   servedBy,
+  type Answer,
 } from '../support/extproc-messages.ts';
 
 const POD = '127.0.0.1:1';
@@ -127,6 +133,37 @@ test('every request is counted once when it is over, with its model where it is 
     'model="other",outcome="cancelled"': 1,
   });
   waits.reset();
+});
+
+test('a stream that stays open for its answer holds nothing of the request', async () => {
+  v8.setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const heldBytes = (): number => {
+    collect();
+    return process.memoryUsage().arrayBuffers;
+  };
+  // The client of gRPC keeps the last message itself.
+  const session = http2.connect(`http://${addresses.grpc}`);
+  const open = async (mode: 'BUFFERED' | 'FULL_DUPLEX_STREAMED', content: string): Promise<void> => {
+    const call = openRaw(session);
+    const body = JSON.stringify({ model: 'demo', messages: [{ role: 'user', content }] });
+    call.stream.write(framed(requestHeaders(), announced(mode)));
+    if (mode === 'FULL_DUPLEX_STREAMED') call.stream.write(framed(requestBody(body.slice(0, 1000), 'more')));
+    call.stream.write(framed(requestBody(mode === 'FULL_DUPLEX_STREAMED' ? body.slice(1000) : body)));
+    const isAnswered = (answer: Answer): boolean =>
+      mode === 'BUFFERED' ? answer.metadata !== null : answer.echo?.endOfStream === true;
+    while (!answersOf(call).some(isAnswered)) await once(call.stream, 'data');
+    call.received.length = 0;
+  };
+  const modes = ['BUFFERED', 'FULL_DUPLEX_STREAMED'] as const;
+  for (const mode of modes) await open(mode, 'warm up');
+  const before = heldBytes();
+  const nEach = 32;
+  const nBytes = 256 * 1024;
+  for (let i = 0; i < nEach; i++) for (const mode of modes) await open(mode, `${i}${'x'.repeat(nBytes)}`);
+  await untilMetric(new RegExp(`^warmpath_extproc_streams ${modes.length * (nEach + 1)}$`, 'm'));
+  expect(heldBytes() - before).toBeLessThan((modes.length * nEach * nBytes) / 4);
+  session.destroy();
 });
 
 test('limits and the estimate are what the configuration says', async () => {

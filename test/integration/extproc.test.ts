@@ -1,10 +1,10 @@
 /** The server over real gRPC on loopback: what the exchange's own tests cannot show. */
 import { once } from 'node:events';
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import http2 from 'node:http2';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { connect as tlsConnect } from 'node:tls';
+import { connect as tlsConnect, type SecureVersion } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
@@ -200,6 +200,18 @@ describe('faults stay where they happen', () => {
     );
   });
 
+  test('a bug is told without what it was about', async () => {
+    const { address, lines } = await serve({}, ({ body }) => {
+      JSON.parse(Buffer.from(body!).toString());
+      return never();
+    });
+    await connect(address).request({ mode: 'BUFFERED', body: 'secret-prompt' });
+    await until(() => lines.some(({ msg }) => msg === 'picker failed'), 'the fault is logged');
+    const { error } = lines.find(({ msg }) => msg === 'picker failed')!;
+    expect(error).toMatch(/^SyntaxError at .*extproc\.test\.ts:\d+/);
+    expect(JSON.stringify(lines)).not.toContain('secret');
+  });
+
   test('a hook and a reservation that throw are logged, and the next request works', async () => {
     let nPicks = 0;
     const { address, lines, results } = await serve({}, () => {
@@ -309,6 +321,7 @@ describe('resets', () => {
     cleanups.push(() => session.destroy());
     await until(() => (session.state.remoteWindowSize ?? 0) >= 16 * 1024 * 1024, 'the connection window is raised');
     expect(session.remoteSettings.initialWindowSize).toBe(1024 * 1024);
+    expect(session.remoteSettings.maxConcurrentStreams).toBe(4_096);
   });
 });
 
@@ -451,6 +464,30 @@ describe('tls', () => {
     expect((await stranger.status).code).toBe(14);
   });
 
+  test('a client that knows no TLS above 1.1 gets no connection', async () => {
+    const { address } = await serve({
+      tls: { certFile: `${TLS}server-a.crt`, keyFile: `${TLS}server-a.key`, clientCaFile: null },
+    });
+    const versionOf = async (minVersion: SecureVersion, maxVersion: SecureVersion): Promise<string | null> => {
+      const socket = tlsConnect({
+        host: '127.0.0.1',
+        port: Number(address.split(':')[1]),
+        rejectUnauthorized: false,
+        minVersion,
+        maxVersion,
+        // Or OpenSSL would refuse it on the client's side.
+        ciphers: 'DEFAULT@SECLEVEL=0',
+      });
+      cleanups.push(() => socket.destroy());
+      return new Promise((resolve) => {
+        socket.on('secureConnect', () => resolve(socket.getProtocol()));
+        socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? 'no code'));
+      });
+    };
+    expect(await versionOf('TLSv1', 'TLSv1.1')).toBe('ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION');
+    expect(await versionOf('TLSv1.2', 'TLSv1.2')).toBe('TLSv1.2');
+  });
+
   test('self-signed: encrypted for clients that do not verify, and a new certificate at every start', async () => {
     const unverified = (): ReturnType<typeof credentials.createSsl> =>
       credentials.createSsl(null, null, null, { rejectUnauthorized: false });
@@ -523,28 +560,44 @@ describe('tls', () => {
   test('a changed certificate is taken up, an unusable one keeps the old and says so once', async () => {
     const dir = mkdtempSync(join(tmpdir(), 'warmpath-tls-'));
     cleanups.push(() => rmSync(dir, { recursive: true }));
-    const put = (name: string): void => {
-      copyFileSync(`${TLS}${name}.crt`, join(dir, 'tls.crt'));
-      copyFileSync(`${TLS}${name}.key`, join(dir, 'tls.key'));
+    // As Kubernetes changes files: all at once, by another link.
+    const show = (name: string, files: { 'tls.crt'?: Buffer; 'tls.key'?: Buffer }): void => {
+      mkdirSync(join(dir, name));
+      for (const [file, bytes] of Object.entries(files)) writeFileSync(join(dir, name, file), bytes);
+      symlinkSync(join(dir, name), join(dir, 'next'));
+      renameSync(join(dir, 'next'), join(dir, 'current'));
     };
-    put('server-a');
+    const bytesOf = (name: string): Buffer => readFileSync(`${TLS}${name}`);
+    const [certificate, key] = [bytesOf('server-a.crt'), bytesOf('server-a.key')];
+    show('first', { 'tls.crt': certificate, 'tls.key': key });
     const { address, lines } = await serve({
-      tls: { certFile: join(dir, 'tls.crt'), keyFile: join(dir, 'tls.key'), clientCaFile: null, reloadEveryMs: 10 },
+      tls: {
+        certFile: join(dir, 'current/tls.crt'),
+        keyFile: join(dir, 'current/tls.key'),
+        clientCaFile: null,
+        reloadEveryMs: 10,
+      },
     });
     const works = async (name: string): Promise<boolean> => {
-      const client = createExtProcClient(address, credentials.createSsl(readFileSync(`${TLS}${name}.crt`)));
+      const client = createExtProcClient(address, credentials.createSsl(bytesOf(`${name}.crt`)));
       const answers = await client.request({ mode: 'NONE', body: null });
       client.close();
       return answers.length === 1;
     };
     expect(await works('server-a')).toBe(true);
-    writeFileSync(join(dir, 'tls.crt'), 'no certificate');
-    await until(
-      () => lines.some(({ msg }) => msg === 'tls certificate not reloaded, the old one stays'),
-      'the complaint',
-    );
-    expect(await works('server-a')).toBe(true);
-    put('server-b');
+    const complaints = (): string[] =>
+      lines.filter(({ msg }) => msg === 'tls certificate not reloaded, the old one stays').map(({ error }) => error!);
+    for (const [name, files, words] of [
+      ['garbage', { 'tls.crt': Buffer.from('no certificate'), 'tls.key': key }, /do not fit together/],
+      ['of-another-key', { 'tls.crt': bytesOf('server-b.crt'), 'tls.key': key }, /do not fit together.*mismatch/],
+      ['nothing', {}, /server\.tls\.certFile: cannot read/],
+    ] as const) {
+      show(name, files);
+      await until(() => complaints().some((text) => words.test(text)), `the complaint of ${name}`);
+      expect(await works('server-a')).toBe(true);
+    }
+    expect(new Set(complaints()).size).toBe(complaints().length);
+    show('second', { 'tls.crt': bytesOf('server-b.crt'), 'tls.key': bytesOf('server-b.key') });
     await until(() => lines.some(({ msg }) => msg === 'tls certificate reloaded'), 'the reload');
     expect(await works('server-b')).toBe(true);
   });

@@ -8,17 +8,8 @@ import { afterEach, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
 import { PROCESS_PATH } from '../../src/extproc/protocol.ts';
-import {
-  announced,
-  decodeAnswer,
-  encodeRequest,
-  requestBody,
-  requestHeaders,
-  responseBody,
-  responseHeaders,
-  type Answer,
-  type WireRequest,
-} from '../support/extproc-messages.ts';
+import { announced, requestBody, requestHeaders, responseBody, responseHeaders } from '../support/extproc-messages.ts';
+import { answersOf, frame, framed, openRaw, type RawCall } from '../support/raw-call.ts';
 import { never, POD, startExtProc, until, type RunningServer } from '../support/extproc-server.ts';
 
 const cleanups: (() => unknown)[] = [];
@@ -39,44 +30,6 @@ function connect(address: string, options: http2.ClientSessionOptions = {}): htt
   return session;
 }
 
-/** One stream, and everything that has come back on it. */
-type RawCall = {
-  readonly stream: http2.ClientHttp2Stream;
-  readonly received: Buffer[];
-  response: http2.IncomingHttpHeaders;
-  /** Of the response where that is all there is. */
-  trailers: http2.IncomingHttpHeaders;
-  isClosed: boolean;
-};
-
-function open(session: http2.ClientHttp2Session, headers: http2.OutgoingHttpHeaders = {}): RawCall {
-  const stream = session.request({
-    ':method': 'POST',
-    ':path': PROCESS_PATH,
-    'content-type': 'application/grpc',
-    te: 'trailers',
-    ...headers,
-  });
-  const call: RawCall = { stream, received: [], response: {}, trailers: {}, isClosed: false };
-  stream.on('response', (got, flags) => {
-    call.response = got;
-    if ((flags & http2.constants.NGHTTP2_FLAG_END_STREAM) !== 0) call.trailers = got;
-  });
-  stream.on('trailers', (got) => (call.trailers = got));
-  stream.on('data', (bytes: Buffer) => call.received.push(bytes));
-  stream.on('error', () => undefined);
-  stream.on('close', () => (call.isClosed = true));
-  return call;
-}
-
-function frame(message: Buffer, flag = 0): Buffer {
-  const prefix = Buffer.alloc(5);
-  prefix[0] = flag;
-  prefix.writeUInt32BE(message.length, 1);
-  return Buffer.concat([prefix, message]);
-}
-
-const framed = (...parts: WireRequest[]): Buffer => frame(encodeRequest(Object.assign({}, ...parts)));
 const withFlag = (bytes: Buffer, flag: number): Buffer => Buffer.concat([Buffer.of(flag), bytes.subarray(1)]);
 
 const GET = framed(requestHeaders({ endOfStream: true }), announced('NONE'));
@@ -90,24 +43,12 @@ const ECHOED = framed(
   announced('NONE', { responseBody: 'FULL_DUPLEX_STREAMED' }),
 );
 
-function answersOf({ received }: RawCall): Answer[] {
-  let rest = Buffer.concat(received);
-  const answers: Answer[] = [];
-  while (rest.length >= 5 && rest.length >= 5 + rest.readUInt32BE(1)) {
-    const end = 5 + rest.readUInt32BE(1);
-    expect(rest[0]).toBe(0);
-    answers.push(decodeAnswer(rest.subarray(5, end)));
-    rest = rest.subarray(end);
-  }
-  return answers;
-}
-
 const destinations = (call: RawCall): (string | null)[] => answersOf(call).map(({ metadata }) => metadata);
 const isRouted = (call: RawCall): boolean => destinations(call).includes(POD);
 
 /** A request of its own on the session is answered. */
 async function stillServes(session: http2.ClientHttp2Session): Promise<void> {
-  const call = open(session);
+  const call = openRaw(session);
   call.stream.end(GET);
   await until(() => call.isClosed, 'a stream beside it is over');
   expect(destinations(call)).toEqual([POD]);
@@ -126,7 +67,7 @@ describe('what is no call', () => {
   ])('%s gets its status of HTTP, and the stream its end', async (_name, headers, status) => {
     const { address, requests, server } = await serve();
     const session = connect(address);
-    const call = open(session, headers);
+    const call = openRaw(session, headers);
     if (!call.stream.writableEnded) call.stream.write(GET);
     await until(() => call.isClosed, 'the stream is over');
     expect(call.response[':status']).toBe(status);
@@ -139,7 +80,7 @@ describe('what is no call', () => {
   test('another method of the service is UNIMPLEMENTED', async () => {
     const { address } = await serve();
     const session = connect(address);
-    const call = open(session, { ':path': `${PROCESS_PATH}Twice` });
+    const call = openRaw(session, { ':path': `${PROCESS_PATH}Twice` });
     call.stream.write(GET);
     await until(() => call.trailers['grpc-status'] !== undefined, 'a status');
     expect(call.trailers['grpc-status']).toBe('12');
@@ -157,7 +98,7 @@ describe('what is one all the same', () => {
     ['a deadline far away', { 'grpc-timeout': '99999999H' }],
   ])('%s', async (_name, headers) => {
     const { address } = await serve();
-    const call = open(connect(address), headers);
+    const call = openRaw(connect(address), headers);
     call.stream.end(GET);
     await until(() => call.isClosed, 'the stream is over');
     expect(call.response).toMatchObject({ ':status': 200, 'content-type': 'application/grpc+proto' });
@@ -169,7 +110,7 @@ describe('what is one all the same', () => {
     const { address, requests } = await serve();
     const session = connect(address, { settings: { enablePush: false } });
     const whole = Buffer.concat([HEADERS, BODY]);
-    const calls = Array.from({ length: whole.length - 1 }, () => open(session));
+    const calls = Array.from({ length: whole.length - 1 }, () => openRaw(session));
     for (const [i, { stream }] of calls.entries()) stream.write(whole.subarray(0, i + 1));
     await until(() => answersOf(calls.at(-1)!).length > 0, 'the first parts have been read');
     for (const [i, { stream }] of calls.entries()) stream.end(whole.subarray(i + 1));
@@ -181,7 +122,7 @@ describe('what is one all the same', () => {
 
   test('a message a byte a frame', async () => {
     const { address } = await serve();
-    const call = open(connect(address));
+    const call = openRaw(connect(address));
     for (const byte of Buffer.concat([HEADERS, BODY])) call.stream.write(Buffer.of(byte));
     call.stream.end();
     await until(() => call.isClosed, 'the stream is over');
@@ -252,9 +193,9 @@ describe('what cannot be read', () => {
   test.each(breaches)('$name', async ({ bytes, headers = {}, halfCloses, status, reason, accept }) => {
     const { address, results, requests, server } = await serve();
     const session = connect(address);
-    const neighbour = open(session);
+    const neighbour = openRaw(session);
     neighbour.stream.write(HEADERS);
-    const call = open(session, headers);
+    const call = openRaw(session, headers);
     if (halfCloses) call.stream.end(bytes);
     else call.stream.write(bytes);
     await until(() => call.isClosed, 'the stream is over');
@@ -273,7 +214,7 @@ describe('what cannot be read', () => {
 
   test('after an answer the status comes in trailers', async () => {
     const { address, results } = await serve();
-    const call = open(connect(address));
+    const call = openRaw(connect(address));
     call.stream.write(Buffer.concat([HEADERS, withFlag(BODY, 1)]));
     await until(() => call.isClosed, 'the stream is over');
     expect(destinations(call)).toEqual([null]);
@@ -284,7 +225,7 @@ describe('what cannot be read', () => {
 
   test('what a status says is percent-encoded', async () => {
     const { address } = await serve();
-    const call = open(connect(address), { 'grpc-encoding': '50% "ä"' });
+    const call = openRaw(connect(address), { 'grpc-encoding': '50% "ä"' });
     call.stream.write(withFlag(GET, 1));
     await until(() => call.isClosed, 'the stream is over');
     const message = String(call.trailers['grpc-message']);
@@ -298,7 +239,7 @@ describe('what cannot be read', () => {
     const refusal = framed(requestHeaders({ headers: { 'content-length': '9999' } }), announced('BUFFERED'));
     // 32 MiB in all, twice the window of the connection.
     for (let i = 0; i < 32; i++) {
-      const call = open(session);
+      const call = openRaw(session);
       call.stream.write(refusal);
       for (let piece = 0; piece < 16; piece++) call.stream.write(Buffer.alloc(64 * 1024));
       await until(() => call.isClosed, 'the stream is over');
@@ -337,7 +278,7 @@ describe('a deadline of the client', () => {
       },
       clock,
     );
-    const call = open(connect(address), { 'grpc-timeout': '2M' });
+    const call = openRaw(connect(address), { 'grpc-timeout': '2M' });
     call.stream.write(GET);
     await until(() => requests.length === 1, 'the picker is asked');
     twoMinutesLater();
@@ -350,7 +291,7 @@ describe('a deadline of the client', () => {
   test('ends one that was answered, and gives back what it booked', async () => {
     const { clock, twoMinutesLater } = steered();
     const { address, results, held } = await serve({}, undefined, clock);
-    const call = open(connect(address), { 'grpc-timeout': '120000m' });
+    const call = openRaw(connect(address), { 'grpc-timeout': '120000m' });
     call.stream.write(GET);
     await until(() => isRouted(call), 'it is routed');
     twoMinutesLater();
@@ -363,7 +304,7 @@ describe('a deadline of the client', () => {
   test('leaves no timer behind when the call is over before', async () => {
     const { clock, nWaiting } = steered();
     const { address } = await serve({}, undefined, clock);
-    const call = open(connect(address), { 'grpc-timeout': '120S' });
+    const call = openRaw(connect(address), { 'grpc-timeout': '120S' });
     call.stream.write(HEADERS);
     await until(() => answersOf(call).length === 1, 'the headers are answered');
     expect(nWaiting()).toBe(1);
@@ -375,7 +316,7 @@ describe('a deadline of the client', () => {
 
 test('a half-close before the first message ends in order', async () => {
   const { address, results, requests } = await serve();
-  const call = open(connect(address));
+  const call = openRaw(connect(address));
   call.stream.end();
   await until(() => call.isClosed, 'the stream is over');
   expect(call.trailers).toMatchObject({ ':status': 200, 'grpc-status': '0' });
@@ -460,7 +401,7 @@ describe.each(stages)('$stage', ({ stage, begin }) => {
     const { address, server, results, held } = running;
     const neighbours = connect(address);
     const session = connect(address);
-    const call = open(session);
+    const call = openRaw(session);
     await begin(call, running);
     await until(() => server.openStreams() === 1, 'the server has the stream');
     end(call, session);
@@ -476,7 +417,7 @@ describe('one connection', () => {
   test('a stream that takes nothing holds up no stream beside it', async () => {
     const running = await serve();
     const session = connect(running.address);
-    const stuck = open(session);
+    const stuck = openRaw(session);
     await stages.at(-1)!.begin(stuck, running);
     await stillServes(session);
     const back = (): number => answersOf(stuck).reduce((total, { echo }) => total + (echo?.body.length ?? 0), 0);
@@ -487,7 +428,7 @@ describe('one connection', () => {
   test('1,000 streams at once are all served', async () => {
     const { address, held, server } = await serve();
     const session = connect(address, { peerMaxConcurrentStreams: 4_096 });
-    const calls = Array.from({ length: 1_000 }, () => open(session));
+    const calls = Array.from({ length: 1_000 }, () => openRaw(session));
     for (const { stream } of calls) stream.write(HEADERS);
     await until(() => server.openStreams() === calls.length, 'all are open');
     for (const { stream } of calls) stream.end(BODY);
@@ -499,14 +440,14 @@ describe('one connection', () => {
   test('windows that close and open again in the middle of a call only delay its answers', async () => {
     const { address, requests } = await serve();
     const session = connect(address);
-    const call = open(session);
+    const call = openRaw(session);
     call.stream.write(HEADERS);
     await until(() => answersOf(call).length === 1, 'the headers are answered');
     const set = (initialWindowSize: number): Promise<void> =>
       new Promise((resolve) => session.settings({ initialWindowSize }, () => resolve()));
     await set(0);
     call.stream.write(BODY);
-    const other = open(session);
+    const other = openRaw(session);
     other.stream.write(GET);
     await until(() => requests.length === 2, 'both are decided');
     expect(answersOf(other)).toEqual([]);
@@ -517,7 +458,7 @@ describe('one connection', () => {
   test('a GOAWAY of the peer leaves its open streams alone', async () => {
     const { address, server } = await serve();
     const session = connect(address);
-    const call = open(session);
+    const call = openRaw(session);
     call.stream.write(HEADERS);
     await until(() => answersOf(call).length === 1, 'the headers are answered');
     session.goaway(http2.constants.NGHTTP2_NO_ERROR);
@@ -546,7 +487,7 @@ describe('one connection', () => {
     const other = connect(address);
     const session = connect(address, { maxOutstandingPings: 100_000 });
     session.setMaxListeners(0);
-    const call = open(session);
+    const call = openRaw(session);
     call.stream.write(GET);
     await until(() => isRouted(call), 'it is routed');
     for (let i = 0; i < 5_000 && !session.destroyed; i++) {
@@ -565,7 +506,7 @@ describe('one connection', () => {
   test('a call with more metadata than anybody needs is reset alone', async () => {
     const { address, requests } = await serve();
     const session = connect(address);
-    const call = open(session, Object.fromEntries(Array.from({ length: 300 }, (_, i) => [`x-${i}`, 'v'])));
+    const call = openRaw(session, Object.fromEntries(Array.from({ length: 300 }, (_, i) => [`x-${i}`, 'v'])));
     await until(() => call.isClosed, 'the stream is over');
     expect(call.stream.rstCode).toBe(http2.constants.NGHTTP2_ENHANCE_YOUR_CALM);
     expect(requests).toEqual([]);

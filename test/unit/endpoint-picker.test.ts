@@ -19,25 +19,14 @@ import { below, createRandom } from '../../src/replay/random.ts';
 import { knownNames } from '../../src/scheduling/strategy-names.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
+import { aSpec as aSpecAt } from '../support/endpoints.ts';
 import { aStrategy, PREFIX_CACHE_ONLY } from '../support/routing.ts';
 import { createFakeClock } from '../support/fake-clock.ts';
 
 const BLOCK = 16;
 
 function aSpec(n: number, changes: Partial<EndpointSpec> = {}): EndpointSpec {
-  return {
-    name: `pod-${n}`,
-    address: `10.0.0.${n}:8000`,
-    models: ['demo', 'alias'],
-    adapters: [],
-    dataParallelSize: 1,
-    rank: null,
-    kvEvents: [],
-    labels: {},
-    ready: true,
-    incarnation: '',
-    ...changes,
-  };
+  return aSpecAt({ name: `pod-${n}`, address: `10.0.0.${n}:8000`, models: ['demo', 'alias'], ...changes });
 }
 
 /** Every character of the prompt is a token: chains are easy to write down. */
@@ -409,6 +398,48 @@ describe('one request', () => {
     const subset = { kind: 'only', addresses: ['10.0.0.3:8000', '10.0.0.2:9999'] } as const;
     const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT }, { subset }), signal);
     expect(endpointsOf(decision)).toEqual(['10.0.0.3:8000']);
+  });
+
+  describe('the header of conformance runs', () => {
+    const named = (names: string, changes: Partial<PickRequest> = {}): PickRequest =>
+      aRequest(
+        { model: 'demo', prompt: TEXT },
+        {
+          header: (name) => (name === 'test-epp-endpoint-selection' ? names : undefined),
+          ...changes,
+        },
+      );
+    const conformance = { testSelectionHeader: 'test-epp-endpoint-selection', fallbackEndpoints: 3 };
+
+    test.each([
+      ['10.0.0.3', ['10.0.0.3:8000']],
+      ['10.0.0.3, 10.0.0.1:8000', ['10.0.0.1:8000', '10.0.0.3:8000']],
+      ['fd00::4', ['[fd00::4]:8000']],
+      ['[fd00::4]:8000', ['[fd00::4]:8000']],
+    ])('%s restricts the choice to those of the fleet', async (names, expected) => {
+      const specs = [...[1, 2, 3].map((n) => aSpec(n)), aSpec(4, { address: '[fd00::4]:8000' })];
+      const { picker } = aPicker({ specs, routing: conformance });
+      expect([...endpointsOf(await picker.pick(named(names), signal))].sort()).toEqual(expected);
+    });
+
+    test.each(['10.0.0.9', '', '10.0.0.1:9999', '10.0.0.1:8000x'])('%j names none of them: 503', async (names) => {
+      const { picker } = aPicker({ routing: conformance });
+      const decision = await picker.pick(named(names), signal);
+      expect(decision).toMatchObject({ status: 503, reason: 'test_selection_without_endpoint' });
+    });
+
+    test('never widens what the data plane allows', async () => {
+      const { picker } = aPicker({ routing: conformance });
+      const subset = { kind: 'only', addresses: ['10.0.0.1:8000', '10.0.0.2:8000'] } as const;
+      const decision = await picker.pick(named('10.0.0.2,10.0.0.3', { subset }), signal);
+      expect(endpointsOf(decision)).toEqual(['10.0.0.2:8000']);
+    });
+
+    test('is not heard unless it is configured', async () => {
+      const { picker, warm } = aPicker();
+      warm(2, TEXT);
+      expect(endpointsOf(await picker.pick(named('10.0.0.3'), signal))[0]).toBe('10.0.0.2:8000');
+    });
   });
 
   test('a request without body is routed by load over every ready endpoint', async () => {
