@@ -120,11 +120,8 @@ function wholeWriter(
     end() {
       const usage = usageOf(request, samples, options);
       const choices = samples.map((sample) => wholeChoice(request, sample));
-      const body =
-        request.api === 'chat'
-          ? { id: head.id, object: 'chat.completion', created: head.created, model: head.model, choices, usage }
-          : { id: head.id, object: 'text_completion', created: head.created, model: head.model, choices, usage };
-      sendWhole(response, body);
+      const object = request.api === 'chat' ? 'chat.completion' : 'text_completion';
+      sendWhole(response, { id: head.id, object, created: head.created, model: head.model, choices, usage });
     },
   };
 }

@@ -14,6 +14,7 @@ import { createEngineMetrics } from '../../src/load/engine-metrics.ts';
 import { createHttpGet } from '../../src/load/http-get.ts';
 import { createMetricsReader, type EngineReading, type MetricsReader } from '../../src/load/metrics-page.ts';
 import { silentLog } from '../../src/log.ts';
+import { aSpec } from '../support/endpoints.ts';
 import { aVllmPage } from '../support/metrics-pages.ts';
 
 const N_ENDPOINTS = 64;
@@ -83,18 +84,9 @@ async function shareOfCore(ports: readonly number[], seconds: number, read: Metr
   );
   metrics.reconcile(
     ports.map((port, slot) => ({
+      ...aSpec({ address: `127.0.0.1:${port}` }),
       id: `${port}` as EndpointId,
       slot: slot as EndpointSlot,
-      name: `e${slot}`,
-      address: `127.0.0.1:${port}`,
-      models: ['m'],
-      adapters: [],
-      dataParallelSize: 1,
-      rank: null,
-      kvEvents: [],
-      labels: {},
-      ready: true,
-      incarnation: '',
     })),
   );
   await delay(WARM_UP_MS);

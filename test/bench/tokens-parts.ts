@@ -11,6 +11,7 @@ import { createPrefixIndexMemory, openPrefixIndexReader } from '../../src/prefix
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
+import { aSpec } from '../support/endpoints.ts';
 import { PREFIX_CACHE_ONLY } from '../support/routing.ts';
 
 /** `must` and `met` only where there is something to reach. */
@@ -39,18 +40,7 @@ export function percentile(sorted: readonly number[], part: number): number {
 export function endpointsOf(n: number) {
   const endpoints = createEndpointStore();
   endpoints.replace(
-    Array.from({ length: n }, (_, i) => ({
-      name: `pod-${i}`,
-      address: `10.0.0.${i + 1}:8000`,
-      models: ['m'],
-      adapters: [],
-      dataParallelSize: 1,
-      rank: null,
-      kvEvents: [],
-      labels: {},
-      ready: true,
-      incarnation: '',
-    })),
+    Array.from({ length: n }, (_, i) => aSpec({ name: `pod-${i}`, address: `10.0.0.${i + 1}:8000`, models: ['m'] })),
   );
   return endpoints;
 }

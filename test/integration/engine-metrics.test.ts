@@ -1,12 +1,10 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer as createTcpServer, type AddressInfo, type Server } from 'node:net';
 import { afterEach, describe, expect, test } from '@jest/globals';
-import { createApp } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
-import { loadConfig } from '../../src/config.ts';
 import { createHttpGet, type GetAnswer } from '../../src/load/http-get.ts';
-import { silentLog } from '../../src/log.ts';
 import { aVllmPage } from '../support/metrics-pages.ts';
+import { eventually, startApp } from '../support/running-app.ts';
 
 const undo: (() => Promise<void>)[] = [];
 afterEach(async () => {
@@ -31,14 +29,6 @@ async function nobody(): Promise<string> {
   undo.pop();
   await new Promise<void>((resolve) => server.close(() => resolve()));
   return address;
-}
-
-async function eventually<T>(what: () => Promise<T>, holds: (value: T) => boolean): Promise<T> {
-  for (const endMs = Date.now() + 60_000; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
-    const value = await what();
-    if (holds(value)) return value;
-    if (Date.now() > endMs) throw new Error(`not within 60 s, last: ${JSON.stringify(value)}`);
-  }
 }
 
 const page = aVllmPage({ running: 3, waiting: 7, kvUsage: 0.25 }, 70_000);
@@ -104,24 +94,9 @@ describe('reading one page', () => {
 describe('the product beside good and bad engines', () => {
   async function anApp(addresses: readonly string[]): Promise<string> {
     const list = addresses.map((address, n) => `{name: e${n}, address: "${address}", model: m, kvEvents: none}`);
-    const loaded = loadConfig({
-      file: null,
-      readFile: () => '',
-      env: {},
-      sets: [
-        'server.grpcListen=127.0.0.1:0',
-        'server.healthListen=127.0.0.1:0',
-        'server.adminListen=127.0.0.1:0',
-        'server.drainDelayMs=0',
-        'load.metricsIntervalMs=50',
-        `discovery.endpoints=[${list.join(', ')}]`,
-      ],
-    });
-    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join('\n'));
-    const app = createApp(loaded.config, { log: silentLog, clock: systemClock });
-    const { admin } = await app.start();
+    const { app, admin } = await startApp(['load.metricsIntervalMs=50', `discovery.endpoints=[${list.join(', ')}]`]);
     undo.push(() => app.stop());
-    return `http://${admin}`;
+    return admin;
   }
 
   type EndpointView = { name: string; reachable: boolean; load: Record<string, number | null> };
