@@ -5,7 +5,7 @@
 import type { Api } from './api.ts';
 import type { FieldValue } from './field-values.ts';
 import { JsonScanner, type ByteRange, type JsonProblem } from './json-scan.ts';
-import { readPrompt, type PromptReading } from './prompt.ts';
+import { PROMPT_FORMS, readPrompt, type PromptReading } from './prompt.ts';
 
 /** Top-level fields that say what is asked or decide about tokens. */
 export type FieldName = (typeof FIELD_NAMES)[number];
@@ -58,17 +58,19 @@ export type Scan = {
   readonly problem: JsonProblem | null;
 };
 
-type PromptField = { readonly field: FieldName; readonly reads: 'prompt' | 'items' };
+type PromptField =
+  | { readonly field: FieldName; readonly reads: 'items' }
+  | { readonly field: FieldName; readonly reads: 'prompt'; readonly forms: string };
 
 /** The field with the prompt, and whether it is read as texts and ids or as a list of items. */
 const PROMPTS: Readonly<Partial<Record<Api, PromptField>>> = {
   chat: { field: 'messages', reads: 'items' },
   messages: { field: 'messages', reads: 'items' },
   responses: { field: 'input', reads: 'items' },
-  completions: { field: 'prompt', reads: 'prompt' },
-  generate: { field: 'token_ids', reads: 'prompt' },
-  embeddings: { field: 'input', reads: 'prompt' },
-  classify: { field: 'input', reads: 'prompt' },
+  completions: { field: 'prompt', reads: 'prompt', forms: PROMPT_FORMS },
+  generate: { field: 'token_ids', reads: 'prompt', forms: 'a list of token ids' },
+  embeddings: { field: 'input', reads: 'prompt', forms: PROMPT_FORMS },
+  classify: { field: 'input', reads: 'prompt', forms: PROMPT_FORMS },
 };
 
 const KNOWN_FIELDS: ReadonlySet<string> = new Set(FIELD_NAMES);
@@ -88,7 +90,7 @@ export function scanBody(api: Api, body: Uint8Array): Scan {
     const kind = scanner.peekKind();
     if (key === promptOf?.field && promptOf.reads === 'prompt') {
       // Read on the way the first time; of several only the last, and that afterwards.
-      prompt = nPrompts++ === 0 ? readPrompt(scanner, key) : { kind: 'absent' };
+      prompt = nPrompts++ === 0 ? readPrompt(scanner, key, promptOf.forms) : { kind: 'absent' };
       lastPrompt = start;
       if (nPrompts > 1) scanner.skipValue();
     } else if (key === promptOf?.field && kind === 'array') {
@@ -105,10 +107,10 @@ export function scanBody(api: Api, body: Uint8Array): Scan {
     return true;
   };
   const complete = scanner.object(visit) && scanner.atEnd();
-  if (complete && nPrompts > 1) {
+  if (complete && nPrompts > 1 && promptOf?.reads === 'prompt') {
     const again = new JsonScanner(body);
     again.pos = lastPrompt;
-    prompt = readPrompt(again, promptOf!.field);
+    prompt = readPrompt(again, promptOf.field, promptOf.forms);
   }
   return { fields, prompt, items, problem: complete ? null : scanner.problem };
 }

@@ -1,5 +1,5 @@
 /** Multimodal items of a tokenized prompt, as vLLM's render endpoints give them and its token-in API takes them. */
-import type { ByteRange, JsonScanner } from './json-scan.ts';
+import { textOfString, type JsonScanner } from './json-scan.ts';
 
 /** `identifier` covers tokens offset … offset+length−1 of the prompt. */
 export type MultimodalFeature = { readonly identifier: string; readonly offset: number; readonly length: number };
@@ -9,46 +9,87 @@ export type MultimodalFeature = { readonly identifier: string; readonly offset: 
  * @returns ordered by offset; null when hashes and places do not pair up, or the scanner found a problem
  */
 export function readFeatures(scanner: JsonScanner): readonly MultimodalFeature[] | null {
-  const ranges = new Map<string, ByteRange>();
+  let hashes: Lists<string> = new Map();
+  let placeholders: Lists<Place> = new Map();
   // Processed images may stand beside, megabytes of them: skipped, never parsed.
   const complete = scanner.object((key) => {
-    const start = scanner.pos;
-    if (!scanner.skipValue()) return false;
-    if (key === 'mm_hashes' || key === 'mm_placeholders') ranges.set(key, { start, end: scanner.pos });
-    return true;
+    if (key === 'mm_hashes') hashes = readLists(scanner, readText);
+    else if (key === 'mm_placeholders') placeholders = readLists(scanner, readPlace);
+    else scanner.skipValue();
+    return scanner.problem === null;
   });
   if (!complete) return null;
-  const hashes = recordOfLists(scanner.bytes, ranges.get('mm_hashes'));
-  const placeholders = recordOfLists(scanner.bytes, ranges.get('mm_placeholders'));
   const features: MultimodalFeature[] = [];
-  for (const [modality, places] of Object.entries(placeholders)) {
-    const identifiers = hashes[modality] ?? [];
+  for (const [modality, places] of placeholders) {
+    const identifiers = hashes.get(modality) ?? [];
     if (identifiers.length !== places.length) return null;
     for (let i = 0; i < places.length; i++) {
-      const identifier = identifiers[i];
-      const { offset, length } = (places[i] ?? {}) as { offset?: unknown; length?: unknown };
-      if (typeof identifier !== 'string' || !isCount(offset) || !isCount(length)) return null;
-      features.push({ identifier, offset, length });
+      const identifier = identifiers[i]!;
+      const place = places[i]!;
+      if (identifier === null || place === null) return null;
+      features.push({ identifier, ...place });
     }
   }
   return features.sort((a, b) => a.offset - b.offset);
 }
 
-/** Whether all of them lie inside a prompt of so many tokens. */
+/**
+ * Whether all of them lie inside a prompt of so many tokens, and no more of them on one token, on average, than an engine
+ * places there: a video and its sound. Each is a key of every block it overlaps.
+ */
 export function featuresFit(features: readonly MultimodalFeature[], nTokens: number): boolean {
-  return features.every(({ offset, length }) => offset + length <= nTokens);
+  const nCovered = features.reduce((sum, { length }) => sum + length, 0);
+  return nCovered <= MAX_PER_TOKEN * nTokens && features.every(({ offset, length }) => offset + length <= nTokens);
 }
 
-function recordOfLists(bytes: Uint8Array, range: ByteRange | undefined): Record<string, readonly unknown[]> {
-  if (range === undefined) return {};
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset + range.start, range.end - range.start).toString('utf8');
-  const value: unknown = JSON.parse(text);
-  if (typeof value !== 'object' || value === null) return {};
-  return Object.fromEntries(
-    Object.entries(value).filter((entry): entry is [string, unknown[]] => Array.isArray(entry[1])),
-  );
+/** Modality → what its list holds, null for what is something else; the last list of several. */
+type Lists<T> = Map<string, readonly (T | null)[]>;
+type Place = { readonly offset: number; readonly length: number };
+
+const MAX_PER_TOKEN = 4;
+
+function readLists<T>(scanner: JsonScanner, readOne: (scanner: JsonScanner) => T | null): Lists<T> {
+  const lists = new Map<string, (T | null)[]>();
+  if (scanner.peekKind() !== 'object') {
+    scanner.skipValue();
+    return lists;
+  }
+  scanner.object((modality) => {
+    lists.delete(modality);
+    if (scanner.peekKind() !== 'array') return scanner.skipValue();
+    const list: (T | null)[] = [];
+    lists.set(modality, list);
+    return scanner.array(() => {
+      list.push(readOne(scanner));
+      return scanner.problem === null;
+    });
+  });
+  return lists;
 }
 
-function isCount(value: unknown): value is number {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0;
+function readText(scanner: JsonScanner): string | null {
+  const kind = scanner.peekKind();
+  const start = scanner.pos;
+  if (!scanner.skipValue() || kind !== 'string') return null;
+  return textOfString(scanner.bytes, { start, end: scanner.pos });
+}
+
+/** `{offset, length, …}` */
+function readPlace(scanner: JsonScanner): Place | null {
+  if (scanner.peekKind() !== 'object') {
+    scanner.skipValue();
+    return null;
+  }
+  const place = { offset: -1, length: -1 };
+  scanner.object((key) => {
+    const kind = scanner.peekKind();
+    const start = scanner.pos;
+    if (!scanner.skipValue()) return false;
+    if (key === 'offset' || key === 'length') {
+      const value = kind === 'number' ? Number(scanner.scalarText(start, scanner.pos)) : -1;
+      place[key] = Number.isInteger(value) ? value : -1;
+    }
+    return true;
+  });
+  return place.offset < 0 || place.length < 0 ? null : place;
 }

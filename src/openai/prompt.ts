@@ -15,14 +15,15 @@ export type PromptReading =
 /** Each prompt is a chain of hashes and one more try to match; a request of more is routed by load. */
 export const MAX_PROMPTS = 1024;
 
-const FORMS = 'a string, a list of strings, a list of token ids or a list of lists of token ids';
+/** What a prompt may be, for messages. */
+export const PROMPT_FORMS = 'a string, a list of strings, a list of token ids or a list of lists of token ids';
 
 /**
  * Consumes one value, whatever it is; `scanner.problem` is set when it is not JSON or ends too early, and then `tokens` holds
  * the ids complete before that place.
- * @param name of the field, for messages
+ * @param name of the field, for messages, as is what it may be
  */
-export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
+export function readPrompt(scanner: JsonScanner, name: string, forms: string): PromptReading {
   const kind = scanner.peekKind();
   const start = scanner.pos;
   if (kind === 'string') return readTexts(scanner, name, 'one');
@@ -31,7 +32,7 @@ export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
     return { kind: 'absent' };
   }
   if (kind !== 'array')
-    return wrong(scanner, start, `\`${name}\` must be ${FORMS}, got ${kindText(kind)} at byte ${start}`);
+    return wrong(scanner, start, `\`${name}\` must be ${forms}, got ${kindText(kind)} at byte ${start}`);
   scanner.pos = start + 1;
   const first = scanner.peekKind();
   const isCut = scanner.pos === scanner.end;
@@ -44,7 +45,7 @@ export function readPrompt(scanner: JsonScanner, name: string): PromptReading {
   if (first === 'number') return readOneList(scanner, name);
   if (first === 'array') return readLists(scanner, name);
   const got = first === null ? 'an empty list' : `a list that begins with ${kindText(first)}`;
-  return wrong(scanner, start, `\`${name}\` must be ${FORMS}, got ${got} at byte ${start}`);
+  return wrong(scanner, start, `\`${name}\` must be ${forms}, got ${got} at byte ${start}`);
 }
 
 function readTexts(scanner: JsonScanner, name: string, form: 'one' | 'list'): PromptReading {

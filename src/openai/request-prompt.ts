@@ -43,7 +43,7 @@ export function promptOf(api: KnownApi, body: Uint8Array, scan: Scan, cut: 'yes'
     case 'classify':
     case 'rerank':
     case 'score':
-      return pooledPrompt(api, scan, cut);
+      return pooledPrompt(api, body, scan, cut);
   }
 }
 
@@ -145,8 +145,19 @@ const POOLED = {
   score: ['queries', 'text_1', 'data_1', 'query'],
 } as const satisfies Partial<Record<KnownApi, readonly FieldName[]>>;
 
-function pooledPrompt(api: keyof typeof POOLED, { prompt, fields }: Scan, cut: 'yes' | 'no'): Prompt | BadRequest {
+function pooledPrompt(
+  api: keyof typeof POOLED,
+  body: Uint8Array,
+  { prompt, fields }: Scan,
+  cut: 'yes' | 'no',
+): Prompt | BadRequest {
   if (prompt?.kind === 'wrong' && prompt.what === 'token_id') return bad(prompt.message, 'input');
+  for (const name of POOLED[api]) {
+    const field = fields.get(name);
+    // Their lists and objects are of many forms; what is neither is a text.
+    if (field?.kind !== 'number' && field?.kind !== 'boolean') continue;
+    return bad(`\`${name}\` must be a string, a list or an object, got ${describe(body, field)}`, name);
+  }
   const [first, ...others] = POOLED[api];
   if (cut === 'no' && !fields.has(first) && !others.some((name) => fields.has(name))) {
     const names = [first, ...others].map((name) => `\`${name}\``).join(' or ');

@@ -434,6 +434,23 @@ describe('a request with tokens in', () => {
   const ask = (fields: object): InferenceRequest =>
     aRequest('/inference/v1/generate', { model: 'm', token_ids: [1, 2, 3], ...fields });
 
+  test('takes the last of several lists of images, and a video with its sound on the same tokens', () => {
+    const place = '[{"length":2,"offset":1,"is_embed":null}]';
+    const body = `{"model":"m","token_ids":[1,2,3],"features":{"mm_hashes":{"i":["x"]},
+      "mm_hashes":{"video":["no"],"video":["v"],"audio":["\\u0061"]},
+      "mm_placeholders":{"video":${place},"audio":${place}}}}`;
+    expect(parse('/inference/v1/generate', body)).toMatchObject({
+      request: {
+        prompt: {
+          features: [
+            { identifier: 'v', offset: 1, length: 2 },
+            { identifier: 'a', offset: 1, length: 2 },
+          ],
+        },
+      },
+    });
+  });
+
   test('is one chain, with the images its tokens stand for', () => {
     expect(ask({ cache_salt: 's' })).toMatchObject({
       api: 'generate',
@@ -451,12 +468,31 @@ describe('a request with tokens in', () => {
   test.each<[string, object]>([
     ['reach beyond its tokens', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [{ offset: 2, length: 2 }] } }],
     ['have no name', { mm_hashes: {}, mm_placeholders: { i: [{ offset: 0, length: 1 }] } }],
+    ['have a number for a name', { mm_hashes: { i: [1] }, mm_placeholders: { i: [{ offset: 0, length: 1 }] } }],
+    [
+      'are fewer than their names',
+      { mm_hashes: { i: ['h', 'h'] }, mm_placeholders: { i: [{ offset: 0, length: 1 }] } },
+    ],
+    ['stand at a fraction', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [{ offset: 0.5, length: 1 }] } }],
+    ['stand before the prompt', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [{ offset: -1, length: 1 }] } }],
+    ['have no place', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [null] } }],
+    ['have a name of every object', { mm_hashes: {}, mm_placeholders: { constructor: [{ offset: 0, length: 1 }] } }],
+    [
+      'lie one on the other without end',
+      {
+        mm_hashes: { i: Array.from({ length: 5 }, () => 'h') },
+        mm_placeholders: { i: Array.from({ length: 5 }, () => ({ offset: 0, length: 3 })) },
+      },
+    ],
   ])('whose images %s is routed by load, not as if it had none', (_, features) => {
     expect(ask({ features }).prompt).toEqual({ kind: 'none' });
   });
 
   test.each<[unknown, string]>([
     [undefined, '`token_ids` must be a list of token ids, got nothing.'],
+    [[], '`token_ids` must be a list of token ids, got an empty list at byte 25.'],
+    [{}, '`token_ids` must be a list of token ids, got an object at byte 25.'],
+    [[null], '`token_ids` must be a list of token ids, got a list that begins with null at byte 25.'],
     ['x', '`token_ids` must be a list of token ids, got a string at byte 25.'],
     [[[1]], '`token_ids` must be a list of token ids, got an array at byte 25.'],
     [[1, 2 ** 32], '`token_ids[1]` must be an integer from 0 to 4294967295, got 4294967296 at byte 28.'],
@@ -496,6 +532,10 @@ describe('a request whose answer is no text', () => {
   test.each<[string, object, string, string]>([
     ['/v1/embeddings', {}, 'input', '`input` or `messages` must be given, got nothing.'],
     ['/v1/rerank', { documents: [] }, 'query', '`query` must be given, got nothing.'],
+    ['/v1/embeddings', { input: 5 }, 'input', '`input` must be a string, a list or an object, got 5 at byte 21.'],
+    ['/classify', { input: true }, 'input', '`input` must be a string, a list or an object, got true at byte 21.'],
+    ['/v2/rerank', { query: 5 }, 'query', '`query` must be a string, a list or an object, got 5 at byte 21.'],
+    ['/score', { text_1: 1.5 }, 'text_1', '`text_1` must be a string, a list or an object, got 1.5 at byte 22.'],
     [
       '/v1/embeddings',
       { input: [-1] },
