@@ -144,10 +144,16 @@ export function createReporter(deps: ReporterDeps): Reporter {
         if (wrongBlocks > 0) metrics.tokenMemoBlocksTotal.inc({ model, result: 'wrong' }, wrongBlocks);
         return;
       }
-      const { durationMs } = record;
+      const { traceId, durationMs } = record;
       if (record.kind === 'refused') {
         const { error } = record;
-        deps.decisions.add({ unixMs: deps.unixMs(), outcome: outcomeOf(error), reason: error.reason, durationMs });
+        deps.decisions.add({
+          unixMs: deps.unixMs(),
+          outcome: outcomeOf(error),
+          reason: error.reason,
+          traceId,
+          durationMs,
+        });
         return;
       }
       const { evaluation, endpoint, predictedCachedTokens } = record;
@@ -173,6 +179,7 @@ export function createReporter(deps: ReporterDeps): Reporter {
         strategy: evaluation.strategy,
         reason: evaluation.reason,
         nCandidates: evaluation.candidates.length,
+        traceId,
         durationMs,
       });
     },

@@ -36,6 +36,7 @@ import {
 import { createRequestHolder } from './picking/request-holder.ts';
 import { createSessions, type Session } from './picking/sessions.ts';
 import { shed, type SheddingOptions } from './picking/shedding.ts';
+import { traceIdOf } from './picking/trace-id.ts';
 import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
@@ -289,10 +290,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const startMs = clock.nowMs();
       const evaluation = await decide(pick, signal);
       const durationMs = clock.nowMs() - startMs;
+      const traceId = traceIdOf(pick.header('traceparent'));
       // Nobody waits for the answer: nothing was sent anywhere, so nothing is booked or counted as routed.
       if (signal.aborted) return CLIENT_GONE;
       if (evaluation.kind === 'error') {
-        record({ kind: 'refused', error: evaluation, model: evaluation.model ?? null, durationMs });
+        record({ kind: 'refused', error: evaluation, model: evaluation.model ?? null, traceId, durationMs });
         return evaluation;
       }
       const view = evaluation.candidates[evaluation.order[0]!]!;
@@ -304,6 +306,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         evaluation,
         endpoint: view.endpoint,
         predictedCachedTokens: evaluation.rung === 'exact' ? view.matchedTokens : 0,
+        traceId,
         durationMs,
       });
       return {

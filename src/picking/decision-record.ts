@@ -77,6 +77,7 @@ export type DecisionRecord =
       readonly evaluation: Evaluation;
       readonly endpoint: Endpoint;
       readonly predictedCachedTokens: number;
+      readonly traceId: string | null;
       readonly durationMs: number;
     }
   /** Exact tokens of a request that was routed before they came, while its answer had not begun. */
@@ -89,7 +90,13 @@ export type DecisionRecord =
     }
   /** An exact answer has judged what the memo claimed. */
   | { readonly kind: 'judged'; readonly model: string; readonly claimedBlocks: number; readonly wrongBlocks: number }
-  | { readonly kind: 'refused'; readonly error: PickError; readonly model: string | null; readonly durationMs: number };
+  | {
+      readonly kind: 'refused';
+      readonly error: PickError;
+      readonly model: string | null;
+      readonly traceId: string | null;
+      readonly durationMs: number;
+    };
 
 /** The end of a routed request. */
 export type EndRecord = {

@@ -98,6 +98,34 @@ test('an endpoint that answered although another was chosen', async () => {
   await untilMetric(/^warmpath_served_elsewhere_total 1$/m);
 });
 
+test('the trace a request belongs to stands beside its decision', async () => {
+  const traced = (traceparent: string): Promise<unknown> =>
+    client.request({ mode: 'BUFFERED', body: CHAT, headers: { TraceParent: traceparent } });
+  await traced('00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01');
+  await traced('00-4BF92F3577B34DA6A3CE929D0E0E4737-00F067AA0BA902B7-00');
+  await traced('cc-4bf92f3577b34da6a3ce929d0e0e4738-00f067aa0ba902b7-01-of-later-versions');
+  await traced('00-00000000000000000000000000000000-00f067aa0ba902b7-01');
+  await traced('ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01');
+  await traced('secret');
+  await client.request({
+    mode: 'BUFFERED',
+    body: '{',
+    headers: { traceparent: `00-${'a'.repeat(32)}-${'b'.repeat(16)}-00` },
+  });
+  await client.request({ mode: 'BUFFERED', body: CHAT });
+  const decisions = (await (await get('/api/v1/decisions')).json()) as { outcome: string; traceId: string | null }[];
+  expect(decisions.reverse().map(({ outcome, traceId }) => [outcome, traceId])).toEqual([
+    ['routed', '4bf92f3577b34da6a3ce929d0e0e4736'],
+    ['routed', '4bf92f3577b34da6a3ce929d0e0e4737'],
+    ['routed', '4bf92f3577b34da6a3ce929d0e0e4738'],
+    ['routed', null],
+    ['routed', null],
+    ['routed', null],
+    ['bad_request', 'a'.repeat(32)],
+    ['routed', null],
+  ]);
+});
+
 test('bodies that are shown too late, and the cause of every refusal', async () => {
   await client.request({ mode: 'STREAMED', body: CHAT });
   await untilMetric(/^warmpath_extproc_bodies_not_shown_total 1$/m);
