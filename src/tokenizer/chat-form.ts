@@ -11,12 +11,21 @@ import { parseRequest, type InferenceRequest } from '../openai/request.ts';
 type Fields = Readonly<Record<string, unknown>>;
 type Message = Record<string, unknown>;
 
-/** The request itself if it is a chat or a completion; null where no chat request has the same tokens. */
-export function asChat(request: InferenceRequest): InferenceRequest | null {
+/**
+ * Where system messages go that stand among the others of a `/v1/messages` request. vLLM keeps them in their places if the
+ * model's template takes them there, and joins them to the first one if it does not.
+ */
+export type InlineSystem = 'in place' | 'first';
+
+/**
+ * The request itself if it is a chat or a completion; null where no chat request has the same tokens.
+ * @param inlineSystem what the model's template takes; `first` where nobody knows it, as vLLM without a template does
+ */
+export function asChat(request: InferenceRequest, inlineSystem: InlineSystem = 'first'): InferenceRequest | null {
   if (request.api === 'chat' || request.api === 'completions') return request;
   if (request.api !== 'responses' && request.api !== 'messages') return null;
   const fields = JSON.parse(Buffer.from(request.body).toString('utf8')) as Fields;
-  const messages = request.api === 'messages' ? ofMessagesApi(fields) : ofResponsesApi(fields);
+  const messages = request.api === 'messages' ? ofMessagesApi(fields, inlineSystem) : ofResponsesApi(fields);
   if (messages === null) return null;
   const body = {
     model: request.model,
@@ -34,16 +43,20 @@ export function asChat(request: InferenceRequest): InferenceRequest | null {
   return parsed.kind === 'request' ? parsed.request : null;
 }
 
-function ofMessagesApi(fields: Fields): Message[] | null {
+function ofMessagesApi(fields: Fields, inlineSystem: InlineSystem): Message[] | null {
   const given = listOf(fields['messages']).map(recordOf);
   const messages: Message[] = [];
   const system = [...textsOf(fields['system'])];
-  for (const { role, content } of given) if (role === 'system') system.push(...textsOf(content));
+  if (inlineSystem === 'first') {
+    for (const { role, content } of given) if (role === 'system') system.push(...textsOf(content));
+  }
   if (system.length > 0) messages.push({ role: 'system', content: system.join('') });
   for (const { role, content } of given) {
     if (typeof role !== 'string') return null;
-    if (role === 'system') continue;
-    if (typeof content === 'string') messages.push({ role, content });
+    if (role === 'system') {
+      const text = inlineSystem === 'first' ? '' : textsOf(content).join('');
+      if (text !== '') messages.push({ role, content: text });
+    } else if (typeof content === 'string') messages.push({ role, content });
     else messages.push(...anthropicTurn(role, listOf(content).map(recordOf)));
   }
   return messages;

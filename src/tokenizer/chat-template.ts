@@ -5,10 +5,13 @@
  * Deliberately not here: media, templates in requests, `continue_final_message`. Such requests get no text.
  */
 import { Template } from '@huggingface/jinja';
+import type { InlineSystem } from './chat-form.ts';
 
 export type ChatTemplate = {
   /** @param fields of a chat request; null where only the engine knows the text. Throws what the template raises. */
   render(fields: Readonly<Record<string, unknown>>): string | null;
+  /** Whether it takes system messages among the others, found out by trying, as vLLM does. */
+  readonly inlineSystem: InlineSystem;
 };
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -17,26 +20,37 @@ type Fields = Readonly<Record<string, unknown>>;
 export function createChatTemplate(source: string, specialTokens: Readonly<Record<string, string>>): ChatTemplate {
   const template = new Template(source);
   const takesParts = CONTENT_LOOP.test(source);
-  return {
-    render(fields) {
-      if (fields['continue_final_message'] === true || isPresent(fields['chat_template'])) return null;
-      const messages = listOf(fields['messages']).map((message) => messageOf(recordOf(message), takesParts));
-      if (messages.includes(null)) return null;
-      const { reasoning_effort: effort, documents, chat_template_kwargs: given } = fields;
-      return template.render({
-        ...specialTokens,
-        // Whoever names an effort wants thoughts, unless it is none, and unless the client says so itself.
-        ...(isPresent(effort) ? { enable_thinking: effort !== 'none' } : {}),
-        ...recordOf(given),
-        ...(isPresent(effort) ? { reasoning_effort: effort } : {}),
-        messages,
-        // Defined, as transformers does, also where there are none.
-        tools: toolsOf(fields['tools']),
-        documents: documents ?? recordOf(given)['documents'] ?? null,
-        add_generation_prompt: fields['add_generation_prompt'] !== false,
-      });
-    },
-  };
+
+  function render(fields: Fields): string | null {
+    if (fields['continue_final_message'] === true || isPresent(fields['chat_template'])) return null;
+    const messages = listOf(fields['messages']).map((message) => messageOf(recordOf(message), takesParts));
+    if (messages.includes(null)) return null;
+    const { reasoning_effort: effort, documents, chat_template_kwargs: given } = fields;
+    return template.render({
+      ...specialTokens,
+      // Whoever names an effort wants thoughts, unless it is none, and unless the client says so itself.
+      ...(isPresent(effort) ? { enable_thinking: effort !== 'none' } : {}),
+      ...recordOf(given),
+      ...(isPresent(effort) ? { reasoning_effort: effort } : {}),
+      messages,
+      // Defined, as transformers does, also where there are none.
+      tools: toolsOf(fields['tools']),
+      documents: documents ?? recordOf(given)['documents'] ?? null,
+      add_generation_prompt: fields['add_generation_prompt'] !== false,
+    });
+  }
+
+  function inlineSystem(): InlineSystem {
+    const messages = ['system', 'user', 'system', 'user'].map((role) => ({ role, content: 't' }));
+    try {
+      render({ messages, add_generation_prompt: false });
+      return 'in place';
+    } catch {
+      return 'first';
+    }
+  }
+
+  return { render, inlineSystem: inlineSystem() };
 }
 
 /** A template that walks through the parts of a content is given parts, any other is given text: vLLM's "openai" and "string". */

@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Tokenizer } from '@huggingface/tokenizers';
 import { WarmpathError, errorText } from '../errors.ts';
+import type { InlineSystem } from './chat-form.ts';
 import { createChatTemplate, type ChatTemplate } from './chat-template.ts';
 
 export type LocalModelFiles = {
@@ -23,6 +24,8 @@ export type LocalPrompt =
 export type LocalModel = {
   /** One list per prompt; null where only the engine knows. Throws what the template raises. */
   tokenize(prompt: LocalPrompt): readonly Uint32Array[] | null;
+  /** What its template takes. */
+  readonly inlineSystem: InlineSystem;
 };
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -47,6 +50,7 @@ export function loadLocalModel({ file, chatTemplateFile }: LocalModelFiles): Loc
   const encode = (text: string, specialTokens: boolean): Uint32Array =>
     Uint32Array.from(tokenizer.encode(text, { add_special_tokens: specialTokens }).ids);
   return {
+    inlineSystem: template?.inlineSystem ?? 'first',
     tokenize(prompt) {
       if (prompt.kind === 'texts') return prompt.texts.map((text) => encode(text, prompt.specialTokens));
       return template === null ? null : chatTokens(template, prompt.body, encode);

@@ -1,12 +1,13 @@
 /** Entry of a tokenizer thread: one prompt after another. Says when its files are loaded, or why they can not be. */
 import { parentPort, workerData, type MessagePort } from 'node:worker_threads';
 import { WarmpathError, errorText } from '../errors.ts';
+import type { InlineSystem } from './chat-form.ts';
 import { loadLocalModel, type LocalModelFiles, type LocalPrompt } from './local-model.ts';
 
 export type ToLocalWorker = { readonly id: number; readonly prompt: LocalPrompt };
 
 export type FromLocalWorker =
-  | { readonly kind: 'ready' }
+  | { readonly kind: 'ready'; readonly inlineSystem: InlineSystem }
   | { readonly kind: 'unusable'; readonly problem: string }
   /** `tokenIds` null: only the engine knows. */
   | { readonly kind: 'done'; readonly id: number; readonly tokenIds: readonly Uint32Array[] | null }
@@ -38,5 +39,5 @@ function run(port: MessagePort, files: LocalModelFiles): void {
       post({ kind: 'failed', id });
     }
   });
-  post({ kind: 'ready' });
+  post({ kind: 'ready', inlineSystem: model.inlineSystem });
 }

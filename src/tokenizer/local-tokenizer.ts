@@ -10,7 +10,7 @@ import type { Log } from '../log.ts';
 import { textOfString } from '../openai/json-scan.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
-import { asChat } from './chat-form.ts';
+import { asChat, type InlineSystem } from './chat-form.ts';
 import type { LocalModelFiles, LocalPrompt } from './local-model.ts';
 import type { FromLocalWorker, ToLocalWorker } from './local-tokenizer-worker.ts';
 import { createSharingTokenizer, type OnTokenizerCall, type StartableTokenizer } from './sharing-tokenizer.ts';
@@ -42,6 +42,8 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
   const threads = new Set<Thread>();
   const pending = new Map<number, { readonly thread: Thread; settle(result: TokenizeResult): void }>();
   const respawns = new Set<Timer>();
+  /** Every thread has read the same files. */
+  let inlineSystem: InlineSystem = 'first';
   let nextId = 0;
   let nDeaths = 0;
   let closed = false;
@@ -57,6 +59,7 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
       worker.on('message', (message: FromLocalWorker) => {
         if (message.kind === 'ready') {
           thread.isReady = true;
+          inlineSystem = message.inlineSystem;
           resolve();
         } else if (message.kind === 'unusable') {
           reject(new WarmpathError('config_invalid', message.problem));
@@ -129,7 +132,7 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
       }
     },
     begin(request, _urls, urgency) {
-      const prompt = localPrompt(request);
+      const prompt = localPrompt(request, inlineSystem);
       if (prompt === null) return 'unsupported';
       if (!slots.canEnter(urgency)) return 'rejected';
       return { api: 'local', result: call(prompt, urgency) };
@@ -147,8 +150,8 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
 }
 
 /** Null where only the engine knows. */
-function localPrompt(request: InferenceRequest): LocalPrompt | null {
-  const chat = asChat(request);
+function localPrompt(request: InferenceRequest, inlineSystem: InlineSystem): LocalPrompt | null {
+  const chat = asChat(request, inlineSystem);
   if (chat === null || chat.fields.has('truncate_prompt_tokens')) return null;
   const { prompt, body, fields } = chat;
   if (prompt.kind === 'messages') return holdsMedia(chat) ? null : { kind: 'chat', body };

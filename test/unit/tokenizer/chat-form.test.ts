@@ -25,6 +25,26 @@ describe('a request of the messages API', () => {
   const printed = '{"a": 1, "\\u00fc": ["\\ud83d\\ude00", null]}';
   const chatCall = { id: 't1', type: 'function', function: { name: 'f', arguments: printed } };
 
+  test('keeps system messages among the others in their places where the template takes them there', () => {
+    const request = aRequest('/v1/messages', {
+      model: 'm',
+      system: 'S',
+      messages: [
+        { role: 'user', content: 'a' },
+        { role: 'system', content: [{ type: 'text', text: 'T' }] },
+        { role: 'system', content: 'x-anthropic-billing-header: 1' },
+        { role: 'user', content: 'b' },
+      ],
+    });
+    const { messages } = JSON.parse(Buffer.from(asChat(request, 'in place')!.body).toString()) as { messages: unknown };
+    expect(messages).toEqual([
+      { role: 'system', content: 'S' },
+      { role: 'user', content: 'a' },
+      { role: 'system', content: 'T' },
+      { role: 'user', content: 'b' },
+    ]);
+  });
+
   test.each<[string, object, unknown]>([
     [
       'a system prompt',
