@@ -32,7 +32,7 @@ describe('a request of the messages API', () => {
       messages: [
         { role: 'user', content: 'a' },
         { role: 'system', content: [{ type: 'text', text: 'T' }] },
-        { role: 'system', content: 'x-anthropic-billing-header: 1' },
+        { role: 'system', content: [{ type: 'text', text: 'x-anthropic-billing-header: 1' }] },
         { role: 'user', content: 'b' },
       ],
     });
