@@ -51,6 +51,8 @@ export class JsonScanner {
   /** Offset of the next byte to look at. */
   pos = 0;
   problem: JsonProblem | null = null;
+  /** Containers inside each other, at most, in the values skipped so far. */
+  deepest = 0;
   /** The same memory in words, from the first aligned byte on. */
   readonly #words: Int32Array;
   readonly #wordsAt: number;
@@ -318,6 +320,7 @@ export class JsonScanner {
       this.#containers = grown;
     }
     this.#containers[depth] = kind;
+    if (depth >= this.deepest) this.deepest = depth + 1;
   }
 
   /** Notes that the next byte is not what was expected. */

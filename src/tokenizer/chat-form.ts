@@ -6,7 +6,11 @@
  * Only for servers that do not render these APIs themselves (vLLM before 0.32) and for local tokenizers. A wrong guess costs
  * matches, never truth: blocks are compared by their tokens.
  */
+import { JsonScanner } from '../openai/json-scan.ts';
 import { parseRequest, type InferenceRequest } from '../openai/request.ts';
+
+/** What is written here again is walked through by recursion. Python's parser ends at about a thousand. */
+const MAX_DEPTH = 500;
 
 type Fields = Readonly<Record<string, unknown>>;
 type Message = Record<string, unknown>;
@@ -24,6 +28,9 @@ export type InlineSystem = 'in place' | 'first';
 export function asChat(request: InferenceRequest, inlineSystem: InlineSystem = 'first'): InferenceRequest | null {
   if (request.api === 'chat' || request.api === 'completions') return request;
   if (request.api !== 'responses' && request.api !== 'messages') return null;
+  const scanner = new JsonScanner(request.body);
+  scanner.skipValue();
+  if (scanner.deepest > MAX_DEPTH) return null;
   const fields = JSON.parse(Buffer.from(request.body).toString('utf8')) as Fields;
   const messages = request.api === 'messages' ? ofMessagesApi(fields, inlineSystem) : ofResponsesApi(fields);
   if (messages === null) return null;

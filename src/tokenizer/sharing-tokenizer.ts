@@ -5,6 +5,7 @@
  * Deliberately not here: where tokens come from.
  */
 import type { Clock } from '../clock.ts';
+import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createAnswerCache, requestKey } from './answer-cache.ts';
 import type { Urgency } from './call-slots.ts';
@@ -40,7 +41,7 @@ export type TokenizerBackend = {
 };
 
 export function createSharingTokenizer(
-  { clock, onCall }: { readonly clock: Clock; readonly onCall: OnTokenizerCall },
+  { log, clock, onCall }: { readonly log: Log; readonly clock: Clock; readonly onCall: OnTokenizerCall },
   { cacheMaxBytes }: { readonly cacheMaxBytes: number },
   backend: TokenizerBackend,
 ): StartableTokenizer {
@@ -55,14 +56,37 @@ export function createSharingTokenizer(
     urls: readonly string[],
     urgency: Urgency,
   ): TokenizerCall | TokenizeFailure {
-    const call = backend.begin(request, urls, urgency);
-    if (typeof call === 'string') return call;
+    const begun = attempt(() => backend.begin(request, urls, urgency));
+    if (typeof begun === 'string') return begun;
+    const result = begun.result.then(
+      (ended) => {
+        calls.delete(key);
+        if (ended.kind === 'tokens') answers.put(key, ended);
+        return ended;
+      },
+      (error: unknown) => {
+        calls.delete(key);
+        return none(failed(error));
+      },
+    );
+    const call = { api: begun.api, result };
     calls.set(key, call);
-    void call.result.then((ended) => {
-      calls.delete(key);
-      if (ended.kind === 'tokens') answers.put(key, ended);
-    });
     return call;
+  }
+
+  function attempt<T>(work: () => T): T | TokenizeFailure {
+    try {
+      return work();
+    } catch (error) {
+      return failed(error);
+    }
+  }
+
+  /** A mistake of ours costs the request its tokens, and nobody else anything. Messages may quote the prompt. */
+  function failed(error: unknown): TokenizeFailure {
+    log.error('tokenizer call threw', { error: error instanceof Error ? error.name : typeof error });
+    onCall(backend.api, 'error', 0);
+    return 'error';
   }
 
   return {

@@ -269,6 +269,8 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
         entered.end(result.kind === 'tokens' ? 'success' : 'neutral');
         return result;
       } finally {
+        // However it ended, a probe is over.
+        entered.end('neutral');
         slots.leave();
       }
     },

@@ -1,5 +1,6 @@
 /** The cases follow vLLM's entrypoints/anthropic/serving.py and entrypoints/openai/responses/utils.py. */
 import { describe, expect, test } from '@jest/globals';
+import { parseRequest } from '../../../src/openai/request.ts';
 import { asChat } from '../../../src/tokenizer/chat-form.ts';
 import { aChatRequest, aCompletionsRequest, aRequest } from '../../support/requests.ts';
 
@@ -12,6 +13,29 @@ function chatOf(path: string, fields: object): Record<string, unknown> {
 
 test('chats and completions are left as they are', () => {
   for (const request of [aChatRequest(), aCompletionsRequest('x')]) expect(asChat(request)).toBe(request);
+});
+
+test.each<[string, string, (deep: string) => string]>([
+  ['/v1/responses', 'a part', (deep) => `"input":[{"role":"user","content":[${deep}]}]`],
+  ['/v1/responses', 'a tool', (deep) => `"input":"x","tools":[{"type":"function","parameters":${deep}}]`],
+  [
+    '/v1/messages',
+    'a call',
+    (deep) => `"messages":[{"role":"assistant","content":[{"type":"tool_use","input":${deep}}]}]`,
+  ],
+  [
+    '/v1/messages',
+    'an argument',
+    (deep) => `"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"a":${deep}}`,
+  ],
+])('what no engine would read to its end has no chat (%s with %s)', (path, _, fields) => {
+  const nested = (depth: number) => {
+    const body = Buffer.from(`{"model":"m",${fields('['.repeat(depth) + ']'.repeat(depth))}}`);
+    const parsed = parseRequest('POST', path, undefined, body, { truncated: 'no' });
+    return parsed.kind === 'request' ? asChat(parsed.request) : parsed;
+  };
+  expect(nested(200_000)).toBe(null);
+  expect(nested(200)).toMatchObject({ api: 'chat' });
 });
 
 test('what computes no answer has no chat', () => {

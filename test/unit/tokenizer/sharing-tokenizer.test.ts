@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { silentLog } from '../../../src/log.ts';
 import type { InferenceRequest } from '../../../src/openai/request.ts';
 import { createSharingTokenizer } from '../../../src/tokenizer/sharing-tokenizer.ts';
 import type { TokenizeResult } from '../../../src/tokenizer/tokenizer.ts';
@@ -9,18 +10,23 @@ const TOKENS: TokenizeResult = { kind: 'tokens', chains: [{ tokenIds: Uint32Arra
 const FAILED: TokenizeResult = { kind: 'none', reason: 'error' };
 
 /** A tokenizer whose calls end when the test says so. */
-function aTokenizer(cacheMaxBytes = 0) {
-  const calls: { readonly request: InferenceRequest; readonly end: (result: TokenizeResult) => void }[] = [];
+function aTokenizer(cacheMaxBytes = 0, begins: 'well' | 'by throwing' = 'well') {
+  const calls: {
+    readonly request: InferenceRequest;
+    readonly end: (result: TokenizeResult) => void;
+    readonly break: (error: Error) => void;
+  }[] = [];
   const counted: string[] = [];
   const tokenizer = createSharingTokenizer(
-    { clock: createFakeClock(), onCall: (_api, result) => counted.push(result) },
+    { log: silentLog, clock: createFakeClock(), onCall: (_api, result) => counted.push(result) },
     { cacheMaxBytes },
     {
       api: 'render',
       start: () => Promise.resolve(),
       begin(request) {
-        const { promise, resolve } = Promise.withResolvers<TokenizeResult>();
-        calls.push({ request, end: resolve });
+        const { promise, resolve, reject } = Promise.withResolvers<TokenizeResult>();
+        calls.push({ request, end: resolve, break: reject });
+        if (begins === 'by throwing') throw new RangeError('of the prompt');
         return { api: 'render', result: promise };
       },
       close: () => Promise.resolve(),
@@ -64,6 +70,24 @@ describe('a call under way', () => {
     expect(calls).toHaveLength(2);
     void ask(aCompletionsRequest('a'));
     expect(calls).toHaveLength(3);
+  });
+});
+
+describe('a call that throws', () => {
+  test('on its way costs those who wait for it their tokens, and nobody else', async () => {
+    const { ask, calls, counted } = aTokenizer();
+    const asked = [ask(aChatRequest()), ask(aChatRequest())];
+    calls[0]!.break(new RangeError('of the prompt'));
+    expect(await Promise.all(asked)).toEqual([FAILED, FAILED]);
+    expect(counted).toEqual(['error', 'shared']);
+    void ask(aChatRequest());
+    expect(calls).toHaveLength(2);
+  });
+
+  test('before it begins is a failure too', async () => {
+    const { ask, counted } = aTokenizer(0, 'by throwing');
+    expect(await ask(aChatRequest())).toEqual(FAILED);
+    expect(counted).toEqual(['error']);
   });
 });
 
