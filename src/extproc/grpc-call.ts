@@ -58,6 +58,7 @@ const STATUS_OK: OutgoingHttpHeaders = { 'grpc-status': '0', 'grpc-message': 'OK
 const ACCEPTED: OutgoingHttpHeaders = { 'grpc-accept-encoding': 'identity' };
 /** Messages are protobuf, whatever the parameters; `application/grpc-web` is another protocol. */
 const CONTENT_TYPE = /^application\/grpc(?:\+proto)?\s*(?:;|$)/i;
+const PLAIN_CONTENT_TYPE = 'application/grpc';
 
 /** @param serve called at once, unless the request is no gRPC */
 export function acceptGrpcCall(
@@ -71,7 +72,7 @@ export function acceptGrpcCall(
   // Left unread, so that Node ends a stream whose request goes on.
   if (headers[':method'] !== 'POST') {
     stream.respond({ ':status': constants.HTTP_STATUS_METHOD_NOT_ALLOWED, allow: 'POST' }, { endStream: true });
-  } else if (!CONTENT_TYPE.test(headers['content-type'] ?? '')) {
+  } else if (!isGrpc(headers['content-type'])) {
     stream.respond({ ':status': constants.HTTP_STATUS_UNSUPPORTED_MEDIA_TYPE }, { endStream: true });
   } else {
     const call = new StreamCall(stream, headers, options);
@@ -112,8 +113,6 @@ class StreamCall implements GrpcCall {
       stream.sendTrailers(this.#trailers ?? STATUS_OK);
       this.#dismiss();
     });
-    // A stream that is not being read would not come to its close by itself.
-    stream.on('aborted', () => this.#close());
     stream.on('close', () => {
       // Node keeps what is left of the stream until the next full collection: it must not keep all of us with it.
       for (const event of EVENTS) stream.removeAllListeners(event);
@@ -139,7 +138,10 @@ class StreamCall implements GrpcCall {
   }
 
   pause(): void {
-    this.#stream.pause();
+    const stream = this.#stream;
+    stream.pause();
+    // Reset now, it would not come to its close by itself: nobody reads to its end.
+    if (stream.listenerCount('aborted') === 0) stream.on('aborted', () => this.#close());
   }
 
   resume(): void {
@@ -167,7 +169,8 @@ class StreamCall implements GrpcCall {
 
   #onEnd(): void {
     if (this.#isDeaf()) return;
-    if (this.#frames.isEmpty()) this.#listener?.halfClosed();
+    if (this.#stream.aborted) this.#close();
+    else if (this.#frames.isEmpty()) this.#listener?.halfClosed();
     else this.#break({ status: 'INTERNAL', details: 'the last message is cut off', reason: 'message_cut_off' });
   }
 
@@ -247,6 +250,10 @@ class StreamCall implements GrpcCall {
     listener.closed();
     this.#stream.resume();
   }
+}
+
+function isGrpc(contentType: string | undefined): boolean {
+  return contentType === PLAIN_CONTENT_TYPE || CONTENT_TYPE.test(contentType ?? '');
 }
 
 /** @returns milliseconds, null for what is no timeout of gRPC */
