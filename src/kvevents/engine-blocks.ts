@@ -28,10 +28,16 @@ export type EngineBlocksSource = {
   /** Clears and gives the source's place in the index back; no call may follow. */
   close(): void;
   stats(): EngineBlocksStats;
-  /** All that is known, to be taken over by a replica with the same hash seed; null where that cannot be said. */
-  snapshot(): Uint32Array | null;
-  /** Forgets what is known and takes a snapshot over. @throws WarmpathError `peer_failed`, and then knows nothing */
-  restore(snapshot: Uint32Array): void;
+  /**
+   * All that is known now, bit by bit, to be taken over by a replica with the same hash seed; null where that cannot be said,
+   * or when something changes before it is over.
+   */
+  snapshot(): Generator<void, Uint32Array | null>;
+  /**
+   * Forgets what is known and takes a snapshot over, bit by bit. Nothing may be applied before it is over; `clear` ends it.
+   * @throws WarmpathError `peer_failed`, and then knows nothing
+   */
+  restore(snapshot: Uint32Array): Generator<void, void>;
 };
 
 export type EngineBlocks = {
@@ -79,10 +85,29 @@ export function createEngineBlocks(deps: {
     tidy: (maxBlocks) => index.sweep(maxBlocks),
     openSource({ slot, rank, model }) {
       const ranks = new Map<number, EngineMirror>();
+      let nChanges = 0;
+      let nClears = 0;
+      const mirrorOf = (id: number): EngineMirror => {
+        const mirror = createEngineMirror(shared, { slot, rank: id, model }, () => void nChanges++);
+        ranks.set(id, mirror);
+        return mirror;
+      };
       const clear = (): void => {
+        nChanges++;
+        nClears++;
         for (const mirror of ranks.values()) mirror.close();
         ranks.clear();
       };
+      function* fill(words: Uint32Array): Generator<void, 'whole'> {
+        for (const engine of yield* decodeSnapshot(words)) {
+          try {
+            yield* mirrorOf(engine.rank).restore(engine);
+          } catch (error) {
+            throw new WarmpathError('peer_failed', `snapshot refused: ${errorText(error)}`, { cause: error });
+          }
+        }
+        return 'whole';
+      }
       return {
         apply(batch) {
           const counts = noCounts();
@@ -93,9 +118,9 @@ export function createEngineBlocks(deps: {
               counts.nSkipped += batch.events.length;
               return counts;
             }
-            mirror = createEngineMirror(shared, { slot, rank: id, model });
-            ranks.set(id, mirror);
+            mirror = mirrorOf(id);
           }
+          nChanges++;
           mirror.apply(batch.events, counts);
           index.sweep(TIDY_BLOCKS);
           return counts;
@@ -103,27 +128,37 @@ export function createEngineBlocks(deps: {
         clear,
         close: clear,
         snapshot() {
-          const engines = [...ranks.values()].map((mirror) => mirror.snapshot());
-          return engines.includes(null) ? null : encodeSnapshot(engines.filter((engine) => engine !== null));
+          const seen = nChanges;
+          return unless(
+            () => nChanges !== seen,
+            encodeSnapshot([...ranks.values()].map((mirror) => mirror.recorded())),
+          );
         },
-        restore(words) {
+        *restore(words) {
           clear();
-          const engines = decodeSnapshot(words);
+          const seen = nClears;
           try {
-            for (const engine of engines) {
-              const mirror = createEngineMirror(shared, { slot, rank: engine.rank, model });
-              ranks.set(engine.rank, mirror);
-              mirror.restore(engine);
-            }
+            const whole = yield* unless(() => nClears !== seen, fill(words));
+            if (whole === null) throw new WarmpathError('peer_failed', 'snapshot refused: overtaken');
           } catch (error) {
-            clear();
-            throw new WarmpathError('peer_failed', `snapshot refused: ${errorText(error)}`, { cause: error });
+            if (nClears === seen) clear();
+            throw error;
           }
         },
         stats: () => sumStats([...ranks.values()].map((mirror) => mirror.stats())),
       };
     },
   };
+}
+
+/** The work, given up at the first step that comes after something has happened. */
+function* unless<T>(hasHappened: () => boolean, work: Generator<void, T>): Generator<void, T | null> {
+  while (!hasHappened()) {
+    const { done, value } = work.next();
+    if (done === true) return value;
+    yield;
+  }
+  return null;
 }
 
 function sumStats(ranks: readonly EngineBlocksStats[]): EngineBlocksStats {

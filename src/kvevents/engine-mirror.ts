@@ -19,10 +19,20 @@ import {
   type MediumIndex,
   type PrefixIndexWriter,
 } from '../prefix/prefix-index.ts';
+import { createBlockCopies, MEDIA_INDEXES } from './block-copies.ts';
 import { createCountedMap, type MemoryCount } from './counted-memory.ts';
 import { NO_ROOM, type EngineNames, type NameUse } from './engine-names.ts';
+import { eachChain, recordBlocks } from './engine-records.ts';
 import type { BlockRemoved, BlockStored, KvEvent } from './kv-event.ts';
-import { BEFORE, COPIES, KEY, MAX_COPIES, NAME, RECORD_WORDS, type EngineSnapshot } from './source-snapshot.ts';
+import {
+  BEFORE,
+  COPIES,
+  KEY,
+  NAME,
+  RECORD_WORDS,
+  type EngineSnapshot,
+  type RecordedEngine,
+} from './source-snapshot.ts';
 import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './parked-blocks.ts';
 
 export type EngineBlocksLimits = {
@@ -97,9 +107,9 @@ export type EngineMirror = {
   close(): void;
   stats(): EngineBlocksStats;
   /** All that is known of the engine; null where records do not say it all. */
-  snapshot(): EngineSnapshot | null;
-  /** Takes a snapshot over; nothing may have been applied before. */
-  restore(snapshot: EngineSnapshot): void;
+  recorded(): RecordedEngine;
+  /** Takes a snapshot over, bit by bit; nothing may be applied before it is over. */
+  restore(snapshot: EngineSnapshot): Generator<void, void>;
 };
 
 /** Consecutive blocks of one event. */
@@ -113,7 +123,6 @@ type Chain = {
 
 export type Counts = { -readonly [K in keyof ApplyResult]: ApplyResult[K] };
 
-const MEDIA_INDEXES: readonly MediumIndex[] = [0, 1, 2];
 const GPU = 0;
 const MAX_BLOCK_SIZE_TOKENS = 65_536;
 /** Groups whose resident blocks tell how far a prompt can be resumed; versions before kinds were reported say null. */
@@ -126,11 +135,11 @@ const RESUMABLE_KINDS: readonly (string | null)[] = [
 ];
 const REMOVALS_AT_ONCE = 512;
 const HELD_ELSEWHERE = 2;
-const RESTORED_AT_ONCE = 4096;
 
 export function createEngineMirror(
   { index, hasher, names, byOwner, limits, memory }: EngineShared,
   { slot, rank, model }: { slot: number; rank: number; model: string },
+  onEvicted: () => void,
 ): EngineMirror {
   let owner = index.openOwner(slot);
   const parked = createParkedBlocks(limits.maxParkedBlocks, limits.maxParkedTokens, memory);
@@ -139,8 +148,7 @@ export function createEngineMirror(
   const namespaces = createCountedMap<BlockPosition, string>(memory);
   /** One hash was seen to name blocks of two namespaces. */
   let isAmbiguous = false;
-  /** Copies beyond the first, by position and medium: engines recompute the last block of a fully cached prompt. */
-  const extraCopies = createCountedMap<number, number>(memory);
+  const copies = createBlockCopies(memory);
   const scratch = { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
   const oneKey = new Uint32Array(2);
   const onePosition = new Uint32Array(1);
@@ -318,7 +326,7 @@ export function createEngineMirror(
     for (let i = 0; i < nStored; i++) {
       const position = positions[i]! as BlockPosition;
       names.chooseAt(i);
-      if (wasHeld[i] === 1) addCopies(position, medium, 1);
+      if (wasHeld[i] === 1) copies.add(position, medium, 1);
       if (!name(position, wasHeld[i] === 0 ? 'new' : 'further', i + 1, nStored, counts)) {
         dropAll(position);
         counts.blocksNotStored++;
@@ -378,16 +386,11 @@ export function createEngineMirror(
     return names.giveToo(owner, position, use) === 0;
   }
 
-  function addCopies(position: BlockPosition, medium: MediumIndex, n: number): void {
-    const at = copyKey(position, medium);
-    extraCopies.set(at, (extraCopies.get(at) ?? 0) + n);
-  }
-
   /** Further copies of a block that this engine holds somewhere. @returns false when there is no room */
   function holdCopies(position: BlockPosition, medium: MediumIndex, n: number): boolean {
     const isNew = (index.mediaAt(owner, position) & (1 << medium)) === 0;
     if (isNew && !index.hold(owner, medium, position)) return false;
-    if (n > 1 || !isNew) addCopies(position, medium, isNew ? n - 1 : n);
+    if (n > 1 || !isNew) copies.add(position, medium, isNew ? n - 1 : n);
     return true;
   }
 
@@ -484,7 +487,7 @@ export function createEngineMirror(
     hasher.continueBlocks(key[0]!, key[1]!, tokenIds, 1, tokenIds.length, ofBlock, key);
     if (index.store(owner, GPU, parent, key, 1, onePosition, oneFlag) === 0) return NO_POSITION;
     const position = onePosition[0]! as BlockPosition;
-    if (oneFlag[0] === 1) addCopies(position, GPU, 1);
+    if (oneFlag[0] === 1) copies.add(position, GPU, 1);
     setNamespace(position, namespace);
     names.choose(...wordsOf(block.hash));
     const isNew = oneFlag[0] === 0 && index.mediaAt(owner, position) === 1 << GPU;
@@ -526,12 +529,12 @@ export function createEngineMirror(
     names.prepare(hashes, n, null);
     names.findAll(owner, n, isHeld, positions);
     let nFound = 0;
-    const hasCopies = extraCopies.size() > 0;
+    const hasCopies = !copies.isEmpty();
     const hasParked = parked.size() > 0;
     for (let i = 0; i < n; i++) {
       const position = positions[i]! as BlockPosition;
       if (position === NO_POSITION) removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
-      else if (hasCopies && takeCopy(position, medium)) counts.blocksRemoved++;
+      else if (hasCopies && copies.take(position, medium)) counts.blocksRemoved++;
       else if (hasParked && (index.mediaAt(owner, position) & (1 << medium)) === 0) {
         removeParked(hashes[2 * i]!, hashes[2 * i + 1]!, medium, counts);
       } else positions[nFound++] = position;
@@ -551,18 +554,8 @@ export function createEngineMirror(
     else counts.blocksUnknownRemoved++;
   }
 
-  /** @returns false when there is no copy beyond the first */
-  function takeCopy(position: BlockPosition, medium: MediumIndex): boolean {
-    const at = copyKey(position, medium);
-    const n = extraCopies.get(at);
-    if (n === undefined) return false;
-    if (n === 1) extraCopies.delete(at);
-    else extraCopies.set(at, n - 1);
-    return true;
-  }
-
   function removeCopy(position: BlockPosition, medium: MediumIndex): void {
-    if (takeCopy(position, medium)) return;
+    if (copies.take(position, medium)) return;
     onePosition[0] = position;
     index.remove(owner, medium, onePosition, 1);
     if (!isHeld(position)) forgetNames(position);
@@ -576,16 +569,14 @@ export function createEngineMirror(
   /** Forgets a block in all media, whatever its copies. */
   function dropAll(position: BlockPosition): void {
     onePosition[0] = position;
-    for (const m of MEDIA_INDEXES) {
-      extraCopies.delete(copyKey(position, m));
-      index.remove(owner, m, onePosition, 1);
-    }
+    copies.forget(position);
+    for (const m of MEDIA_INDEXES) index.remove(owner, m, onePosition, 1);
     forgetNames(position);
   }
 
   function forgetBlocks(): void {
     removal.n = 0;
-    extraCopies.clear();
+    copies.clear();
     namespaces.clear();
     isAmbiguous = false;
     parked.clear();
@@ -612,77 +603,31 @@ export function createEngineMirror(
 
   // ---- snapshots
 
-  function snapshot(): EngineSnapshot | null {
+  function* record(records: Uint32Array): Generator<void, EngineSnapshot | null> {
     // What a namespace or a hash with two meanings stands for is not in a record.
     if (!indexable || namespaces.size() > 0 || isAmbiguous) return null;
-    let records = new Uint32Array(1024 * RECORD_WORDS);
-    let nRecords = 0;
-    let isWhole = !partial && parked.size() === 0;
-    const recordOf = new Map<BlockPosition, number>();
-    const oneName = new Uint32Array(2);
-    index.eachHeld(owner, (position, before, media) => {
-      const beforeRecord = before === NO_POSITION ? 0 : recordOf.get(before);
-      const copies = packedCopies(position, media);
-      if (beforeRecord === undefined || copies === null || !names.nameOf(owner, position, oneName)) {
-        isWhole = false;
-        return;
-      }
-      if ((nRecords + 1) * RECORD_WORDS > records.length) records = doubled(records);
-      const at = nRecords * RECORD_WORDS;
-      records.set(oneName, at + NAME);
-      index.keyAt(position, oneKey);
-      records.set(oneKey, at + KEY);
-      records[at + BEFORE] = beforeRecord;
-      records[at + COPIES] = copies;
-      recordOf.set(position, ++nRecords);
-    });
+    const { nRecords, isWhole } = yield* recordBlocks({ index, names, copies, owner }, records);
     return {
       rank,
       blockSizeTokens,
       groupIdx,
       reportsExtraKeys,
-      partial: !isWhole,
+      partial: partial || !isWhole || parked.size() > 0,
       records: records.subarray(0, nRecords * RECORD_WORDS),
     };
   }
 
-  function packedCopies(position: BlockPosition, media: number): number | null {
-    let packed = 0;
-    for (const m of MEDIA_INDEXES) {
-      if ((media & (1 << m)) === 0) continue;
-      const n = 1 + (extraCopies.get(copyKey(position, m)) ?? 0);
-      if (n > MAX_COPIES) return null;
-      packed |= n << (8 * m);
-    }
-    return packed;
-  }
-
-  function restore(from: EngineSnapshot): void {
+  function* restore(from: EngineSnapshot): Generator<void, void> {
     ({ blockSizeTokens, groupIdx, reportsExtraKeys, partial } = from);
     const { records } = from;
-    const nRecords = records.length / RECORD_WORDS;
-    const placed = new Uint32Array(nRecords);
-    for (let first = 0; first < nRecords;) {
-      // Blocks that follow each other and are in the same media, in one go.
-      const media = mediaOf(records[first * RECORD_WORDS + COPIES]!);
-      let end = first + 1;
-      while (
-        end < nRecords &&
-        end - first < RESTORED_AT_ONCE &&
-        records[end * RECORD_WORDS + BEFORE] === end &&
-        mediaOf(records[end * RECORD_WORDS + COPIES]!) === media
-      ) {
-        end++;
-      }
-      restoreChain(records, first, end, media, placed);
-      first = end;
-    }
+    const placed = new Uint32Array(records.length / RECORD_WORDS);
+    yield* eachChain(records, (first, end, media) => restoreChain(records, first, end, media, placed));
   }
 
   function restoreChain(records: Uint32Array, first: number, end: number, media: number, placed: Uint32Array): void {
     const before = records[first * RECORD_WORDS + BEFORE]!;
     const parent = (before === 0 ? NO_POSITION : placed[before - 1]!) as BlockPosition;
-    if (before !== 0 && (parent === NO_POSITION || !isHeld(parent))) {
+    if (before !== 0 && !isRecorded(parent, records, before - 1)) {
       partial = true;
       return;
     }
@@ -709,7 +654,7 @@ export function createEngineMirror(
         // Twice the same key: whatever else it says is worth nothing.
         if (wasHeld[i] === 1) throw new RangeError('a block is in a snapshot twice');
         const more = ((records[(first + i) * RECORD_WORDS + COPIES]! >>> (8 * m)) & 0xff) - 1;
-        if (more > 0) addCopies(position, m, more);
+        if (more > 0) copies.add(position, m, more);
         placed[first + i] = position;
         if (isNamed) continue;
         names.chooseAt(i);
@@ -722,8 +667,15 @@ export function createEngineMirror(
     }
   }
 
+  /** Whether a block still is where it was put: it may have been dropped since, and its place given to another one. */
+  function isRecorded(position: BlockPosition, records: Uint32Array, i: number): boolean {
+    if (position === NO_POSITION || !isHeld(position)) return false;
+    index.keyAt(position, oneKey);
+    return oneKey[0] === records[i * RECORD_WORDS + KEY] && oneKey[1] === records[i * RECORD_WORDS + KEY + 1];
+  }
+
   const mirror: EngineMirror = {
-    snapshot,
+    recorded: () => ({ maxRecords: index.heldBy(owner), record }),
     restore,
     apply(events, counts) {
       for (const event of events) {
@@ -744,13 +696,14 @@ export function createEngineMirror(
       flushRemovals(counts);
     },
     evicted(position) {
+      onEvicted();
       partial = true;
       namespaces.delete(position);
-      for (const m of MEDIA_INDEXES) extraCopies.delete(copyKey(position, m));
+      copies.forget(position);
     },
     close() {
       parked.clear();
-      extraCopies.clear();
+      copies.clear();
       namespaces.clear();
       retire();
     },
@@ -815,21 +768,6 @@ function withSalt(
   if (!cacheSalt || extraKeys?.[0]?.includes(cacheSalt)) return extraKeys;
   const [first = null, ...rest] = extraKeys ?? new Array<null>(nBlocks).fill(null);
   return [[...(first ?? []), cacheSalt], ...rest];
-}
-
-/** Bit set of the media in which a record counts copies. */
-function mediaOf(copies: number): number {
-  return (copies & 0xff ? 1 : 0) | (copies & 0xff00 ? 2 : 0) | (copies & 0xff0000 ? 4 : 0);
-}
-
-function doubled(words: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
-  const larger = new Uint32Array(2 * words.length);
-  larger.set(words);
-  return larger;
-}
-
-function copyKey(position: BlockPosition, medium: MediumIndex): number {
-  return position * MEDIA_INDEXES.length + medium;
 }
 
 function engineKey(hi: number, lo: number): EngineHashKey {

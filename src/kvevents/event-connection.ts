@@ -20,6 +20,7 @@ export type EventConnection = {
   restarted(): void;
   /** As in ReplayedStream. */
   mark: ReplayedStream['mark'];
+  hold: ReplayedStream['hold'];
   adopt: ReplayedStream['adopt'];
   status(): StreamStatus;
   reached(): Reached;
@@ -101,6 +102,7 @@ export function createEventConnection(
       if (connection === null) dialAtMs = Math.min(dialAtMs, now() + deps.redials.delayMs(0));
     },
     mark: stream.mark,
+    hold: stream.hold,
     adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,

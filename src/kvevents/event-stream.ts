@@ -108,12 +108,14 @@ export type EventStream = {
   /** What has been applied, to its last batch; null while there is a doubt or nothing. */
   mark(): StreamMark | null;
   /**
-   * Puts what another replica has applied up to a mark in the place of a partial view. It is suspect until a replay has
-   * shown that this publisher sent the batch at the mark, and all that followed.
-   * @param install fills in the blocks, after the old ones are forgotten; says whether they are all
+   * Forgets a partial view, to put what another replica has applied up to a mark in its place: `adopted` says when it is
+   * there. It is suspect until a replay has shown that this publisher sent the batch at the mark, and all that followed.
+   * Until `adopted`, `cancelReplay` means that it is not wanted any more, and that nothing more may be filled in.
    * @returns false when there is nothing to gain, or no way to tell whether it is true
    */
-  adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
+  adopt(mark: StreamMark): boolean;
+  /** @param result whole, partial: the blocks are filled in, these are all, or not. failed: there are none */
+  adopted(result: 'whole' | 'partial' | 'failed'): void;
   status(): StreamStatus;
   state(): StreamState;
   /** Another number whenever `status` may have changed. */
@@ -213,20 +215,21 @@ export function createEventStream(
 
   // --- replays
 
+  const aSession = (purpose: ReplayPurpose, from: bigint): Session => ({
+    purpose,
+    from,
+    fromPrint: lastApplied !== null && lastApplied === from ? lastAppliedPrint : null,
+    hasBatches: lastLive !== null,
+    started: false,
+    deadlineMs: Infinity,
+    nReceived: 0,
+    nApplied: 0,
+  });
+
   const startReplay = (purpose: ReplayPurpose, from: bigint): void => {
     retry = null;
     dropBuffered();
-    const fromPrint = lastApplied !== null && lastApplied === from ? lastAppliedPrint : null;
-    session = {
-      purpose,
-      from,
-      fromPrint,
-      hasBatches: lastLive !== null,
-      started: false,
-      deadlineMs: Infinity,
-      nReceived: 0,
-      nApplied: 0,
-    };
+    session = aSession(purpose, from);
     effects.requestReplay(from, purpose);
   };
 
@@ -589,25 +592,30 @@ export function createEventStream(
       const isSettled = state === 'live' && isConnected && (session === null || session.purpose === 'probe');
       return isSettled && lastApplied !== null ? { seq: lastApplied, print: lastAppliedPrint } : null;
     },
-    adopt(mark, install) {
+    adopt(mark) {
       if (state !== 'live' || !isConnected || !replayUsable() || !partial) return false;
       if (session !== null && session.purpose !== 'probe') return false;
       revision++;
       stopReplay();
       forget();
+      dropBuffered();
       state = 'suspect';
+      // What comes before the replay is asked for is part of it. Should it never be, what was filled in is true, but not all.
       holdsBlocks = true;
-      const installed = install();
-      if (installed === 'failed') {
-        learn();
-        return false;
-      }
-      partial = installed === 'partial';
       lastApplied = mark.seq;
       lastAppliedPrint = mark.print;
       nTries = 0;
-      startReplay('hole', mark.seq);
+      session = aSession('hole', mark.seq);
       return true;
+    },
+    adopted(result) {
+      revision++;
+      if (result === 'failed') {
+        learn();
+        return;
+      }
+      partial = result === 'partial';
+      startReplay('hole', lastApplied!);
     },
     revision: () => revision,
     state: () => state,

@@ -13,9 +13,9 @@ import { createEngineBlocks } from './engine-blocks.ts';
 import type { FromIngestWorker, IngestWorkerOptions, ToIngestWorker } from './ingest-messages.ts';
 import { createRedials } from './redials.ts';
 import { createReplayPermits } from './replay-permits.ts';
-import { createCounterSink } from './source-status.ts';
+import { createCounterSink, type SourceSnapshot } from './source-status.ts';
 import { openStatusBoardWriter } from './status-board.ts';
-import { createSubscriber } from './subscriber.ts';
+import { createSubscriber, type Subscriber } from './subscriber.ts';
 import { createSubscriptions } from './subscriptions.ts';
 import { createTopicListeners } from './topic-listeners.ts';
 import { createZmtp } from './zmtp.ts';
@@ -114,6 +114,15 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
   };
   process.on('uncaughtException', die);
 
+  const tell = (id: number, subscriber: Subscriber | undefined): void => {
+    const answer = (snapshot: SourceSnapshot | null): void => {
+      const message: FromIngestWorker = { kind: 'snapshot', id, snapshot };
+      port.postMessage(message, snapshot === null ? [] : [snapshot.words.buffer as ArrayBuffer]);
+    };
+    if (subscriber === undefined) answer(null);
+    else subscriber.snapshot(answer);
+  };
+
   port.on('message', (message: ToIngestWorker) => {
     switch (message.kind) {
       case 'reconcile':
@@ -121,15 +130,14 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
         report();
         post({ kind: 'reconciled', id: message.id });
         return;
-      case 'snapshot': {
-        const snapshot = subscriptions.at(message.place)?.snapshot() ?? null;
-        const answer: FromIngestWorker = { kind: 'snapshot', id: message.id, snapshot };
-        port.postMessage(answer, snapshot === null ? [] : [snapshot.words.buffer as ArrayBuffer]);
+      case 'snapshot':
+        tell(message.id, subscriptions.at(message.place));
         return;
-      }
       case 'adopt': {
-        const isProving = subscriptions.at(message.place)?.adopt(message.snapshot) ?? false;
-        post({ kind: 'adopted', id: message.id, isProving });
+        const answer = (isProving: boolean): void => post({ kind: 'adopted', id: message.id, isProving });
+        const subscriber = subscriptions.at(message.place);
+        if (subscriber === undefined) answer(false);
+        else subscriber.adopt(message.snapshot, answer);
       }
     }
   });

@@ -24,6 +24,7 @@ import {
   type StatusPlace,
 } from './status-board.ts';
 
+export { MAX_SNAPSHOT_BYTES } from './source-snapshot.ts';
 export type { IngestSource, KvEventCounters, SourceSnapshot, SourceStatus } from './source-status.ts';
 
 export type IngestDeps = {
@@ -59,7 +60,7 @@ export type Ingest = {
   sharedNames(which: 'all' | 'partial'): readonly string[];
   /** What is known of a source; null where it is not followed, in doubt, or cannot be told. */
   snapshot(sharedName: string): Promise<SourceSnapshot | null>;
-  /** Takes over what another replica knows of a source. @returns whether it is being proved */
+  /** Takes over what another replica knows of a source; its words are given away. @returns whether it is being proved */
   adopt(sharedName: string, snapshot: SourceSnapshot): Promise<boolean>;
   /** Why the index is not kept up to date, null when it is. */
   problem(): string | null;
@@ -107,12 +108,15 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const asked = new Map<number, (answer: FromIngestWorker | null) => void>();
   let lastQuestion = 0;
 
-  const ask = (question: (id: number) => ToIngestWorker): Promise<FromIngestWorker | null> => {
+  const ask = (
+    question: (id: number) => ToIngestWorker,
+    given: readonly ArrayBuffer[] = [],
+  ): Promise<FromIngestWorker | null> => {
     if (!isReady) return Promise.resolve(null);
     const id = ++lastQuestion;
     return new Promise((resolve) => {
       asked.set(id, resolve);
-      post(question(id));
+      post(question(id), given);
     });
   };
 
@@ -124,7 +128,8 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
   const placeOf = (name: string): StatusPlace | undefined =>
     statuses.sources().find((source) => sharedName(source) === name)?.place;
 
-  const post = (message: ToIngestWorker): void => worker?.postMessage(message);
+  const post = (message: ToIngestWorker, given: readonly ArrayBuffer[] = []): void =>
+    worker?.postMessage(message, given);
 
   const spawn = (): Promise<void> =>
     new Promise((resolve, reject) => {
@@ -302,7 +307,8 @@ export function createIngest(deps: IngestDeps, options: IngestOptions): Ingest {
     async adopt(name, snapshot) {
       const place = placeOf(name);
       if (place === undefined) return false;
-      const answer = await ask((id) => ({ kind: 'adopt', id, place, snapshot }));
+      const given = snapshot.words.buffer as ArrayBuffer;
+      const answer = await ask((id) => ({ kind: 'adopt', id, place, snapshot }), [given]);
       return answer?.kind === 'adopted' && answer.isProving;
     },
     problem() {

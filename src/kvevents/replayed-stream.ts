@@ -15,10 +15,14 @@ import {
 import { createReplayClient } from './replay-client.ts';
 import type { ReplayPermit, ReplayPermits } from './replay-permits.ts';
 import { readSeq } from './seq-frame.ts';
+import { inSlices } from './slices.ts';
 import type { Zmtp } from './zmtp.ts';
 
 /** trying: the first attempt is not over. down: connected no longer, or not yet although it was tried. */
 export type Reached = 'trying' | 'up' | 'down';
+
+/** Whether blocks of a snapshot are all that its engine holds; failed: it was none. */
+export type Installed = 'whole' | 'partial' | 'failed';
 
 export type ReplayedStreamDeps = {
   readonly clock: Clock;
@@ -57,11 +61,24 @@ export type ReplayedStream = {
   /** Nothing is applied after it. */
   close(): void;
   mark(): StreamMark | null;
-  /** See EventStream. */
-  adopt(mark: StreamMark, install: () => 'whole' | 'partial' | 'failed'): boolean;
+  /**
+   * Messages of the live feed wait, so that what is known stays what it is; not for long, and not too many.
+   * @returns ends it
+   */
+  hold(): () => void;
+  /**
+   * Puts what another replica has applied up to a mark in the place of a partial view.
+   * @param install fills in its blocks, bit by bit
+   * @param done called once: whether it is being proved. False: it is of no use, or something came between
+   */
+  adopt(mark: StreamMark, install: () => Generator<void, Installed>, done: (isProving: boolean) => void): void;
   status(): StreamStatus;
   reached(): Reached;
 };
+
+/** A snapshot of a large engine takes some tenths of a second. */
+const MAX_HOLD_MS = 2000;
+const MAX_HELD_BYTES = 4 * 1024 * 1024;
 
 export function createReplayedStream(
   deps: ReplayedStreamDeps,
@@ -76,6 +93,10 @@ export function createReplayedStream(
   let toldState: StreamState = 'unknown';
   let toldReached: Reached = 'trying';
   let toldRevision = -1;
+  let held: (readonly Buffer[])[] | null = null;
+  let heldBytes = 0;
+  let heldUntilMs = 0;
+  let stopInstalling: (() => void) | null = null;
 
   const replays =
     replayEndpoint === null
@@ -119,6 +140,7 @@ export function createReplayedStream(
   };
 
   const endReplay = (): void => {
+    stopInstalling?.();
     replayId++;
     release();
     replays!.cancel();
@@ -152,13 +174,32 @@ export function createReplayedStream(
     { ...options, canReplay: replays !== null },
   );
 
+  const receive = (frames: readonly Buffer[]): void => {
+    const seq = frames.length === 3 ? readSeq(frames[1]!) : null;
+    if (seq !== null) stream.received(seq, frames[2]!, now());
+    else {
+      deps.onGarbage(frames.length === 3 ? 'sequence' : 'frames');
+      stream.garbage(now());
+    }
+    tell();
+  };
+
+  const letGo = (): void => {
+    const waiting = held ?? [];
+    held = null;
+    heldBytes = 0;
+    waiting.forEach(receive);
+  };
+
   return {
     connected() {
+      letGo();
       reached = 'up';
       stream.connected(now());
       tell();
     },
     disconnected() {
+      letGo();
       if (reached === 'up') {
         replays?.hangUp();
         stream.disconnected(now());
@@ -167,41 +208,59 @@ export function createReplayedStream(
       tell();
     },
     receive(frames) {
-      const seq = frames.length === 3 ? readSeq(frames[1]!) : null;
-      if (seq !== null) stream.received(seq, frames[2]!, now());
-      else {
-        deps.onGarbage(frames.length === 3 ? 'sequence' : 'frames');
-        stream.garbage(now());
+      if (held === null) {
+        receive(frames);
+        return;
       }
-      tell();
+      held.push(frames.map((frame) => Buffer.from(frame)));
+      for (const { byteLength } of frames) heldBytes += byteLength;
+      if (heldBytes > MAX_HELD_BYTES) letGo();
     },
     doubted() {
+      letGo();
       stream.garbage(now());
       tell();
     },
     restarted() {
+      letGo();
       stream.restarted(now());
       tell();
     },
     tick() {
+      if (held !== null && now() > heldUntilMs) letGo();
       replays?.tick();
-      stream.tick(now());
+      if (held === null) stream.tick(now());
       tell();
     },
     close() {
+      held = null;
+      stopInstalling?.();
       replayId++;
       release();
       replays?.close();
     },
     mark: () => stream.mark(),
-    adopt(mark, install) {
-      const isTaken = stream.adopt(mark, () => {
-        // Nobody may believe what is there before it is proved.
-        tell();
-        return install();
-      });
+    hold() {
+      const own: (readonly Buffer[])[] = [];
+      held = own;
+      heldUntilMs = now() + MAX_HOLD_MS;
+      return () => {
+        if (held === own) letGo();
+      };
+    },
+    adopt(mark, install, done) {
+      if (!stream.adopt(mark)) {
+        done(false);
+        return;
+      }
+      // Nobody may believe what is there before it is proved.
       tell();
-      return isTaken;
+      stopInstalling = inSlices(install(), (installed) => {
+        stopInstalling = null;
+        if (installed !== null) stream.adopted(installed);
+        tell();
+        done(installed !== null && installed !== 'failed');
+      });
     },
     status: () => stream.status(),
     reached: () => reached,

@@ -12,6 +12,8 @@ import { createEventConnection, type EventConnectionDeps } from './event-connect
 import type { EventStreamOptions, StreamState } from './event-stream.ts';
 import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
+import type { Installed } from './replayed-stream.ts';
+import { inSlices } from './slices.ts';
 import type { CounterSink, IngestSource, SourceSnapshot, SourceStatus } from './source-status.ts';
 import { createTopicConnection } from './topic-connection.ts';
 import { isTopic, type TopicListeners } from './topic-listeners.ts';
@@ -44,10 +46,10 @@ export type Subscriber = {
   tick(): number;
   /** The process behind the source is another one. */
   restarted(): void;
-  /** For another replica; null while there is a doubt, or nothing to tell. */
-  snapshot(): SourceSnapshot | null;
-  /** Takes over what another replica knows. @returns whether it is being proved; false: it is of no use */
-  adopt(snapshot: SourceSnapshot): boolean;
+  /** For another replica. @param done called once; null: there is a doubt, nothing to tell, or no time to tell it */
+  snapshot(done: (snapshot: SourceSnapshot | null) => void): void;
+  /** Takes over what another replica knows. @param done called once: whether it is being proved; false: it is of no use */
+  adopt(snapshot: SourceSnapshot, done: (isProving: boolean) => void): void;
   status(): SourceStatus;
 };
 
@@ -66,6 +68,7 @@ export function createSubscriber(
   let loggedState: StreamState = 'unknown';
   let hasNewStanding = false;
   let lastFailure: string | null = null;
+  let isTelling = false;
 
   const error = (reason: string): void => {
     counts.errors++;
@@ -130,6 +133,17 @@ export function createSubscriber(
       ? createTopicConnection(connectionDeps, deps.listeners, source.kvEvents, options)
       : createEventConnection(connectionDeps, source.kvEvents, options);
 
+  function* install(words: Uint32Array): Generator<void, Installed> {
+    try {
+      yield* blocks.restore(words);
+      return blocks.stats().partial ? 'partial' : 'whole';
+    } catch (problem) {
+      error('snapshot');
+      log.warn('kv event snapshot refused', { problem: errorText(problem) });
+      return 'failed';
+    }
+  }
+
   const logState = (): void => {
     hasNewStanding = false;
     const { state } = connection.status();
@@ -151,22 +165,21 @@ export function createSubscriber(
       return nextMs;
     },
     restarted: () => connection.restarted(),
-    snapshot() {
-      const mark = connection.mark();
-      const words = mark === null ? null : blocks.snapshot();
-      return mark === null || words === null ? null : { mark, words };
+    snapshot(done) {
+      const mark = isTelling ? null : connection.mark();
+      if (mark === null) {
+        done(null);
+        return;
+      }
+      isTelling = true;
+      const letGo = connection.hold();
+      inSlices(blocks.snapshot(), (words) => {
+        isTelling = false;
+        letGo();
+        done(words === null ? null : { mark, words });
+      });
     },
-    adopt: ({ mark, words }) =>
-      connection.adopt(mark, () => {
-        try {
-          blocks.restore(words);
-          return blocks.stats().partial ? 'partial' : 'whole';
-        } catch (problem) {
-          error('snapshot');
-          log.warn('kv event snapshot refused', { problem: errorText(problem) });
-          return 'failed';
-        }
-      }),
+    adopt: ({ mark, words }, done) => connection.adopt(mark, () => install(words), done),
     status() {
       const stream = connection.status();
       const held = blocks.stats();

@@ -42,6 +42,7 @@ export function createTopicConnection(
     },
     restarted: stream.restarted,
     mark: stream.mark,
+    hold: stream.hold,
     adopt: stream.adopt,
     status: stream.status,
     reached: stream.reached,

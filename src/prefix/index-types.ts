@@ -76,11 +76,16 @@ export type PrefixIndexWriter = {
   /** Bit set (1 << medium) of where an owner holds a block. */
   mediaAt(owner: IndexOwner, position: BlockPosition): number;
   /**
-   * Every block an owner holds, each after the block before it in the prompt.
-   * @param visit gets the position, that of the block before (held or not; `NO_POSITION` at the start of a prompt), and
-   *   the media as a bit set
+   * Every block an owner holds together with all before it in its prompt, each after the one before it, bit by bit: nothing
+   * of the owner may change before it is over, whatever happens to others.
+   * @param visit gets the position, the number of the block before (they are numbered from 1 as they are taken; 0 = start of
+   *   a prompt) and the media as a bit set; a block it does not take hides what comes behind it
+   * @returns whether that were all it holds
    */
-  eachHeld(owner: IndexOwner, visit: (position: BlockPosition, before: BlockPosition, media: number) => void): void;
+  walk(
+    owner: IndexOwner,
+    visit: (position: BlockPosition, before: number, media: number) => boolean,
+  ): Generator<void, boolean>;
   /** (block, medium) entries of an owner. */
   heldBy(owner: IndexOwner): number;
   stats(): PrefixIndexStats;

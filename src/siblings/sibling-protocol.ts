@@ -6,8 +6,6 @@ import { loadSync } from '@grpc/proto-loader';
 import { HASH_SEED_WORDS, type HashSeed } from '../prefix/block-hash.ts';
 
 export const SIBLING_VERSION = 1;
-/** Of the words of one source: 1.4 million blocks. */
-export const MAX_SNAPSHOT_BYTES = 32 * 1024 * 1024;
 export const PIECE_BYTES = 256 * 1024;
 export const MAX_WISHED_SOURCES = 16_384;
 

@@ -15,12 +15,11 @@ import {
 } from '@grpc/grpc-js';
 import type { Clock } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';
-import type { Ingest, SourceSnapshot } from '../kvevents/ingest.ts';
+import { MAX_SNAPSHOT_BYTES, type Ingest, type SourceSnapshot } from '../kvevents/ingest.ts';
 import type { Log } from '../log.ts';
 import type { HashSeed } from '../prefix/block-hash.ts';
 import {
   loadSiblings,
-  MAX_SNAPSHOT_BYTES,
   PIECE_BYTES,
   seedDigest,
   seedOf,
@@ -200,15 +199,24 @@ async function* snapshotsOf(
       throw new WarmpathError('peer_failed', `snapshot too large: more than ${MAX_SNAPSHOT_BYTES} bytes`);
     }
     if (!piece.is_last) continue;
-    const bytes = Buffer.concat(parts);
+    const words = wordsOf(parts, nBytes);
     const { source, seq, print } = first;
     parts = [];
     nBytes = 0;
     first = null;
-    const words = new Uint32Array(Math.floor(bytes.byteLength / 4));
-    new Uint8Array(words.buffer).set(bytes.subarray(0, 4 * words.length));
     yield { source, snapshot: { mark: { seq: BigInt(seq), print }, words } };
   }
+}
+
+function wordsOf(parts: readonly Buffer[], nBytes: number): Uint32Array {
+  const words = new Uint32Array(Math.ceil(nBytes / 4));
+  const bytes = new Uint8Array(words.buffer);
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.byteLength;
+  }
+  return words;
 }
 
 function clientOf(target: string, channel: ChannelCredentials): SiblingClient {

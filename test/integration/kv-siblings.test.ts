@@ -1,5 +1,6 @@
 /** A replica that starts late: what it takes over from one that has run, and what it lets nobody talk it into. */
 import { afterEach, describe, expect, test } from '@jest/globals';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Server, ServerCredentials, type ServerWritableStream } from '@grpc/grpc-js';
 import { createApp, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
@@ -95,6 +96,79 @@ describe('between two replicas', () => {
     expect(await late.adopt(name, snapshot)).toBe(true);
     await eventually(() => (late.statuses()[0]!.trust === 'exact' ? 'done' : late.statuses()[0]!.trust), PATIENCE_MS);
     expect(matched(late, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)).toBe(8);
+  });
+
+  test('it is told and taken over bit by bit while the engine goes on, and nothing false is promised meanwhile', async () => {
+    const publisher = await FakePublisher.start({ bufferSteps: 200 });
+    endings.push(() => publisher.stop());
+    const first = await aReplica(publisher, 1);
+    // Twenty thousand blocks, 100 per prompt: told in some fifty steps.
+    const N_PROMPTS = 200;
+    const prompt = (i: number): number[] => Array.from({ length: 100 }, (_, k) => 1000 + 100 * i + k);
+    for (let i = 0; i < N_PROMPTS; i++) {
+      const hashes = prompt(i).map((id) => id + 5);
+      await publisher.publish(stored(hashes, null, tokens(...prompt(i))));
+    }
+    for (let i = 0; i < 250; i++) await publisher.publish();
+    await known(first, publisher.nextSeq - 1);
+    const late = await aReplica(publisher, 2);
+    await known(late, publisher.nextSeq - 1);
+    const [name] = late.sharedNames('partial');
+    // Prompt i loses its last 50 blocks with batch `lost[i]`.
+    const lost: number[] = [];
+    const lies: string[] = [];
+    const judge = (): void => {
+      for (const [replica, slot] of [
+        [first, 1],
+        [late, 2],
+      ] as const) {
+        const before = replica.statuses()[0]!;
+        if (before.trust === 'fallback') continue;
+        const found = lost.flatMap((seq, i) => {
+          const n = matched(replica, slot, ...prompt(i));
+          return seq <= Number(before.lastSeq) && n > 50
+            ? [`${n} blocks of prompt ${i} at ${before.lastSeq}, gone since ${seq}`]
+            : [];
+        });
+        // So many questions take a moment, in which it may have ceased to be believed.
+        if (replica.statuses()[0]!.trust !== 'fallback') lies.push(...found);
+      }
+    };
+    let isDone = false;
+    const working = (async () => {
+      for (let i = 0; i < N_PROMPTS && !isDone; i++) {
+        lost.push(publisher.nextSeq);
+        await publisher.publish(
+          removed(
+            ...prompt(i)
+              .slice(50)
+              .reverse()
+              .map((id) => id + 5),
+          ),
+        );
+        judge();
+        await delay(1);
+      }
+    })();
+    // A busy engine may overtake its snapshot: then it is asked for again.
+    let isTaken = false;
+    for (let tries = 0; tries < 20 && !isTaken; tries++) {
+      const snapshot = await first.snapshot(name!);
+      isTaken = snapshot !== null && (await late.adopt(name!, snapshot));
+    }
+    expect(isTaken).toBe(true);
+    await eventually(() => (late.statuses()[0]!.trust === 'exact' ? 'done' : late.statuses()[0]!.trust), PATIENCE_MS);
+    isDone = true;
+    await working;
+    await known(first, publisher.nextSeq - 1);
+    await known(late, publisher.nextSeq - 1);
+    judge();
+    expect(lies).toEqual([]);
+    expect(late.statuses()[0]!.nBlocks).toBe(100 * N_PROMPTS - 50 * lost.length);
+    expect(first.statuses()[0]).toMatchObject({ nBlocks: 100 * N_PROMPTS - 50 * lost.length, gaps: 0, restarts: 0 });
+    for (const i of [0, lost.length, N_PROMPTS - 1]) {
+      expect(matched(late, 2, ...prompt(i))).toBe(i < lost.length ? 50 : 100);
+    }
   });
 
   test('one that is too old to be followed on from is not believed', async () => {

@@ -1,7 +1,8 @@
 /**
  * Random histories of one publisher and the lines between it and us (loss, cut replays, garbage, restarts, lost
  * connections) against a model that knows everything. Whatever happens, a live view never holds a block the publisher did
- * not hold, and once it is quiet the view is what the publisher holds.
+ * not hold, and once it is quiet the view is what the publisher holds. Views taken over from a sibling, bit by bit while all
+ * of that goes on, are no exception.
  */
 import { describe, expect, test } from '@jest/globals';
 import * as fc from 'fast-check';
@@ -10,10 +11,13 @@ import {
   type ApplyOutcome,
   type EventStream,
   type ReplayPurpose,
+  type StreamMark,
 } from '../../src/kvevents/event-stream.ts';
 
 type Op = { readonly op: '+' | '-' | 'x'; readonly block: number };
 type Batch = { readonly life: number; readonly seq: number; readonly ops: readonly Op[] };
+/** What a sibling had at a mark: all that the publisher held then. */
+type Told = { readonly mark: StreamMark; readonly life: number; readonly copies: ReadonlyMap<number, number> };
 type Message =
   { readonly seq: bigint; readonly payload: Uint8Array } | 'garbage' | 'end' | { readonly event: 'up' | 'down' };
 
@@ -39,11 +43,22 @@ class World {
   copies = new Map<number, number>();
   dropLive = 0;
   dropReplies = 0;
+  /** Of every process so far. */
+  readonly lives: { readonly firstSeq: number; readonly batches: Batch[] }[] = [];
+  readonly told: Told[] = [];
+  /** What is left to fill in. */
+  installing: [number, number][] | null = null;
+  viewLife = 0;
+  nAdopted = 0;
+  /** A stream that nothing is lost of; null once a batch came that nobody can read. */
+  sibling: EventStream | null = null;
   readonly bufferSteps: number;
   readonly stream: EventStream;
 
   constructor(bufferSteps: number, replay: 'works' | 'none') {
     this.bufferSteps = bufferSteps;
+    this.lives.push({ firstSeq: 0, batches: this.batches });
+    this.sibling = followed();
     this.stream = createEventStream(
       {
         apply: (payload) => this.apply(payload),
@@ -61,6 +76,7 @@ class World {
         cancelReplay: () => {
           this.replies = [];
           this.request = null;
+          this.installing = null;
         },
         onGap: () => undefined,
         onRestart: () => undefined,
@@ -74,6 +90,7 @@ class World {
     if (payload[0] !== 0x7b) return 'refused';
     const batch = JSON.parse(Buffer.from(payload).toString()) as Batch;
     this.applied.push(batch);
+    this.viewLife = batch.life;
     applyOps(this.copies, batch.ops);
     return batch.ops.some(({ op }) => op === 'x') ? 'cleared' : 'applied';
   }
@@ -82,6 +99,8 @@ class World {
     const batch: Batch = { life: this.life, seq: this.firstSeq + this.batches.length, ops };
     this.batches.push(kind === 'good' ? batch : { ...batch, seq: -1 });
     const message = { seq: BigInt(batch.seq), payload: this.payload(this.batches.length - 1) };
+    if (kind === 'good') this.sibling?.received(message.seq, message.payload, this.nowMs);
+    else this.sibling = null;
     if (this.dropLive > 0) this.dropLive--;
     else if (this.isUp) this.live.push(message);
   }
@@ -113,6 +132,32 @@ class World {
     this.life++;
     this.firstSeq = firstSeq;
     this.batches = [];
+    this.lives.push({ firstSeq, batches: this.batches });
+    this.sibling = followed();
+  }
+
+  /** A sibling that has missed nothing writes down what it knows. */
+  tell(): void {
+    const mark = this.sibling?.mark() ?? null;
+    if (mark !== null) this.told.push({ mark, life: this.life, copies: this.truth() });
+  }
+
+  adopt(i: number): void {
+    const told = this.told[i % Math.max(1, this.told.length)];
+    if (told === undefined || !this.stream.adopt(told.mark)) return;
+    this.viewLife = told.life;
+    this.installing = [...told.copies];
+  }
+
+  install(): void {
+    if (this.installing === null) return;
+    const next = this.installing.shift();
+    if (next !== undefined) this.copies.set(...next);
+    else {
+      this.installing = null;
+      this.nAdopted++;
+      this.stream.adopted('whole');
+    }
   }
 
   disconnect(): void {
@@ -158,15 +203,40 @@ class World {
       while (this.live.length > 0) this.deliverLive();
       this.serveReplay();
       while (this.replies.length > 0) this.deliverReply();
+      this.install();
       this.pass(50);
     }
   }
 
   truth(): Map<number, number> {
+    return this.truthAt(this.life, BigInt(this.firstSeq + this.batches.length - 1));
+  }
+
+  truthAt(life: number, lastSeq: bigint): Map<number, number> {
     const copies = new Map<number, number>();
-    for (const { ops } of this.batches) applyOps(copies, ops);
+    const { firstSeq, batches } = this.lives[life]!;
+    for (const { ops } of batches.slice(0, Number(lastSeq) - firstSeq + 1)) applyOps(copies, ops);
     return copies;
   }
+}
+
+/** A stream of a publisher that has sent nothing yet, live. */
+function followed(): EventStream {
+  const nothing = (): undefined => undefined;
+  const stream = createEventStream({
+    apply: () => 'applied',
+    isBatch: () => true,
+    clear: nothing,
+    requestReplay: nothing,
+    cancelReplay: nothing,
+    onGap: nothing,
+    onRestart: nothing,
+    onReplay: nothing,
+  });
+  stream.connected(0);
+  stream.replayStarted(0);
+  stream.replayEnded(0);
+  return stream;
 }
 
 function applyOps(copies: Map<number, number>, ops: readonly Op[]): void {
@@ -191,6 +261,9 @@ function checkNothingInvented(world: World): void {
   });
   const last = world.applied.at(-1);
   if (last !== undefined && lastSeq !== null) expect(BigInt(last.seq)).toBe(lastSeq);
+  if (lastSeq === null) return;
+  const truth = world.truthAt(world.viewLife, lastSeq);
+  for (const [block, n] of world.copies) expect(truth.get(block) ?? 0).toBeGreaterThanOrEqual(n);
 }
 
 const opArbitrary = fc.oneof(
@@ -216,6 +289,9 @@ const stepArbitrary: fc.Arbitrary<Step> = fc.oneof(
   { weight: 2, arbitrary: fc.constant(step('connect', (w) => w.connect())) },
   { weight: 1, arbitrary: fc.constant(step('disconnect', (w) => w.disconnect())) },
   { weight: 1, arbitrary: fc.constantFrom(0, 0, 5, 20).map((seq) => step(`restart at ${seq}`, (w) => w.restart(seq))) },
+  { weight: 3, arbitrary: fc.constant(step('tell', (w) => w.tell())) },
+  { weight: 3, arbitrary: fc.nat(9).map((i) => step(`adopt ${i}`, (w) => w.adopt(i))) },
+  { weight: 6, arbitrary: fc.constant(step('install', (w) => w.install())) },
   { weight: 1, arbitrary: fc.constant(step('told of a restart', (w) => w.stream.restarted(w.nowMs))) },
 ); // prettier-ignore
 
@@ -245,6 +321,43 @@ describe('random histories of one source', () => {
       }),
       { numRuns: 1500 },
     );
+  });
+
+  test('a view with holes and a sibling that has none: what is taken over is never more than the publisher holds', () => {
+    const firstBatches = fc.array(fc.array(opArbitrary, { maxLength: 4 }), { minLength: 4, maxLength: 6 });
+    let nAdopted = 0;
+    let nInterrupted = 0;
+    let nWhole = 0;
+    fc.assert(
+      fc.property(firstBatches, historyArbitrary, (batches, history) => {
+        const world = new World(3, 'works');
+        for (const ops of batches) world.publish(ops, 'good');
+        world.connect();
+        world.deliverLive();
+        world.serveReplay();
+        while (world.replies.length > 0) world.deliverReply();
+        expect(world.stream.status().state).toBe('live');
+        world.tell();
+        world.adopt(0);
+        for (const { run } of history) {
+          const wasInstalling = world.installing !== null;
+          const nBefore = world.nAdopted;
+          run(world);
+          checkNothingInvented(world);
+          if (wasInstalling && world.installing === null && world.nAdopted === nBefore) nInterrupted++;
+        }
+        world.settle();
+        checkNothingInvented(world);
+        const { state, partial } = world.stream.status();
+        expect(state).toBe('live');
+        if (!partial) expect(world.copies).toEqual(world.truth());
+        nAdopted += world.nAdopted;
+        if (!partial && world.nAdopted > 0) nWhole++;
+      }),
+      { numRuns: 800 },
+    );
+    // A test in which nothing is taken over shows nothing.
+    expect(Math.min(nAdopted, nInterrupted, nWhole)).toBeGreaterThan(50);
   });
 
   test('a publisher that cannot replay: a live view never holds what the publisher does not', () => {

@@ -37,7 +37,7 @@ function someSubscriptions() {
       },
       restarted: () => done.push(`restarted ${name}`),
       snapshot: () => null,
-      adopt: () => false,
+      adopt: () => undefined,
       status: () => ({ endpointId: name }) as never,
     };
   });
