@@ -3,12 +3,7 @@
  * reader could trip over happens between two steps of the run's version word.
  */
 import { createLineAllocator, MAX_SIZE_CLASS } from './line-allocator.ts';
-import {
-  type BlockPosition,
-  type IndexOwner,
-  type PrefixIndexHooks,
-  type PrefixIndexWriter,
-} from './index-types.ts';
+import { type BlockPosition, type IndexOwner, type PrefixIndexHooks, type PrefixIndexWriter } from './index-types.ts';
 import { createRunExtents, type OwnerExtents } from './run-extents.ts';
 import {
   ATTACH,
