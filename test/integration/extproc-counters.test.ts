@@ -4,6 +4,7 @@ import http2 from 'node:http2';
 import v8 from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, beforeEach, expect, test } from '@jest/globals';
+import { status } from '@grpc/grpc-js';
 import { createApp, type App, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
 import { loadConfig } from '../../src/config.ts';
@@ -133,6 +134,11 @@ test('bodies that are shown too late, and the cause of every refusal', async () 
   await client.request({ mode: 'BUFFERED', body: CHAT, headers: { 'content-length': '999999999' } });
   await untilMetric(/^warmpath_request_reasons_total\{outcome="bad_request",reason="bad_request"\} 1$/m);
   await untilMetric(/^warmpath_request_reasons_total\{outcome="too_large",reason="body_too_large"\} 1$/m);
+  const disorderly = client.open();
+  disorderly.send(requestHeaders(), announced('BUFFERED'));
+  disorderly.send(requestHeaders());
+  expect((await disorderly.status).code).toBe(status.FAILED_PRECONDITION);
+  await untilMetric(/^warmpath_request_reasons_total\{outcome="error",reason="illegal_message_order"\} 1$/m);
 });
 
 test('every request is counted once when it is over, with its model where it is known', async () => {
