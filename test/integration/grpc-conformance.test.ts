@@ -4,6 +4,7 @@
  * it booked once, and the streams beside it go on.
  */
 import http2 from 'node:http2';
+import { createConnection } from 'node:net';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
@@ -85,6 +86,51 @@ describe('what is no call', () => {
     await until(() => call.trailers['grpc-status'] !== undefined, 'a status');
     expect(call.trailers['grpc-status']).toBe('12');
     await stillServes(session);
+  });
+});
+
+describe('what is no HTTP/2', () => {
+  const PREFACE = 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n';
+  /** A frame by the book: 24 bits of length, type, flags, 31 bits of stream. */
+  const h2Frame = (type: number, stream: number, payload: Buffer, flags = 0): Buffer => {
+    const head = Buffer.alloc(9);
+    head.writeUIntBE(payload.length, 0, 3);
+    head.writeUInt8(type, 3);
+    head.writeUInt8(flags, 4);
+    head.writeUInt32BE(stream, 5);
+    return Buffer.concat([head, payload]);
+  };
+  const SETTINGS = h2Frame(4, 0, Buffer.alloc(0));
+
+  test.each<[string, Buffer]>([
+    ['HTTP/1.1', Buffer.from('POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n')],
+    ['the beginning of TLS', Buffer.from('16030100c8010000c40303', 'hex')],
+    ['zeros', Buffer.alloc(4096)],
+    ['a preface and noise', Buffer.concat([Buffer.from(PREFACE), Buffer.alloc(4096, 0xa5)])],
+    [
+      'a header block that is none',
+      Buffer.concat([Buffer.from(PREFACE), SETTINGS, h2Frame(1, 1, Buffer.alloc(64, 0xff), 4)]),
+    ],
+    [
+      'data on a stream nobody opened',
+      Buffer.concat([Buffer.from(PREFACE), SETTINGS, h2Frame(0, 7, Buffer.alloc(10))]),
+    ],
+    ['a frame above the limit', Buffer.concat([Buffer.from(PREFACE), SETTINGS, h2Frame(0, 1, Buffer.alloc(1 << 20))])],
+    ['a window of zero', Buffer.concat([Buffer.from(PREFACE), SETTINGS, h2Frame(8, 0, Buffer.alloc(4))])],
+  ])('%s costs its own connection only', async (_name, bytes) => {
+    const { address, server } = await serve();
+    const neighbours = connect(address);
+    await stillServes(neighbours);
+    const socket = createConnection({ host: '127.0.0.1', port: Number(address.split(':')[1]) });
+    cleanups.push(() => socket.destroy());
+    let isOver = false;
+    socket.on('error', () => undefined);
+    socket.on('close', () => (isOver = true));
+    socket.resume();
+    socket.write(bytes);
+    await until(() => isOver, 'the connection is closed');
+    await stillServes(neighbours);
+    expect(server.openStreams()).toBe(0);
   });
 });
 
