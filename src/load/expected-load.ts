@@ -30,10 +30,25 @@ type Foreign = {
   /** Milliseconds of computing the engine had before it when it was read, and all that was ever sent there by then. */
   pendingMs: number;
   sentMs: number;
+  /** Whether it was at a prompt of somebody else then, before the own ones there. */
+  isAhead: boolean;
   /** Requests of others and own ones, on average over the last readings. */
   meanRequests: number;
   meanOwn: number;
 };
+
+type Pending = Pick<Foreign, 'pendingMs' | 'isAhead'>;
+
+/** Before the first reading. */
+const NOTHING = {
+  requests: 0,
+  readMs: -Infinity,
+  pendingMs: 0,
+  sentMs: 0,
+  isAhead: false,
+  meanRequests: 0,
+  meanOwn: 0,
+} as const;
 
 /** Readings up to so many intervals old count in full; from there what they say fades. */
 const FRESH_INTERVALS = 3;
@@ -75,18 +90,27 @@ export function createExpectedLoad(
     inFlight.keepCompany(othersRatio() > 0 ? 'with others' : 'alone');
   }
 
+  function promptMs({ prefillSetupMs, prefillMsPerToken }: Load): number {
+    return prefillSetupMs + (inFlight.typical().promptTokens || ASSUMED_PROMPT_TOKENS) * prefillMsPerToken;
+  }
+
   /**
    * What an engine has yet to compute. It takes prompts in order, one at a time, and counts the one it is at as running:
    * while any waits it is at one, and when that is not the first of the own ones, it is somebody else's.
    */
-  function pendingMs(slot: EndpointSlot, own: Load, ownPrompts: number, waiting: number): number {
-    const { promptTokens, residualTokens } = inFlight.typical();
+  function pending(slot: EndpointSlot, own: Load, ownPrompts: number, waiting: number): Pending {
     const { tokens, isBegun } = inFlight.queue(slot);
     const atOwn = isBegun || waiting < ownPrompts;
+    const isAhead = !atOwn && waiting > 0;
     const others = Math.max(0, waiting - (atOwn ? ownPrompts - 1 : ownPrompts));
-    const underWayTokens = !atOwn && waiting > 0 ? residualTokens : 0;
-    const wholeMs = own.prefillSetupMs + (promptTokens || ASSUMED_PROMPT_TOKENS) * own.prefillMsPerToken;
-    return (tokens + underWayTokens) * own.prefillMsPerToken + others * wholeMs;
+    const underWayTokens = isAhead ? inFlight.typical().residualTokens : 0;
+    return { pendingMs: (tokens + underWayTokens) * own.prefillMsPerToken + others * promptMs(own), isAhead };
+  }
+
+  /** As long as the first of the own prompts is not begun, what was before it still is: at any moment as much of it is left. */
+  function behindMs(slot: EndpointSlot, own: Load): number {
+    const { prompts, isBegun, tokens } = inFlight.queue(slot);
+    return prompts > 0 && !isBegun ? (tokens + inFlight.typical().residualTokens) * own.prefillMsPerToken : 0;
   }
 
   return {
@@ -96,26 +120,30 @@ export function createExpectedLoad(
       const ratio = othersRatio();
       const foreign = bySlot.get(slot);
       if (ratio === 0 && (foreign === undefined || foreign.requests === 0)) return own;
-      let { requests, waitMs, unseenMs } = own;
+      let { requests, waitMs, unseenMs, unseenPrompts } = own;
       if (foreign !== undefined) {
         const ageMs = clock.nowMs() - foreign.readMs;
         const belief = Math.min(1, Math.exp(FRESH_INTERVALS - ageMs / intervalMs));
         requests += belief * foreign.requests;
         const sinceMs = inFlight.sentMs(slot) - foreign.sentMs - ageMs;
-        if (foreign.requests > 0) waitMs = Math.max(waitMs, belief * (foreign.pendingMs + sinceMs));
+        if (foreign.requests > 0) {
+          const leastMs = foreign.isAhead ? behindMs(slot, own) : 0;
+          waitMs = Math.max(waitMs, belief * Math.max(leastMs, foreign.pendingMs + sinceMs));
+        }
         const share = meanRequests > 0 ? foreign.meanRequests / meanRequests : 0;
         unseenMs += belief * ratio * inFlight.typical().burstMs * share;
+        unseenPrompts += unseenMs / promptMs(own);
       }
       const all = 1 + ratio;
       const arrivalsPerSecond = own.arrivalsPerSecond * all;
-      return { ...own, requests, waitMs, unseenMs, arrivalsPerSecond, utilization: own.utilization * all };
+      const utilization = own.utilization * all;
+      return { ...own, requests, waitMs, unseenMs, unseenPrompts, arrivalsPerSecond, utilization };
     },
     asked(slot) {
       const { requests, waiting } = inFlight.load(slot);
       const foreign = bySlot.get(slot);
       if (foreign === undefined) {
-        const nothing = { requests: 0, readMs: -Infinity, pendingMs: 0, sentMs: 0, meanRequests: 0, meanOwn: 0 };
-        bySlot.set(slot, { ownRequests: requests, ownWaiting: waiting, ...nothing });
+        bySlot.set(slot, { ownRequests: requests, ownWaiting: waiting, ...NOTHING });
       } else {
         foreign.ownRequests = requests;
         foreign.ownWaiting = waiting;
@@ -129,7 +157,8 @@ export function createExpectedLoad(
       foreign.requests = Math.max(0, (running ?? 0) + (waiting ?? 0) - ownRequests);
       foreign.readMs = clock.nowMs();
       foreign.sentMs = inFlight.sentMs(slot);
-      foreign.pendingMs = pendingMs(slot, own, Math.max(own.waiting, foreign.ownWaiting), waiting ?? 0);
+      const ownPrompts = Math.max(own.waiting, foreign.ownWaiting);
+      Object.assign(foreign, pending(slot, own, ownPrompts, waiting ?? 0));
       learn(foreign, ownRequests);
     },
     forget(slot) {

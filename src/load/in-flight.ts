@@ -30,6 +30,8 @@ export type Load = {
   readonly waitMs: number;
   /** Prompts of others that come there about now without being seen, milliseconds of computing: 0 where one router sends. */
   readonly unseenMs: number;
+  /** How many prompts that is. */
+  readonly unseenPrompts: number;
   /** What computing a prompt takes there: a fixed part, and one per uncached token. */
   readonly prefillSetupMs: number;
   readonly prefillMsPerToken: number;
@@ -173,6 +175,7 @@ const IDLE = {
   utilization: 0,
   waitMs: 0,
   unseenMs: 0,
+  unseenPrompts: 0,
 };
 
 export function createInFlight(
@@ -278,7 +281,7 @@ export function createInFlight(
       const waitMs = backlogMs(slot, state);
       const { requests, tokens, outputTokens, contextTokens, nWaiting: waiting } = state;
       const sums = { requests, tokens, outputTokens, contextTokens, waiting };
-      return { ...sums, ...traffic(state), waitMs, unseenMs: 0, ...learnt };
+      return { ...sums, ...traffic(state), waitMs, unseenMs: 0, unseenPrompts: 0, ...learnt };
     },
     reserve(slot, uncachedTokens, details = {}) {
       const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, computedTokens } = details;

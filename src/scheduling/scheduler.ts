@@ -45,8 +45,8 @@ const OWN_WAITING_COST = 2;
 const ANSWERS_COST = 0.02;
 /** A step of decoding reads the context of all answers: milliseconds per token that is there, over the own answer. */
 const CONTEXT_MS_PER_TOKEN = 0.0005;
-/** What others send unseen delays this request, or this request theirs, whichever comes first. */
-const UNSEEN_COST = 2;
+/** What others send unseen delays this request, or this request delays each of theirs, whichever comes first. */
+const UNSEEN_PROMPTS_COST = 2;
 /** Costs this close, in parts of the prompt's time without any cache, are equal: below what estimates can tell apart. */
 const NEAR_TIE_PART = 0.02;
 const NEAR_TIE_MS = 1;
@@ -82,7 +82,8 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const queueMs = borne * load.prefillMsPerToken * (WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting);
     const answersMs = Math.max(0, load.requests - load.waiting) * computingMs * ANSWERS_COST;
     const contextMs = (load.contextTokens * CONTEXT_MS_PER_TOKEN * load.prefillMsPerToken) / msPerToken;
-    return load.waitMs + computingMs + evictionMs + queueMs + answersMs + contextMs + UNSEEN_COST * load.unseenMs;
+    const unseenMs = load.unseenMs + UNSEEN_PROMPTS_COST * load.unseenPrompts * computingMs;
+    return load.waitMs + computingMs + evictionMs + queueMs + answersMs + contextMs + unseenMs;
   });
   const order = candidates.map((_, index) => index);
   order.sort((a, b) => costsMs[a]! - costsMs[b]!);

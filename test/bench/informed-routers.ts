@@ -57,15 +57,18 @@ export function informedRouters(): CreatePolicy {
       choose(request, engines) {
         tell();
         const onTheWay = routed.longestMatch(keysOf(request));
-        const perForeignEngineMs = inFlight.typical().burstMs / engines.length;
+        const { burstMs, promptTokens } = inFlight.typical();
+        const perForeignEngineMs = burstMs / engines.length;
         const candidates = engines.map((engine) => {
           const nBlocks = Math.max(announced.matchedBlocks(request, engine), onTheWay.blocks(engine.id));
+          const load = inFlight.load(engine.id);
+          const promptMs = load.prefillSetupMs + (promptTokens || 1) * load.prefillMsPerToken;
           const unseenMs = engine.id % routers.length === place ? 0 : perForeignEngineMs;
           return {
             address: engine.address,
             trust: 'exact' as const,
             cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
-            load: { ...inFlight.load(engine.id), unseenMs },
+            load: { ...load, unseenMs, unseenPrompts: unseenMs / promptMs },
           };
         });
         const nCached = Math.ceil(Math.max(...candidates.map(({ cachedTokens }) => cachedTokens)) / blockTokens);

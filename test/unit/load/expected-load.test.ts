@@ -109,6 +109,24 @@ describe('load as a choice sees it', () => {
     expect(of().waitMs).toBe(0);
   });
 
+  test("as long as the first own prompt is not begun, somebody else's is under way before it, however long it takes", () => {
+    const { inFlight, of, read, clock } = aLoad();
+    for (let i = 0; i < 4; i++) {
+      const reservation = inFlight.reserve(SLOT, 500);
+      clock.advance(500);
+      reservation.firstByte();
+      reservation.release();
+    }
+    let computedTokens = 0;
+    inFlight.reserve(SLOT, 500, { computedTokens: () => computedTokens });
+    read({ running: 1, waiting: 1 });
+    clock.advance(1500);
+    // Its own 500 ms, and half of a prompt of the usual length.
+    expect(of().waitMs).toBeCloseTo(750, -1);
+    computedTokens = 100;
+    expect(of().waitMs).toBe(0);
+  });
+
   test('a page that leaves out what waits, or what runs, is no reason to expect any', () => {
     const { of, read } = aLoad();
     read({ running: null, waiting: null });
@@ -146,6 +164,8 @@ describe('load as a choice sees it', () => {
     const own = inFlight.load(ours!);
     expect(expected.of({ slot: ours! }).unseenMs).toBe(0);
     expect(expected.of({ slot: theirs! }).unseenMs).toBeGreaterThan(300);
+    const { unseenMs, unseenPrompts, prefillSetupMs, prefillMsPerToken } = expected.of({ slot: theirs! });
+    expect(unseenPrompts * (prefillSetupMs + 500 * prefillMsPerToken)).toBeCloseTo(unseenMs, 3);
     // Half of the requests are the other's.
     expect(expected.of({ slot: ours! }).arrivalsPerSecond / own.arrivalsPerSecond).toBeCloseTo(2, 1);
     expect(expected.of({ slot: ours! }).utilization / own.utilization).toBeCloseTo(2, 1);

@@ -10,11 +10,12 @@ type Changes = {
   msPerToken?: number;
   contextTokens?: number;
   unseenMs?: number;
+  unseenPrompts?: number;
 };
 
 function aCandidate(n: number, changes: Changes = {}): Candidate {
   const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
-  const { contextTokens = 0, unseenMs = 0 } = changes;
+  const { contextTokens = 0, unseenMs = 0, unseenPrompts = 0 } = changes;
   const load = {
     requests,
     tokens: 0,
@@ -25,6 +26,7 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
     utilization: 0.4,
     waitMs,
     unseenMs,
+    unseenPrompts,
     prefillSetupMs: 0,
     prefillMsPerToken: msPerToken,
   };
@@ -88,6 +90,12 @@ describe('the choice of an endpoint', () => {
     const foreign = aCandidate(1, { unseenMs: 200 });
     for (const tieKey of [1, 2, 3, 4]) expect(choose([foreign, aCandidate(2)], 1600, tieKey).order[0]).toBe(1);
     expect(choose([aCandidate(1, { unseenMs: 200, cachedTokens: 1500 }), aCandidate(2)]).order[0]).toBe(0);
+  });
+
+  test('where others send unseen, a long cold prompt gives way to them sooner than a short one', () => {
+    const candidates = [aCandidate(1, { unseenMs: 50, unseenPrompts: 0.5 }), aCandidate(2, { waitMs: 200 })];
+    expect(choose(candidates, 400).order[0]).toBe(0);
+    expect(choose(candidates, 4000).order[0]).toBe(1);
   });
 
   test('a long prompt keeps away from answers under way, and from much context, when all else is equal', () => {

@@ -39,6 +39,7 @@ function anInput(endpoints: readonly Changes[], session: SessionHint | null = nu
       utilization,
       waitMs,
       unseenMs: 0,
+      unseenPrompts: 0,
       prefillSetupMs: 0,
       prefillMsPerToken: 0.125,
     },
