@@ -247,23 +247,27 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
 
   async function stop(): Promise<void> {
     health.setServing('NOT_SERVING');
-    if (main !== null) {
-      const server = main;
-      // Data planes learn it from their health checks and go elsewhere; until then we still serve.
-      await wait(options.drainDelayMs);
-      // The health port answers to the end: a closed one would look like a dead process.
-      const closed = new Promise<void>((done) => server.tryShutdown(() => done()));
-      draining = true;
-      for (const stream of [...streams]) stream.drain();
-      await emptyOr(options.drainTimeoutMs);
-      const nExpired = streams.size;
-      for (const stream of [...streams]) stream.expire();
-      health.endWatches();
-      unseenEnds.releaseAll();
-      await Promise.race([closed, wait(FLUSH_MS)]);
-      log.info('ext_proc stopped', { expiredStreams: nExpired });
+    try {
+      if (main !== null) await drain(main);
+    } finally {
+      shutServers();
     }
-    shutServers();
+  }
+
+  async function drain(server: Server): Promise<void> {
+    // Data planes learn it from their health checks and go elsewhere; until then we still serve.
+    await wait(options.drainDelayMs);
+    // The health port answers to the end: a closed one would look like a dead process.
+    const closed = new Promise<void>((done) => server.tryShutdown(() => done()));
+    draining = true;
+    for (const stream of [...streams]) stream.drain();
+    await emptyOr(options.drainTimeoutMs);
+    const nExpired = streams.size;
+    for (const stream of [...streams]) stream.expire();
+    health.endWatches();
+    unseenEnds.releaseAll();
+    await Promise.race([closed, wait(FLUSH_MS)]);
+    log.info('ext_proc stopped', { expiredStreams: nExpired });
   }
 
   function emptyOr(timeoutMs: number): Promise<void> {

@@ -210,9 +210,10 @@ export function createRunExtents(
       const first = extentsWord(words, run);
       const stop = first + count(run) * EXTENT_WORDS;
       for (let at = first; at < stop; at += EXTENT_WORDS) {
+        // Sorted by their starts.
+        if (words[at + 1]! >>> 16 > offset) break;
         const holder = words[at]!;
-        if (holder >>> 2 !== owner) continue;
-        if (words[at + 1]! >>> 16 <= offset && offset < (words[at + 1]! & 0xffff)) media |= 1 << (holder & 3);
+        if (holder >>> 2 === owner && offset < (words[at + 1]! & 0xffff)) media |= 1 << (holder & 3);
       }
       return media;
     },

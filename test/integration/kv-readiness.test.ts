@@ -1,6 +1,8 @@
 /** When `serve` says it is ready with regard to KV events, what it says of a view with holes, and that it stops in any case. */
+import { once } from 'node:events';
+import { connect } from 'node:net';
 import { afterEach, expect, test } from '@jest/globals';
-import { createApp, type App } from '../../src/app.ts';
+import { createApp, type App, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
 import { silentLog, type Log } from '../../src/log.ts';
 import { eventually, stageConfig } from '../e2e/stage.ts';
@@ -20,7 +22,7 @@ async function aPublisher(options: Parameters<typeof FakePublisher.start>[0] = {
   return publisher;
 }
 
-type Running = { readonly app: App; readonly admin: string };
+type Running = { readonly app: App } & AppAddresses;
 
 async function anApp(
   sources: readonly { readonly endpoint: string; readonly replayEndpoint: string }[],
@@ -37,8 +39,7 @@ async function anApp(
   const config = stageConfig([], { discovery: { endpoints: list }, kvEvents, tokenizer: { api: 'none' } });
   const app = createApp(config, { log, clock: systemClock });
   endings.push(() => app.stop());
-  const { admin } = await app.start();
-  return { app, admin };
+  return { app, ...(await app.start()) };
 }
 
 async function kvEventsCondition(admin: string): Promise<string> {
@@ -101,8 +102,11 @@ test('a part that fails to stop is reported, and the others are stopped all the 
     },
     error: (message, fields) => void reported.push([message, fields?.['error']]),
   };
-  const { app, admin } = await anApp([await aPublisher()], {}, log);
+  const { app, admin, grpc, health } = await anApp([await aPublisher()], {}, log);
   await app.stop();
   expect(reported).toEqual([['a part did not stop in order', 'no space left on device']]);
-  await expect(fetch(`http://${admin}/livez`)).rejects.toThrow();
+  for (const address of [admin, grpc, health!]) {
+    const [host, port] = address.split(':') as [string, string];
+    await expect(once(connect(Number(port), host), 'connect')).rejects.toThrow(/ECONNREFUSED/);
+  }
 });
