@@ -51,7 +51,11 @@ const MATRIX: Readonly<Record<string, Values>> = {
       discovery: { mode: 'static', endpoints: [{ name: 'a', address: '10.0.0.1:8000', model: 'm', kvEvents: 'none' }] },
     },
   },
-  'engines that connect': { pods: { matchLabels: { app: 'vllm' } }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
+  'engines that connect': {
+    replicas: 1,
+    pods: { matchLabels: { app: 'vllm' } },
+    config: { kvEvents: { listen: '0.0.0.0:5557' } },
+  },
   'no adapters': { config: { discovery: { kubernetes: { modelAdapters: 'off' } } } },
   'no objectives': { config: { discovery: { kubernetes: { inferenceObjectives: 'off' } } } },
   monitored: {
@@ -410,6 +414,16 @@ describe('a mistake in the values', () => {
       'mutual TLS of a self-signed certificate',
       { tls: { mode: 'selfSigned', mutual: true } },
       /tls\.mutual needs a Secret/,
+    ],
+    [
+      'engines that connect to one of several replicas',
+      { config: { kvEvents: { listen: '0.0.0.0:5557' } } },
+      /kvEvents\.listen needs one replica: .*; got replicas 2\. Let engines bind/,
+    ],
+    [
+      'engines that connect to one of many that come and go',
+      { replicas: 1, autoscaling: { enabled: true }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
+      /kvEvents\.listen needs one replica: .*; got autoscaling\.maxReplicas 6/,
     ],
     [
       'mutual TLS behind Envoy Gateway',

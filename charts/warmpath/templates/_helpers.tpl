@@ -172,6 +172,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "gateway.extensionPolicy.messageTimeout must be above Warmpath's own deadline of %d ms (server.decisionDeadlineMs, else tokenizer.budgetMs + 300), got %s" $deadlineMs $timeout) -}}
 {{- end -}}
 {{- end -}}
+{{- $most := ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- if and (dig "kvEvents" "listen" "" .Values.config) (gt $most 1) -}}
+{{- fail (printf "config.kvEvents.listen needs one replica: an engine that connects has one connection, so only one of several would hear it; got %s %d. Let engines bind, or set replicas: 1" (ternary "autoscaling.maxReplicas" "replicas" .Values.autoscaling.enabled) $most) -}}
+{{- end -}}
 {{- if and .Values.tls.mutual .Values.gateway.name -}}
 {{- fail "tls.mutual and gateway.name exclude each other: Envoy Gateway shows ext_proc servers no certificate" -}}
 {{- end -}}
