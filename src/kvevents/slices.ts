@@ -24,11 +24,3 @@ export function inSlices<T>(work: Generator<void, T>, done: (result: T | null) =
     done(null);
   };
 }
-
-/** The same in one go. */
-export function atOnce<T>(work: Generator<void, T>): T {
-  for (;;) {
-    const { done, value } = work.next();
-    if (done === true) return value;
-  }
-}

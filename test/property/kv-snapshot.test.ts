@@ -2,7 +2,6 @@
 import { describe, expect, test } from '@jest/globals';
 import type { EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
 import type { KvEvent } from '../../src/kvevents/kv-event.ts';
-import { atOnce } from '../../src/kvevents/slices.ts';
 import {
   RECORD_WORDS,
   decodeSnapshot,
@@ -10,6 +9,7 @@ import {
   type EngineSnapshot,
 } from '../../src/kvevents/source-snapshot.ts';
 import {
+  atOnce,
   batchOf,
   blockTokens,
   cleared,

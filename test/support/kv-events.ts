@@ -143,3 +143,11 @@ export function aSourceStatus(changes: Partial<SourceStatus> = {}): SourceStatus
     ...changes,
   };
 }
+
+/** Work that is done bit by bit, in one go. */
+export function atOnce<T>(work: Generator<void, T>): T {
+  for (;;) {
+    const { done, value } = work.next();
+    if (done === true) return value;
+  }
+}
