@@ -132,9 +132,10 @@ describe('bodies of every size and framing arrive unchanged', () => {
     chunked: viaHttp1,
     'expect: 100-continue': viaHttp1,
     'HTTP/2': viaHttp2,
+    'HTTP/2, a byte a frame': viaHttp2,
   };
   const sent: readonly (readonly [size: number, framings: readonly (keyof typeof framings)[]])[] = [
-    [1024, ['content-length', 'chunked', 'expect: 100-continue', 'HTTP/2']],
+    [1024, ['content-length', 'chunked', 'expect: 100-continue', 'HTTP/2', 'HTTP/2, a byte a frame']],
     [64 * 1024, ['chunked', 'expect: 100-continue', 'HTTP/2']],
     [1024 * 1024, ['content-length', 'HTTP/2']],
     [8 * 1024 * 1024, ['chunked', 'HTTP/2']],
@@ -181,12 +182,16 @@ async function viaHttp1(address: string, body: Buffer, framing: string): Promise
   return { status: response.statusCode, text: await textOf(response) };
 }
 
-async function viaHttp2(address: string, body: Buffer): Promise<{ status: number; text: string }> {
+async function viaHttp2(address: string, body: Buffer, framing: string): Promise<{ status: number; text: string }> {
   const session = http2.connect(`http://${address}`);
   try {
     const stream = session.request({ ':method': 'POST', ':path': '/anything' });
     const answered = once(stream, 'response');
-    stream.end(body);
+    const step = framing.includes('a byte a frame') ? 1 : body.length;
+    for (let at = 0; at < body.length; at += step) {
+      await new Promise((written) => stream.write(body.subarray(at, at + step), written));
+    }
+    stream.end();
     const [headers] = (await answered) as [http2.IncomingHttpHeaders & { ':status': number }];
     return { status: headers[':status'], text: await textOf(stream) };
   } finally {

@@ -169,7 +169,10 @@ describe('what is one all the same', () => {
   test('a message a byte a frame', async () => {
     const { address } = await serve();
     const call = openRaw(connect(address));
-    for (const byte of Buffer.concat([HEADERS, BODY])) call.stream.write(Buffer.of(byte));
+    for (const byte of Buffer.concat([HEADERS, BODY])) {
+      // Written together, they would be one frame.
+      await new Promise((written) => call.stream.write(Buffer.of(byte), written));
+    }
     call.stream.end();
     await until(() => call.isClosed, 'the stream is over');
     expect(destinations(call)).toEqual([null, POD]);
