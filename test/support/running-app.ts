@@ -21,9 +21,9 @@ export async function startApp(sets: readonly string[]): Promise<{ app: App; adm
 
 /** Asks until it holds; long enough for a machine that is busy with other things. */
 export async function eventually<T>(what: () => Promise<T>, holds: (value: T) => boolean): Promise<T> {
-  for (const endMs = Date.now() + 60_000; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
+  for (const endMs = Date.now() + 45_000; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
     const value = await what();
     if (holds(value)) return value;
-    if (Date.now() > endMs) throw new Error(`not within 60 s, last: ${JSON.stringify(value)}`);
+    if (Date.now() > endMs) throw new Error(`not within 45 s, last: ${JSON.stringify(value)}`);
   }
 }
