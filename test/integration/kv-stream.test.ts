@@ -82,7 +82,7 @@ function sourceOf(publisher: FakePublisher, slot = 0, replay: 'replay' | 'no rep
 const status = (slot = 0): SourceStatus => ingest.statuses().find(({ endpointId }) => endpointId === `pod-${slot}`)!;
 const lastSeq = (slot = 0): string | null | undefined => ingest.statuses().length > 0 ? status(slot).lastSeq : undefined; // prettier-ignore
 
-async function until(what: string, condition: () => boolean, limitMs = 4000): Promise<number> {
+async function until(what: string, condition: () => boolean, limitMs = 20_000): Promise<number> {
   const startMs = performance.now();
   while (!condition()) {
     if (performance.now() - startMs > limitMs) {
