@@ -82,6 +82,7 @@ export function createBlockHasher(seed: HashSeed, arithmetic: 'plain' | 'wasm' =
   const fastPieces = (arithmetic === 'wasm' ? createFastPieces(keys) : null) ?? plainPieces;
   const state = new Uint32Array(2);
   const piece = new Uint32Array(PIECE);
+  let digested = new Uint32Array(64);
 
   const continueBlocks: BlockHasher['continueBlocks'] = (hi, lo, tokenIds, nBlocks, blockSize, extraKeys, out) => {
     if (nBlocks * blockSize > tokenIds.length || nBlocks * 2 > out.length) {
@@ -129,7 +130,10 @@ export function createBlockHasher(seed: HashSeed, arithmetic: 'plain' | 'wasm' =
     const lo = state[1]!;
     state[0] = keys[2 * PIECE]!;
     state[1] = keys[2 * PIECE + 1]!;
-    hashBlock(Uint32Array.from(words), 0, words.length);
+    // Filled by hand: making an array of a list costs more than hashing it.
+    if (digested.length < words.length) digested = new Uint32Array(2 * words.length);
+    for (let i = 0; i < words.length; i++) digested[i] = words[i]!;
+    hashBlock(digested, 0, words.length);
     const result = [state[0]!, state[1]!] as const;
     state[0] = hi;
     state[1] = lo;
