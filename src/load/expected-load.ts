@@ -54,8 +54,8 @@ const NOTHING = {
 const FRESH_INTERVALS = 3;
 /** A prompt of somebody else, where nothing was sent yet to tell how long prompts are. */
 const ASSUMED_PROMPT_TOKENS = 1_000;
-/** Weight of a reading in the means. */
-const READING_GAIN = 0.03;
+/** What a reading said weighs 1/e in the means after that time, however often engines are read. */
+const READINGS_MEMORY_MS = 120_000;
 /** Part of requests that may be others' by the errors of readings: below it one is alone. */
 const ALONE_PART = 0.05;
 
@@ -80,9 +80,10 @@ export function createExpectedLoad(
     return ratio > ALONE_PART ? ratio : 0;
   }
 
-  function learn(foreign: Foreign, own: number): void {
-    const more = READING_GAIN * (foreign.requests - foreign.meanRequests);
-    const moreOwn = READING_GAIN * (own - foreign.meanOwn);
+  function learn(foreign: Foreign, own: number, sinceMs: number): void {
+    const gain = 1 - Math.exp(-sinceMs / READINGS_MEMORY_MS);
+    const more = gain * (foreign.requests - foreign.meanRequests);
+    const moreOwn = gain * (own - foreign.meanOwn);
     foreign.meanRequests += more;
     foreign.meanOwn += moreOwn;
     meanRequests += more;
@@ -155,11 +156,13 @@ export function createExpectedLoad(
       if (foreign === undefined) return;
       const ownRequests = Math.max(own.requests, foreign.ownRequests);
       foreign.requests = Math.max(0, (running ?? 0) + (waiting ?? 0) - ownRequests);
-      foreign.readMs = clock.nowMs();
+      const nowMs = clock.nowMs();
+      const sinceMs = Number.isFinite(foreign.readMs) ? nowMs - foreign.readMs : intervalMs;
+      foreign.readMs = nowMs;
       foreign.sentMs = inFlight.sentMs(slot);
       const ownPrompts = Math.max(own.waiting, foreign.ownWaiting);
       Object.assign(foreign, pending(slot, own, ownPrompts, waiting ?? 0));
-      learn(foreign, ownRequests);
+      learn(foreign, ownRequests, sinceMs);
     },
     forget(slot) {
       const foreign = bySlot.get(slot);

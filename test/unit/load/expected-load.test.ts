@@ -173,6 +173,28 @@ describe('load as a choice sees it', () => {
     expect(expected.of({ slot: ours! })).toEqual(inFlight.load(ours!));
   });
 
+  test('where others mostly send is remembered equally long however often engines are read', () => {
+    const [earlier, later] = [1, 2] as EndpointSlot[];
+    const shareOfEarlier = (intervalMs: number): number => {
+      const clock = createFakeClock();
+      const inFlight = createInFlight(clock, 1000);
+      const expected = createExpectedLoad({ inFlight, clock }, { intervalMs });
+      inFlight.reserve(earlier!, 500);
+      for (let atMs = 0; atMs < 60_000; atMs += intervalMs) {
+        for (const slot of [earlier!, later!]) {
+          const isThere = atMs < 30_000 === (slot === earlier);
+          expected.asked(slot);
+          expected.read(slot, { running: inFlight.load(slot).requests + (isThere ? 2 : 0), waiting: 0 });
+        }
+        clock.advance(intervalMs);
+      }
+      const unseen = [earlier!, later!].map((slot) => expected.of({ slot }).unseenMs);
+      return unseen[0]! / (unseen[0]! + unseen[1]!);
+    };
+    expect(shareOfEarlier(1000)).toBeGreaterThan(0.3);
+    expect(shareOfEarlier(50)).toBeCloseTo(shareOfEarlier(1000), 1);
+  });
+
   test('a few requests too many, as readings come late, do not make others', () => {
     const { inFlight, of, read, clock } = aLoad();
     for (let i = 0; i < 100; i++) {
