@@ -5,7 +5,7 @@ import { Server, ServerCredentials, type ServerWritableStream } from '@grpc/grpc
 import { createApp, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
 import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
-import { createIngest, type Ingest, type SourceSnapshot } from '../../src/kvevents/ingest.ts';
+import { createIngest, type Ingest, type IngestSource, type SourceSnapshot } from '../../src/kvevents/ingest.ts';
 import { silentLog, type Log } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import { loadSiblings, type Piece, type Wish } from '../../src/siblings/sibling-protocol.ts';
@@ -26,6 +26,15 @@ describe('between two replicas', () => {
   const hasher = createBlockHasher(SEED);
   const tokens = (...blocks: number[]): number[] => blocks.flatMap((i) => [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3]);
 
+  const sourceOf = (publisher: FakePublisher, slot: number, incarnation = ''): IngestSource => ({
+    endpointId: `pod-of-${slot}` as EndpointId,
+    slot: slot as EndpointSlot,
+    rank: 0,
+    model: 'm',
+    kvEvents: { endpoint: publisher.endpoint, replayEndpoint: publisher.replayEndpoint },
+    incarnation,
+  });
+
   async function aReplica(publisher: FakePublisher, slot: number): Promise<Ingest> {
     const ingest = createIngest(
       { log: silentLog, clock: systemClock, onCounters: () => undefined },
@@ -37,16 +46,7 @@ describe('between two replicas', () => {
     );
     await ingest.start();
     endings.push(() => ingest.stop());
-    await ingest.reconcile([
-      {
-        endpointId: `pod-of-${slot}` as EndpointId,
-        slot: slot as EndpointSlot,
-        rank: 0,
-        model: 'm',
-        kvEvents: { endpoint: publisher.endpoint, replayEndpoint: publisher.replayEndpoint },
-        incarnation: '',
-      },
-    ]);
+    await ingest.reconcile([sourceOf(publisher, slot)]);
     await eventually(() => (ingest.statuses()[0]!.state === 'live' ? 'done' : 'not live'), PATIENCE_MS);
     return ingest;
   }
@@ -98,13 +98,13 @@ describe('between two replicas', () => {
     expect(matched(late, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)).toBe(8);
   });
 
-  test('it is told and taken over bit by bit while the engine goes on, and nothing false is promised meanwhile', async () => {
+  /** Twenty thousand blocks, 100 per prompt, told in some fifty steps; none of them can be replayed. */
+  const N_PROMPTS = 200;
+  const prompt = (i: number): number[] => Array.from({ length: 100 }, (_, k) => 1000 + 100 * i + k);
+  async function largeReplicas() {
     const publisher = await FakePublisher.start({ bufferSteps: 200 });
     endings.push(() => publisher.stop());
     const first = await aReplica(publisher, 1);
-    // Twenty thousand blocks, 100 per prompt: told in some fifty steps.
-    const N_PROMPTS = 200;
-    const prompt = (i: number): number[] => Array.from({ length: 100 }, (_, k) => 1000 + 100 * i + k);
     for (let i = 0; i < N_PROMPTS; i++) {
       const hashes = prompt(i).map((id) => id + 5);
       await publisher.publish(stored(hashes, null, tokens(...prompt(i))));
@@ -114,6 +114,30 @@ describe('between two replicas', () => {
     const late = await aReplica(publisher, 2);
     await known(late, publisher.nextSeq - 1);
     const [name] = late.sharedNames('partial');
+    return { publisher, first, late, name: name! };
+  }
+
+  test('a restart while it is filled in ends that: what was filled in is forgotten', async () => {
+    const { publisher, first, late, name } = await largeReplicas();
+    const snapshot = (await first.snapshot(name))!;
+    const adopting = late.adopt(name, snapshot);
+    await late.reconcile([sourceOf(publisher, 2, 'the next process')]);
+    await adopting;
+    await known(late, publisher.nextSeq - 1);
+    await eventually(
+      () => (late.statuses()[0]!.trust === 'degraded' ? 'done' : JSON.stringify(late.statuses()[0])),
+      PATIENCE_MS,
+    );
+    expect(late.statuses()[0]).toMatchObject({ restarts: 1, nBlocks: 0, partial: true });
+    expect(matched(late, 2, ...prompt(0))).toBe(0);
+    // What is left of it is no obstacle to the next.
+    expect(await late.adopt(name, (await first.snapshot(name))!)).toBe(true);
+    await eventually(() => (late.statuses()[0]!.trust === 'exact' ? 'done' : late.statuses()[0]!.trust), PATIENCE_MS);
+    expect(matched(late, 2, ...prompt(0))).toBe(100);
+  });
+
+  test('it is told and taken over bit by bit while the engine goes on, and nothing false is promised meanwhile', async () => {
+    const { publisher, first, late, name } = await largeReplicas();
     // Prompt i loses its last 50 blocks with batch `lost[i]`.
     const lost: number[] = [];
     const lies: string[] = [];
@@ -153,8 +177,8 @@ describe('between two replicas', () => {
     // A busy engine may overtake its snapshot: then it is asked for again.
     let isTaken = false;
     for (let tries = 0; tries < 20 && !isTaken; tries++) {
-      const snapshot = await first.snapshot(name!);
-      isTaken = snapshot !== null && (await late.adopt(name!, snapshot));
+      const snapshot = await first.snapshot(name);
+      isTaken = snapshot !== null && (await late.adopt(name, snapshot));
     }
     expect(isTaken).toBe(true);
     await eventually(() => (late.statuses()[0]!.trust === 'exact' ? 'done' : late.statuses()[0]!.trust), PATIENCE_MS);
