@@ -6,7 +6,7 @@
  * No metrics and no log here: every decision is handed to `record`.
  */
 import type { Clock } from './clock.ts';
-import { endpointKey, type Endpoint, type EndpointId } from './endpoints/endpoint.ts';
+import { endpointKey, type Endpoint, type EndpointId, type EndpointSlot } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/endpoint-picker.ts';
 import type { CreditWeights } from './load/cache-trust.ts';
@@ -176,6 +176,31 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (result.kind === 'tokens' || result.reason === 'timeout') ladder.noteAnswer(clock.nowMs() - startMs);
   }
 
+  /** What is known of an endpoint for a prompt. @param routedTokens of its text, sent there */
+  function viewOf(
+    endpoint: Endpoint,
+    trust: EndpointKnowledge['trust'],
+    matches: PromptMatches,
+    promptTokens: number,
+    routedTokens: (slot: EndpointSlot) => number,
+  ): Omit<CandidateView, 'costMs'> {
+    const { blockSizeTokens, knownTokens } = matches;
+    const match = matched(matches, endpoint.slot, trust);
+    const { matchedBlocks, matchedTokens: ofBlocks } = match;
+    // Where the known blocks end, the text that was sent there may go on; where they are missing, it was pushed out.
+    const ofText = ofBlocks < knownTokens ? 0 : routedTokens(endpoint.slot);
+    // A few tokens more than known are what the estimate is wrong by.
+    const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
+    const isText = usable > ofBlocks * TEXT_MARGIN;
+    const matchedTokens = isText ? usable : ofBlocks;
+    const weights = matchedTokens === 0 ? NO_CREDIT : deps.creditWeights(endpoint);
+    const creditedTokens = isText ? weights.delivered * usable : credit(match, weights, options.mediaWeights);
+    const load = expectedLoad.of(endpoint);
+    const reachable = !isDown(endpoint.id);
+    const uncachedTokens = promptTokens - creditedTokens;
+    return { endpoint, trust, reachable, matchedBlocks, matchedTokens, creditedTokens, uncachedTokens, load };
+  }
+
   /** From here on everything is one synchronous turn. */
   function choose(
     { strategy, session }: How,
@@ -193,38 +218,15 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       if (!found) sizes.set(blockSize, (found = matcher.match(owner, tokenChains, prompt, blockSize)));
       return found;
     });
-    const nClaimed = matches[0]!.hashes.filter((chain) => chain.length > 0).length;
     const isExact = tokenChains.length > 0;
     const routedTokens = isExact || prompt === null ? () => 0 : ladder.routedTokens(prompt);
     const promptTokens = isExact
       ? tokenChains.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
       : (matches[0]!.promptTokens ?? prompt?.promptTokens ?? 0);
-    const views = candidates.map((endpoint, index): Omit<CandidateView, 'costMs'> => {
-      const { trust } = knowledge[index]!;
-      const { blockSizeTokens, knownTokens } = matches[index]!;
-      const match = matched(matches[index]!, endpoint.slot, trust);
-      const { matchedBlocks, matchedTokens: ofBlocks } = match;
-      // Where the known blocks end, the text that was sent there may go on; where they are missing, it was pushed out.
-      const ofText = ofBlocks < knownTokens ? 0 : routedTokens(endpoint.slot);
-      // A few tokens more than known are what the estimate is wrong by.
-      const usable = Math.floor(Math.min(ofText, promptTokens - 1) / blockSizeTokens) * blockSizeTokens;
-      const isText = usable > ofBlocks * TEXT_MARGIN;
-      const matchedTokens = isText ? usable : ofBlocks;
-      const weights = matchedTokens === 0 ? NO_CREDIT : deps.creditWeights(endpoint);
-      const creditedTokens = isText ? weights.delivered * usable : credit(match, weights, options.mediaWeights);
-      const load = expectedLoad.of(endpoint);
-      const reachable = !isDown(endpoint.id);
-      const uncachedTokens = promptTokens - creditedTokens;
-      return { endpoint, trust, reachable, matchedBlocks, matchedTokens, creditedTokens, uncachedTokens, load };
-    });
-    const known: DecisionRung = isExact
-      ? 'exact'
-      : nClaimed > 0
-        ? 'memo'
-        : views.some(({ matchedTokens }) => matchedTokens > 0)
-          ? 'text'
-          : 'load';
-    const rung = usesPrompt(strategy) ? known : strategy.parts[0]!.name === 'random' ? 'random' : 'load';
+    const views = candidates.map((endpoint, index) =>
+      viewOf(endpoint, knowledge[index]!.trust, matches[index]!, promptTokens, routedTokens),
+    );
+    const rung = rungOf(strategy, tokenChains, matches[0]!, views);
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
@@ -251,9 +253,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const { order, nReachable } = reachableFirst(ranked, (index) => views[index]!.reachable);
     const addresses = addressesOf(order.slice(0, nReachable).map((index) => candidates[index]!));
     const chains = new Map<number, readonly BlockHashes[]>();
-    for (const [blockSize, { hashes }] of sizes) chains.set(blockSize, hashes);
     const claims = new Map<number, readonly (MemoClaim | null)[]>();
-    for (const [blockSize, found] of sizes) claims.set(blockSize, found.claims);
+    for (const [blockSize, found] of sizes) {
+      chains.set(blockSize, found.hashes);
+      claims.set(blockSize, found.claims);
+    }
     const holdsAllKnown = views.map(({ matchedTokens }, i) => matchedTokens >= matches[i]!.knownTokens);
     return {
       kind: 'evaluation',
@@ -318,6 +322,19 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       };
     },
   };
+}
+
+/** With how much knowledge a request is decided. */
+function rungOf(
+  strategy: Strategy,
+  tokenChains: readonly TokenChain[],
+  { hashes }: PromptMatches,
+  views: readonly Pick<CandidateView, 'matchedTokens'>[],
+): DecisionRung {
+  if (!usesPrompt(strategy)) return strategy.parts[0]!.name === 'random' ? 'random' : 'load';
+  if (tokenChains.length > 0) return 'exact';
+  if (hashes.some((chain) => chain.length > 0)) return 'memo';
+  return views.some(({ matchedTokens }) => matchedTokens > 0) ? 'text' : 'load';
 }
 
 /** By what a request is weighed. */
