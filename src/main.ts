@@ -13,6 +13,8 @@ type Io = {
   signal: AbortSignal;
   /** Aborts on the second one. */
   hurry: AbortSignal;
+  /** From now on a rejection that nobody handles is told to `onRejection` instead of ending the process. */
+  surviveRejections(onRejection: (reason: unknown) => void): void;
 };
 
 type Command = {
@@ -106,6 +108,7 @@ function processIo(): Io {
     isTerminal: process.stderr.isTTY === true,
     signal: first.signal,
     hurry: second.signal,
+    surviveRejections: (onRejection) => void process.on('unhandledRejection', onRejection),
   };
 }
 

@@ -34,6 +34,7 @@ const silentIo = {
   isTerminal: false,
   signal: new AbortController().signal,
   hurry: new AbortController().signal,
+  surviveRejections: (): void => undefined,
 };
 
 describe('commands', () => {

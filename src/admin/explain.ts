@@ -31,10 +31,16 @@ function parseExplainRequest(input: unknown): PickRequest | string {
     return `expected an object {path, headers, body}, got ${Array.isArray(input) ? 'a list' : typeof input}`;
   const { path = '/v1/chat/completions', headers = {}, body } = input as Record<string, unknown>;
   if (typeof path !== 'string' || !path.startsWith('/')) return 'path must be a string that starts with "/"';
-  if (typeof headers !== 'object' || headers === null) return 'headers must be an object of strings';
+  if (typeof headers !== 'object' || headers === null || Array.isArray(headers))
+    return 'headers must be an object of strings';
   const lowerCase = new Map<string, string>();
-  for (const [name, value] of Object.entries(headers)) lowerCase.set(name.toLowerCase(), String(value));
-  const text = body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body);
+  for (const [name, value] of Object.entries(headers)) {
+    if (typeof value !== 'string')
+      return `headers must be an object of strings, got ${typeof value} for ${JSON.stringify(name)}`;
+    lowerCase.set(name.toLowerCase(), value);
+  }
+  const text = bodyText(body);
+  if (text === undefined) return 'body is nested too deep to be printed: send it as a string';
   return {
     method: text === null ? 'GET' : 'POST',
     path,
@@ -43,6 +49,17 @@ function parseExplainRequest(input: unknown): PickRequest | string {
     bodyTruncated: false,
     subset: SUBSET_ALL,
   };
+}
+
+/** Undefined where the body cannot be printed: a parser nests deeper than a printer. */
+function bodyText(body: unknown): string | null | undefined {
+  if (body === undefined) return null;
+  if (typeof body === 'string') return body;
+  try {
+    return JSON.stringify(body);
+  } catch {
+    return undefined;
+  }
 }
 
 function explanation(evaluation: Evaluation, tokenizer: string): object {

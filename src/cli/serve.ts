@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { createApp, type App } from '../app.ts';
 import { systemClock } from '../clock.ts';
 import type { Config } from '../config.ts';
-import { errorText } from '../errors.ts';
+import { errorText, faultText } from '../errors.ts';
 import { createFileFollower, type FileFollower } from '../file-follower.ts';
 import { createLog, type Log } from '../log.ts';
 import { loadOptions, type LoadedOptions } from './options.ts';
@@ -23,6 +23,7 @@ export type ServeIo = {
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly signal: AbortSignal;
   readonly hurry: AbortSignal;
+  surviveRejections(onRejection: (reason: unknown) => void): void;
 };
 
 /** @returns exit code: 0 stopped as asked, 1 could not start or was hurried, 2 wrong usage or configuration */
@@ -33,6 +34,8 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
   let level = config.log.level;
   const log = createLog(() => level, io.stdout);
   for (const notice of notices) log.info('configuration notice', { notice });
+  // A bug met by one request costs that request: answers of all the others depend on this process.
+  io.surviveRejections((reason) => log.error('a bug: nobody handled this failure', { error: faultText(reason) }));
   const app = createApp(config, { log, clock: systemClock });
   try {
     // The first list of endpoints may be long in coming; who asks to stop does not wait for it.

@@ -519,7 +519,8 @@ describe('the product with discovery.mode kubernetes', () => {
     const [term, kill] = [new AbortController(), new AbortController()];
     const nBefore = server.requests.length;
     const ignore = (): void => undefined;
-    const io = { stdout: ignore, stderr: ignore, env: {}, signal: term.signal, hurry: kill.signal };
+    const signals = { signal: term.signal, hurry: kill.signal };
+    const io = { stdout: ignore, stderr: ignore, env: {}, surviveRejections: ignore, ...signals };
     const code = runServe(['--config', config, ...sets.flatMap((set) => ['--set', set])], io);
     await until(() => server.requests.length > nBefore, 10_000);
     term.abort();

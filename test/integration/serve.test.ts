@@ -18,8 +18,10 @@ const LISTEN = ['server.grpcListen', 'server.healthListen', 'server.adminListen'
 const ENDPOINTS =
   'discovery.endpoints=[{name: a, address: "127.0.0.1:9", model: m, kvEvents: "tcp://127.0.0.1:9", replay: none}]';
 
-function warmpath(...args: readonly string[]) {
-  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+const warmpath = (...args: readonly string[]) => running([], args);
+
+function running(nodeArgs: readonly string[], args: readonly string[]) {
+  const child = spawn(process.execPath, [...nodeArgs, MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   let stdout = '';
   let stderr = '';
   child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
@@ -57,6 +59,21 @@ describe('warmpath serve as a process', () => {
     await says('"stopping"');
     child.kill('SIGTERM');
     expect(await exit).toMatchObject({ code: 1, signal: null, stderr: '' });
+  });
+
+  test('a failure nobody handles is told and ends nothing', async () => {
+    const planted = `data:text/javascript,${encodeURIComponent(`
+      process.on('SIGUSR2', () => Promise.reject(new Error('planted')));
+    `)}`;
+    const args = ['serve', ...LISTEN, '--set', ENDPOINTS, '--set', 'server.drainDelayMs=0'];
+    const { child, exit, says, line } = running(['--import', planted], args);
+    await says('"serving"');
+    child.kill('SIGUSR2');
+    await says('"planted"');
+    const { admin } = JSON.parse(line('"serving"')) as { admin: string };
+    expect((await fetch(`http://${admin}/livez`)).status).toBe(200);
+    child.kill('SIGTERM');
+    expect(await exit).toMatchObject({ code: 0, signal: null, stderr: '' });
   });
 
   test('a reader of its log that goes away lets it end in order', async () => {
