@@ -93,11 +93,14 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   let nTied = 1;
   while (nTied < order.length && costsMs[order[nTied]!]! <= limitMs) nTied += 1;
   if (nTied > 1) {
-    const weight = (index: number): number => rendezvousWeight(tieKey, candidates[index]!.address);
-    // Of a prompt that is not shown nothing can be told but how many requests there are.
-    const requests = (index: number): number => (promptTokens === 0 ? candidates[index]!.load.requests : 0);
-    const tied = order.slice(0, nTied).sort((a, b) => requests(a) - requests(b) || weight(b) - weight(a));
-    order.splice(0, nTied, ...tied);
+    const tied = order.slice(0, nTied).map((index) => {
+      const { address, load } = candidates[index]!;
+      // Of a prompt that is not shown nothing can be told but how many requests there are.
+      const requests = promptTokens === 0 ? load.requests : 0;
+      return { index, requests, weight: rendezvousWeight(tieKey, address) };
+    });
+    tied.sort((a, b) => a.requests - b.requests || b.weight - a.weight);
+    for (let i = 0; i < nTied; i++) order[i] = tied[i]!.index;
   }
   const reason = candidates.length === 1 ? 'only candidate' : nTied > 1 ? 'near tie' : 'lowest cost';
   return { order, costsMs, reason };
