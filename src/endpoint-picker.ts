@@ -39,6 +39,7 @@ import { shed, type SheddingOptions } from './picking/shedding.ts';
 import { traceIdOf } from './picking/trace-id.ts';
 import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
+import { createPrefixForks } from './prefix/prefix-forks.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { RoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
@@ -96,6 +97,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   const holder = createRequestHolder({ ...deps, matcher });
   const strategyOf = createStrategyChoice(options.strategy);
   const sessions = createSessions();
+  const forks = createPrefixForks(clock);
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const parsed = parseRequest(pick.method, pick.path, pick.header('content-type'), pick.body, {
@@ -228,7 +230,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     );
     const rung = rungOf(strategy, tokenChains, matches[0]!, views);
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
-    const { tieKey, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
+    const { tieKey, fork, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
       candidates: views.map(({ endpoint, trust, creditedTokens, load }) => ({
         address: endpointKey(endpoint),
@@ -238,7 +240,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       })),
       promptTokens,
       tieKey: tieKey ?? prompt?.tieKey ?? 0,
-      sharers,
+      sharers: Math.max(sharers, forks.count(fork)),
     };
     const result = schedule(input);
     const { costsMs } = result;
@@ -275,6 +277,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       reason,
       doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, order, holdsAllKnown) : Infinity,
       chains,
+      fork,
       claims,
       prompt,
       exact,
@@ -304,6 +307,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const view = evaluation.candidates[evaluation.order[0]!]!;
       const held = holder.hold(evaluation, view, startMs);
       sessions.went(pick, view.endpoint.id);
+      forks.add(evaluation.fork);
       void evaluation.exact?.then((result) => holder.reconcile(evaluation, view, held, result));
       record({
         kind: 'routed',

@@ -5,6 +5,7 @@ import type { AnswerForm, Load } from '../load/in-flight.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import type { Usage } from '../openai/usage.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
+import type { ForkKey } from '../prefix/prefix-forks.ts';
 import type { Medium } from '../prefix/prefix-match.ts';
 import type { Ranking } from '../scheduling/strategies.ts';
 import type { MemoClaim } from '../tokenizer/token-memo.ts';
@@ -63,6 +64,8 @@ export type Evaluation = {
   readonly doubtMs: number;
   /** Hashes per block size, one chain per prompt; what a reservation books. */
   readonly chains: ReadonlyMap<number, readonly BlockHashes[]>;
+  /** Where what is cached of the prompt ends. */
+  readonly fork: ForkKey | null;
   /** What the memo claimed of them, to be judged by the exact answer. */
   readonly claims: ReadonlyMap<number, readonly (MemoClaim | null)[]>;
   readonly prompt: PromptView | null;

@@ -6,6 +6,7 @@ import type { Endpoint, EndpointSlot, Trust } from '../endpoints/endpoint.ts';
 import { creditedTokens, type CreditWeights } from '../load/cache-trust.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { requestExtraKeys, type BlockHasher, type BlockHashes } from '../prefix/block-hash.ts';
+import { forkKey, type ForkKey } from '../prefix/prefix-forks.ts';
 import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
 import type { Medium, PrefixMatch } from '../prefix/prefix-match.ts';
 import type { RoutedMatch, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
@@ -115,19 +116,27 @@ export function createPromptMatcher({ index, hasher, routed, ladder }: MatcherDe
   return { match, hash, lookUp };
 }
 
+export type PrefixTraits = {
+  readonly tieKey: number | null;
+  readonly fork: ForkKey | null;
+  /** Requests on their way to any endpoint that begin with the cached part. */
+  readonly sharers: number;
+};
+
 /** What the scheduler wants to know of the prefix, taken from the longest of the chains. */
 export function prefixTraits(
   { hashes, routed: onTheWay, blockSizeTokens }: ChainMatches,
   mostCachedTokens: number,
   among: readonly Endpoint[],
-): { tieKey: number | null; sharers: number } {
+): PrefixTraits {
   const longest = hashes.reduce((best, chain, i) => (chain.length > hashes[best]!.length ? i : best), 0);
   const chain = hashes[longest];
-  if (!chain || chain.length === 0) return { tieKey: null, sharers: 0 };
+  if (!chain || chain.length === 0) return { tieKey: null, fork: null, sharers: 0 };
   const nCached = Math.min(Math.floor(mostCachedTokens / blockSizeTokens), chain.length / 2);
   const nextBlock = Math.min(nCached, chain.length / 2 - 1);
   return {
     tieKey: chain[2 * nextBlock + 1]!,
+    fork: forkKey(chain, nCached),
     sharers: among.reduce((sum, { slot }) => sum + onTheWay[longest]!.bookings(slot, nCached), 0),
   };
 }

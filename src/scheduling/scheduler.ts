@@ -20,7 +20,10 @@ export type ScheduleInput = {
   readonly promptTokens: number;
   /** Names the prompt for ties: prompts that go on equally after what is cached give equal keys on every replica. */
   readonly tieKey: number;
-  /** Requests in flight, anywhere, whose prompts begin with the longest cached part of this one. */
+  /**
+   * Others that a copy of the longest cached part would serve, anywhere: requests in flight that begin with it, or prompts
+   * of late that parted from others behind it.
+   */
   readonly sharers: number;
 };
 
@@ -73,7 +76,7 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   const costsMs = candidates.map(({ load, cachedTokens }) => {
     const uncached = promptTokens - cachedTokens;
     const computingMs = load.prefillSetupMs + uncached * load.prefillMsPerToken;
-    // A second copy of a prefix that several want at once serves all of them: each bears its part.
+    // A second copy of a prefix that several want serves all of them: each bears its part.
     const copied = mostCached - cachedTokens;
     const borne = uncached - copied + copied / (1 + sharers);
     const waiting = load.arrivalsPerSecond * (load.waitMs / 1000);

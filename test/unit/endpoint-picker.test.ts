@@ -308,6 +308,28 @@ describe('one request', () => {
     }
   });
 
+  test('a copy of a prefix behind which many prompts part costs less than one of a chat', async () => {
+    const { picker, warm } = aPicker();
+    const shared = TEXT.repeat(20);
+    const alone = shared.toUpperCase();
+    warm(1, shared);
+    warm(1, alone);
+    const ask = (prompt: string): PickRequest => aRequest({ model: 'demo', prompt });
+    const copyCost = async (prompt: string): Promise<number> => {
+      const evaluation = await picker.evaluate(ask(prompt), signal);
+      if (evaluation.kind === 'error') throw new Error(evaluation.message);
+      return evaluation.candidates.find(({ endpoint }) => endpoint.name === 'pod-2')!.costMs;
+    };
+    for (let i = 0; i < 10; i++) {
+      const decision = await picker.pick(ask(`${shared} question ${i} of somebody`), signal);
+      if (decision.kind === 'routed') decision.reservation.release('failed');
+      // What is only looked at has parted from nobody.
+      await copyCost(`${alone} question ${i} of somebody`);
+    }
+    const ofShared = await copyCost(`${shared} question`);
+    expect(ofShared).toBeLessThan(0.9 * (await copyCost(`${alone} question`)));
+  });
+
   test('a tokenizer that hangs costs the budget and no more; the request is routed by load', async () => {
     const { picker, clock, records } = aPicker({ tokenizer: hangingTokenizer });
     const pending = picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);

@@ -7,6 +7,7 @@ import { createCacheTrust, creditedTokens, type CacheEvidence, type CreditWeight
 import { createExpectedLoad } from '../../load/expected-load.ts';
 import { createInFlight, type LoadReservation } from '../../load/in-flight.ts';
 import type { BlockHashes } from '../../prefix/block-hash.ts';
+import { createPrefixForks, forkKey } from '../../prefix/prefix-forks.ts';
 import { createRoutedPrefixes, type Booking } from '../../prefix/routed-prefixes.ts';
 import { schedule } from '../../scheduling/scheduler.ts';
 import type { EngineRequest } from '../engine.ts';
@@ -22,6 +23,7 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
   /** When the events of an engine were whole for the last time. */
   const proofs = new Map<number, EventProof>();
   const held = new Map<number, Held>();
+  const forks = createPrefixForks(clock);
   const slotOf = ({ id }: EngineProbe): EndpointSlot => id as EndpointSlot;
 
   function weightsOf(engine: EngineProbe): CreditWeights {
@@ -52,12 +54,15 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       });
       const mostCached = Math.max(...candidates.map(({ promisedTokens }) => promisedTokens));
       const nCached = Math.min(Math.ceil(mostCached / blockTokens), request.blocks.length);
+      const fork = forkKey(hashes, nCached);
+      const sharers = engines.reduce((sum, engine) => sum + onTheWay.bookings(slotOf(engine), nCached), 0);
       const { order } = schedule({
         candidates,
         promptTokens: request.promptTokens,
         tieKey: hashes[2 * Math.min(nCached, request.blocks.length - 1) + 1] ?? request.index,
-        sharers: engines.reduce((sum, engine) => sum + onTheWay.bookings(slotOf(engine), nCached), 0),
+        sharers: Math.max(sharers, forks.count(fork)),
       });
+      forks.add(fork);
       const chosen = engines[order[0]!]!;
       const { cachedTokens, promisedTokens } = candidates[order[0]!]!;
       held.set(request.index, {
