@@ -6,13 +6,21 @@
 import type { EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createInFlight, type LoadReservation } from '../../src/load/in-flight.ts';
 import type { BlockHashes } from '../../src/prefix/block-hash.ts';
+import { createPrefixForks, forkKey, type ForkKey } from '../../src/prefix/prefix-forks.ts';
 import { createRoutedPrefixes, type Booking } from '../../src/prefix/routed-prefixes.ts';
 import type { EngineRequest } from '../../src/replay/engine.ts';
 import type { CreatePolicy, EngineProbe } from '../../src/replay/policies/policy.ts';
 import { createAnnouncedBlocks } from '../../src/replay/policies/tracking.ts';
 import { schedule } from '../../src/scheduling/scheduler.ts';
 
-type Choice = { atMs: number; by: Router; request: EngineRequest; engine: EngineProbe; uncachedTokens: number };
+type Choice = {
+  atMs: number;
+  by: Router;
+  request: EngineRequest;
+  engine: EngineProbe;
+  uncachedTokens: number;
+  fork: ForkKey | null;
+};
 type Router = {
   adopt(choice: Choice): void;
   firstToken(request: EngineRequest, cachedTokens: number): void;
@@ -28,9 +36,11 @@ export function informedRouters(): CreatePolicy {
     const inFlight = createInFlight(clock);
     const routed = createRoutedPrefixes(clock, { keptBlocksPerSlot: cacheBlocks });
     const announced = createAnnouncedBlocks();
+    const forks = createPrefixForks(clock);
     const held = new Map<number, { load: LoadReservation; booking: Booking; uncachedTokens: number | undefined }>();
     const self: Router = {
-      adopt({ request, engine, uncachedTokens }) {
+      adopt({ request, engine, uncachedTokens, fork }) {
+        forks.add(fork);
         const { promptTokens } = request;
         const load = inFlight.reserve(engine.id, uncachedTokens, { promptTokens });
         held.set(request.index, { load, booking: routed.book(engine.id, keysOf(request)), uncachedTokens: undefined });
@@ -56,7 +66,8 @@ export function informedRouters(): CreatePolicy {
     return {
       choose(request, engines) {
         tell();
-        const onTheWay = routed.longestMatch(keysOf(request));
+        const keys = keysOf(request);
+        const onTheWay = routed.longestMatch(keys);
         const { burstMs, promptTokens } = inFlight.typical();
         const perForeignEngineMs = burstMs / engines.length;
         const candidates = engines.map((engine) => {
@@ -72,15 +83,17 @@ export function informedRouters(): CreatePolicy {
           };
         });
         const nCached = Math.ceil(Math.max(...candidates.map(({ cachedTokens }) => cachedTokens)) / blockTokens);
+        const fork = forkKey(keys, nCached);
+        const sharers = engines.reduce((n, { id }) => n + onTheWay.bookings(id as EndpointSlot, nCached), 0);
         const { order } = schedule({
           candidates,
           promptTokens: request.promptTokens,
           tieKey: request.blocks[Math.min(nCached, request.blocks.length - 1)] ?? request.index,
-          sharers: engines.reduce((sum, { id }) => sum + onTheWay.bookings(id as EndpointSlot, nCached), 0),
+          sharers: Math.max(sharers, forks.count(fork)),
         });
         const engine = engines[order[0]!]!;
         const uncachedTokens = request.promptTokens - candidates[order[0]!]!.cachedTokens;
-        const choice = { atMs: clock.nowMs(), by: self, request, engine, uncachedTokens };
+        const choice = { atMs: clock.nowMs(), by: self, request, engine, uncachedTokens, fork };
         self.adopt(choice);
         untold.push(choice);
         return engine;
