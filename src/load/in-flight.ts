@@ -9,9 +9,10 @@
  * Deliberately not here: what an engine says of itself.
  */
 import type { Clock } from '../clock.ts';
-import { createPrefillModels, type Company } from './prefill-model.ts';
+import { addToPass, joinedPass, learntBudget, NO_PASS, passAt, type JoinedPass, type Pass } from './engine-passes.ts';
+import { createPrefillModels, type Company, type PrefillModel } from './prefill-model.ts';
 
-export type Load = {
+export type Load = JoinedPass & {
   /** Requests routed there whose end has not been seen. */
   readonly requests: number;
   /** Uncached prompt tokens of those requests. */
@@ -122,9 +123,6 @@ type Prompt = {
   serviceMs: number | null;
 };
 
-/** Prompts that got their first token at the same moment: computed together, in one pass of the engine. */
-type Pass = { readonly doneMs: number; readonly serviceMs: number; tokens: number; nOpen: number };
-
 type SlotState = {
   requests: number;
   tokens: number;
@@ -159,8 +157,6 @@ const SIGHTINGS_KEPT = 16;
 const ASK_EVERY_MS = 20;
 /** A time known to within this part of itself is worth learning from. */
 const EVENT_PRECISION = 0.25;
-/** First tokens of one pass are seen within that time. */
-const TOGETHER_MS = 2;
 /** A burst: what is sent this close. As long as others' requests stay unseen, an interval of the engines' metrics. */
 const BURST_MS = 1000;
 /** Weight of the newest request in what is typical. */
@@ -174,6 +170,7 @@ const IDLE = {
   arrivalsPerSecond: 0,
   utilization: 0,
   waitMs: 0,
+  ...NO_PASS,
   unseenMs: 0,
   unseenPrompts: 0,
 };
@@ -186,6 +183,9 @@ export function createInFlight(
   const models = createPrefillModels(1000 / assumedPrefillTokensPerSecond, kindOf, seedMsPerTokenOf);
   const slots = new Map<number, SlotState>();
   let nTotal = 0;
+  let nSent = 0;
+  /** Of one pass, of any engine. */
+  let budgetTokens = 0;
   let firstMs: number | null = null;
   /** Streamed answers whose first token was seen, minus those that ended unseen: below 0 this set-up shows none. */
   let sightings = 0;
@@ -272,6 +272,13 @@ export function createInFlight(
     return 0;
   }
 
+  function passToJoin({ queue, head, nWaiting, freeSinceMs }: SlotState, { setupMs, msPerToken }: PrefillModel) {
+    if (nWaiting === 0) return NO_PASS;
+    const waiting = head === 0 ? queue : queue.slice(head);
+    const beganMs = Math.max(freeSinceMs, waiting[0]!.sentMs);
+    return joinedPass(waiting, budgetTokens, beganMs, clock.nowMs(), (tokens) => setupMs + tokens * msPerToken);
+  }
+
   return {
     load(slot) {
       const { setupMs, msPerToken } = models.of(slot);
@@ -281,7 +288,8 @@ export function createInFlight(
       const waitMs = backlogMs(slot, state);
       const { requests, tokens, outputTokens, contextTokens, nWaiting: waiting } = state;
       const sums = { requests, tokens, outputTokens, contextTokens, waiting };
-      return { ...sums, ...traffic(state), waitMs, unseenMs: 0, unseenPrompts: 0, ...learnt };
+      const pass = passToJoin(state, { setupMs, msPerToken });
+      return { ...sums, ...traffic(state), waitMs, ...pass, unseenMs: 0, unseenPrompts: 0, ...learnt };
     },
     reserve(slot, uncachedTokens, details = {}) {
       const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, computedTokens } = details;
@@ -316,6 +324,7 @@ export function createInFlight(
       state.outputTokens += outputTokens;
       state.contextTokens += promptTokens;
       nTotal += 1;
+      const nth = nSent++;
       let held = true;
       let pass: Pass | null = null;
       return {
@@ -324,7 +333,7 @@ export function createInFlight(
           sightings = Math.min(SIGHTINGS_KEPT, sightings + 1);
           const nowMs = clock.nowMs();
           if (!prompt.computed) leaveQueue(state, prompt, nowMs);
-          pass = passAt(state, nowMs, nowMs - prompt.startMs);
+          pass = state.lastPass = passAt(state.lastPass, nowMs, nowMs - prompt.startMs);
           pass.nOpen += 1;
         },
         release(computedTokens) {
@@ -332,9 +341,12 @@ export function createInFlight(
           held = false;
           const teaches = learning === 'on' && slots.get(slot) === state;
           if (pass !== null) {
-            pass.tokens += computedTokens ?? uncachedTokens;
+            addToPass(pass, { nth, tokens: computedTokens ?? uncachedTokens });
             pass.nOpen -= 1;
-            if (teaches && pass.nOpen === 0) models.learn(slot, pass.tokens, pass.serviceMs, company);
+            if (teaches && pass.nOpen === 0) {
+              models.learn(slot, pass.tokens, pass.serviceMs, company);
+              budgetTokens = learntBudget(budgetTokens, pass);
+            }
           } else {
             const { serviceMs } = prompt;
             if (serviceMs !== null && teaches) {
@@ -375,13 +387,6 @@ export function createInFlight(
     }),
     total: () => nTotal,
   };
-}
-
-/** The pass that ended now: the last one, when that was a moment ago. */
-function passAt(state: SlotState, nowMs: number, serviceMs: number): Pass {
-  const last = state.lastPass;
-  if (last !== null && nowMs - last.doneMs <= TOGETHER_MS) return last;
-  return (state.lastPass = { doneMs: nowMs, serviceMs, tokens: 0, nOpen: 0 });
 }
 
 /** How much is sent around a request, on average over requests. */

@@ -45,9 +45,9 @@ const MOST_EVICTION_COST = 20;
 const WAITING_COST = 3;
 const OWN_WAITING_COST = 2;
 /** Answers under way there wait, in part, while the prompt is computed: milliseconds per answer and millisecond of it. */
-const ANSWERS_COST = 0.02;
+const ANSWERS_COST = 0.03;
 /** A step of decoding reads the context of all answers: milliseconds per token that is there, over the own answer. */
-const CONTEXT_MS_PER_TOKEN = 0.0005;
+const CONTEXT_MS_PER_TOKEN = 0.0008;
 /** What others send unseen delays this request, or this request delays each of theirs, whichever comes first. */
 const UNSEEN_PROMPTS_COST = 2;
 /** Costs this close, in parts of the prompt's time without any cache, are equal: below what estimates can tell apart. */
@@ -86,7 +86,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const answersMs = Math.max(0, load.requests - load.waiting) * computingMs * ANSWERS_COST;
     const contextMs = (load.contextTokens * CONTEXT_MS_PER_TOKEN * load.prefillMsPerToken) / msPerToken;
     const unseenMs = load.unseenMs + UNSEEN_PROMPTS_COST * load.unseenPrompts * computingMs;
-    return load.waitMs + computingMs + evictionMs + queueMs + answersMs + contextMs + unseenMs;
+    // Those that share its pass get their first tokens at the end of it, too.
+    const passMs = load.passPrompts * Math.min(uncached, load.passRoomTokens) * load.prefillMsPerToken;
+    return load.waitMs + computingMs + passMs + evictionMs + queueMs + answersMs + contextMs + unseenMs;
   });
   const order = candidates.map((_, index) => index);
   order.sort((a, b) => costsMs[a]! - costsMs[b]!);

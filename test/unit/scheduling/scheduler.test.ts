@@ -11,11 +11,13 @@ type Changes = {
   contextTokens?: number;
   unseenMs?: number;
   unseenPrompts?: number;
+  passPrompts?: number;
+  passRoomTokens?: number;
 };
 
 function aCandidate(n: number, changes: Changes = {}): Candidate {
   const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
-  const { contextTokens = 0, unseenMs = 0, unseenPrompts = 0 } = changes;
+  const { contextTokens = 0, unseenMs = 0, unseenPrompts = 0, passPrompts = 0, passRoomTokens = 0 } = changes;
   const load = {
     requests,
     tokens: 0,
@@ -27,6 +29,8 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
     waitMs,
     unseenMs,
     unseenPrompts,
+    passPrompts,
+    passRoomTokens,
     prefillSetupMs: 0,
     prefillMsPerToken: msPerToken,
   };
@@ -52,6 +56,15 @@ describe('the choice of an endpoint', () => {
   test('a warm endpoint loses when its backlog outweighs what its cache saves', () => {
     const { order } = choose([aCandidate(1, { cachedTokens: 1600, waitMs: 60_000, requests: 30 }), aCandidate(2)]);
     expect(order[0]).toBe(1);
+  });
+
+  test('a prompt keeps away from a pass that it would make longer for others, as far as it has room there', () => {
+    const shared = { passPrompts: 3, passRoomTokens: 800 };
+    expect(choose([aCandidate(1, shared), aCandidate(2, { waitMs: 250 })]).order).toEqual([1, 0]);
+    expect(choose([aCandidate(1, shared), aCandidate(2, { waitMs: 350 })]).order).toEqual([0, 1]);
+    // Nothing to compute there, nobody is delayed.
+    const warm = aCandidate(1, { ...shared, cachedTokens: 1600 });
+    expect(choose([warm, aCandidate(2, { cachedTokens: 1600, waitMs: 250 })]).order).toEqual([0, 1]);
   });
 
   test('a prefix that many want at once is copied to an idle endpoint, one that nobody else wants is not', () => {

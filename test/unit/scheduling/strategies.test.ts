@@ -40,6 +40,8 @@ function anInput(endpoints: readonly Changes[], session: SessionHint | null = nu
       waitMs,
       unseenMs: 0,
       unseenPrompts: 0,
+      passPrompts: 0,
+      passRoomTokens: 0,
       prefillSetupMs: 0,
       prefillMsPerToken: 0.125,
     },
