@@ -40,6 +40,8 @@ const TOGETHER_MS = 2;
 const LEAST_BUDGET_TOKENS = 1024;
 /** Weight of the most a pass has taken, after every further pass: half of it after 6,931. Engines seldom change. */
 const BUDGET_MEMORY = 0.9999;
+/** Only the last of a longer queue are looked at: where a pass that far away begins is anybody's guess. */
+const MOST_WAITING = 256;
 export const NO_PASS: JoinedPass = { passPrompts: 0, passRoomTokens: 0 };
 
 /** The pass that ended now: the last one, when that was a moment ago. */
@@ -59,12 +61,14 @@ export function learntBudget(budgetTokens: number, pass: Pass): number {
 }
 
 /**
- * @param waiting in the order they were sent; computed ones are passed over
- * @param beganMs when the engine was free for the first of them
+ * @param queue in the order they were sent; computed ones are passed over
+ * @param head the first that is still waited for
+ * @param beganMs when the engine was free for that one
  * @param passMsOf what a pass of so many tokens takes
  */
 export function joinedPass(
-  waiting: readonly WaitingPrompt[],
+  queue: readonly WaitingPrompt[],
+  head: number,
   budgetTokens: number,
   beganMs: number,
   nowMs: number,
@@ -80,7 +84,8 @@ export function joinedPass(
     tokens = 0;
     prompts = 0;
   };
-  for (const { uncachedTokens, sentMs, computed } of waiting) {
+  for (let i = Math.max(head, queue.length - MOST_WAITING); i < queue.length; i++) {
+    const { uncachedTokens, sentMs, computed } = queue[i]!;
     if (computed) continue;
     if (sentMs > beginsMs) begin();
     tokens += uncachedTokens;

@@ -274,9 +274,8 @@ export function createInFlight(
 
   function passToJoin({ queue, head, nWaiting, freeSinceMs }: SlotState, { setupMs, msPerToken }: PrefillModel) {
     if (nWaiting === 0) return NO_PASS;
-    const waiting = head === 0 ? queue : queue.slice(head);
-    const beganMs = Math.max(freeSinceMs, waiting[0]!.sentMs);
-    return joinedPass(waiting, budgetTokens, beganMs, clock.nowMs(), (tokens) => setupMs + tokens * msPerToken);
+    const beganMs = Math.max(freeSinceMs, queue[head]!.sentMs);
+    return joinedPass(queue, head, budgetTokens, beganMs, clock.nowMs(), (tokens) => setupMs + tokens * msPerToken);
   }
 
   return {

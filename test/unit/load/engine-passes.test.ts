@@ -20,29 +20,47 @@ function budgetAfter(passes: readonly (readonly PassMember[])[]): number {
 describe('the pass a new prompt would begin in', () => {
   test('takes all that were sent while the one before is under way', () => {
     const waiting = [waitingPrompt(0, 5000), waitingPrompt(1000, 2000), waitingPrompt(1500, 3000)];
-    expect(joinedPass(waiting, 10000, 0, 2000, msOf)).toEqual({ passPrompts: 2, passRoomTokens: 5000 });
+    expect(joinedPass(waiting, 0, 10000, 0, 2000, msOf)).toEqual({ passPrompts: 2, passRoomTokens: 5000 });
   });
 
   test('is one after the pass under way, though all in that one were sent together', () => {
     const waiting = [waitingPrompt(0, 5000), waitingPrompt(0, 2000)];
-    expect(joinedPass(waiting, 10000, 0, 10, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 10000 });
+    expect(joinedPass(waiting, 0, 10000, 0, 10, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 10000 });
   });
 
   test('ends the prompt that did not fit into the pass before, and those after it', () => {
     const waiting = [waitingPrompt(0, 9000), waitingPrompt(50, 7000), waitingPrompt(60, 6000), waitingPrompt(70, 1000)];
-    expect(joinedPass(waiting, 10000, 0, 100, msOf)).toEqual({ passPrompts: 2, passRoomTokens: 6000 });
+    expect(joinedPass(waiting, 0, 10000, 0, 100, msOf)).toEqual({ passPrompts: 2, passRoomTokens: 6000 });
   });
 
   test('shares the end of a prompt longer than a pass, as long as that is to come', () => {
     const waiting = [waitingPrompt(0, 25000)];
-    expect(joinedPass(waiting, 10000, 0, 5000, msOf)).toEqual({ passPrompts: 1, passRoomTokens: 5000 });
-    expect(joinedPass(waiting, 10000, 0, 24000, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 10000 });
+    expect(joinedPass(waiting, 0, 10000, 0, 5000, msOf)).toEqual({ passPrompts: 1, passRoomTokens: 5000 });
+    expect(joinedPass(waiting, 0, 10000, 0, 24000, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 10000 });
   });
 
   test('passes over computed prompts, and is nobody else’s where no pass has shown what it takes', () => {
     const waiting = [waitingPrompt(0, 5000), { ...waitingPrompt(500, 3000), computed: true }, waitingPrompt(600, 1000)];
-    expect(joinedPass(waiting, 10000, 0, 1000, msOf)).toEqual({ passPrompts: 1, passRoomTokens: 9000 });
-    expect(joinedPass(waiting, 1000, 0, 1000, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 0 });
+    expect(joinedPass(waiting, 0, 10000, 0, 1000, msOf)).toEqual({ passPrompts: 1, passRoomTokens: 9000 });
+    expect(joinedPass(waiting, 0, 1000, 0, 1000, msOf)).toEqual({ passPrompts: 0, passRoomTokens: 0 });
+  });
+
+  test('leaves out what comes before the head', () => {
+    const waiting = [waitingPrompt(0, 9000), waitingPrompt(0, 3000)];
+    expect(joinedPass(waiting, 1, 10000, 0, 0, msOf)).toEqual({ passPrompts: 1, passRoomTokens: 7000 });
+  });
+
+  test('costs no more behind a hundred thousand prompts than behind a few hundred', () => {
+    let nRead = 0;
+    const counted = {
+      ...waitingPrompt(0, 1000),
+      get computed() {
+        nRead += 1;
+        return false;
+      },
+    };
+    joinedPass(new Array(100_000).fill(counted), 0, 10000, 0, 0, msOf);
+    expect(nRead).toBeLessThanOrEqual(256);
   });
 });
 
