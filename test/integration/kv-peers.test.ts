@@ -12,23 +12,19 @@ import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import type { IngestSource } from '../../src/kvevents/ingest.ts';
 import { createZmtp } from '../../src/kvevents/zmtp.ts';
-import { FakePublisher, stored } from '../support/fake-publisher.ts';
+import { stored } from '../support/fake-publisher.ts';
 import { batch, sourceOf, startIngest, tokens, type IngestBench } from '../support/kv-ingest.ts';
-import { command, frame, greeting, message, ping, ready, seqOf, ZmtpPeer } from '../support/zmtp-peer.ts';
+import { command, frame, greeting, message, ping, ready, seqOf } from '../support/zmtp-peer.ts';
 
 let bench: IngestBench;
 let port: number;
-const opened: { stop(): Promise<void> }[] = [];
 
 beforeEach(async () => {
   port = await aFreePort();
-  bench = await startIngest(`127.0.0.1:${port}`);
+  bench = await startIngest({ listen: `127.0.0.1:${port}` });
 });
 
-afterEach(async () => {
-  await bench.ingest.stop();
-  for (let one = opened.pop(); one; one = opened.pop()) await one.stop();
-});
+afterEach(() => bench.stop());
 
 async function aFreePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
@@ -39,21 +35,9 @@ async function aFreePort(): Promise<number> {
   return free;
 }
 
-async function aPeer(treat: (socket: Socket, nth: number, peer: ZmtpPeer) => void): Promise<ZmtpPeer> {
-  const peer = await ZmtpPeer.listen(treat);
-  opened.push(peer);
-  return peer;
-}
-
-async function aPublisher(options: Parameters<typeof FakePublisher.start>[0] = {}): Promise<FakePublisher> {
-  const publisher = await FakePublisher.start(options);
-  opened.push(publisher);
-  return publisher;
-}
-
 /** Follows these and a publisher like any other, in slot 0, which must not notice. @returns a check of that */
 async function followBeside(...sources: IngestSource[]): Promise<() => Promise<void>> {
-  const neighbour = await aPublisher();
+  const neighbour = await bench.aPublisher();
   await neighbour.publish(stored([1], null, tokens(0)));
   await bench.ingest.reconcile([sourceOf(0, neighbour.endpoint, neighbour.replayEndpoint), ...sources]);
   await bench.until('the neighbour', () => bench.statusOf(0)?.trust === 'exact');
@@ -109,7 +93,7 @@ const HOSTILE: readonly (readonly [what: string, bytes: Buffer, problem: RegExp]
 ];
 
 test('dialled, each is told by name, tried again, and never believed', async () => {
-  const peers = await Promise.all(HOSTILE.map(([, bytes]) => aPeer((socket) => void socket.write(bytes))));
+  const peers = await Promise.all(HOSTILE.map(([, bytes]) => bench.aPeer((socket) => void socket.write(bytes))));
   const isUnharmed = await followBeside(...peers.map(({ endpoint }, i) => sourceOf(1 + i, endpoint)));
   await bench.until('tried again', () => peers.every(({ nConnections }) => nConnections > 1));
   for (const [i, [what, , problem]] of HOSTILE.entries()) {
@@ -126,7 +110,7 @@ test('dialled, each is told by name, tried again, and never believed', async () 
 });
 
 test('dialling in, each is told by name and hung up on; who is followed there does not notice', async () => {
-  const a = await aPublisher({ topic: `kv@10.0.0.1:8000@model`, dials: `tcp://127.0.0.1:${port}` });
+  const a = await bench.aPublisher({ topic: `kv@10.0.0.1:8000@model`, dials: `tcp://127.0.0.1:${port}` });
   const isUnharmed = await followBeside(sourceOf(1, 'kv@10.0.0.1:8000', a.replayEndpoint));
   await bench.until('up', () => {
     void a.publish();
@@ -163,7 +147,7 @@ test('a connection that ends anywhere leaves what came whole, and the next one i
   const cuts = Array.from({ length: 60 }, (_, i) => Math.round((i * bytes.length) / 59));
   const peers = await Promise.all(
     cuts.map((cut) =>
-      aPeer((socket, nth) => {
+      bench.aPeer((socket, nth) => {
         if (nth === 0) socket.end(bytes.subarray(0, cut));
         else socket.write(bytes);
       }),
@@ -192,7 +176,7 @@ test('bytes that come one by one are read like any others, heartbeats between th
     frame(1, seqOf(0)),
     frame(0, payload),
   ]);
-  const peer = await aPeer((socket, nth, self) => {
+  const peer = await bench.aPeer((socket, nth, self) => {
     self.reads(socket);
     let at = 0;
     const more = (): void => {
@@ -221,7 +205,7 @@ test('a peer that asks for signs of life and reads none is hung up on before the
     };
     more();
   };
-  const peer = await aPeer((socket) => {
+  const peer = await bench.aPeer((socket) => {
     socket.write(Buffer.concat([greeting(), ready('PUB')]));
     floods(socket);
   });
@@ -233,12 +217,12 @@ test('a peer that asks for signs of life and reads none is hung up on before the
 
 test('who falls silent is asked for a sign of life, then given up; who gives one stays', async () => {
   const up = Buffer.concat([greeting(), ready('PUB')]);
-  const mute = await aPeer(() => undefined);
-  const silent = await aPeer((socket, _nth, self) => {
+  const mute = await bench.aPeer(() => undefined);
+  const silent = await bench.aPeer((socket, _nth, self) => {
     self.reads(socket);
     socket.write(up);
   });
-  const alive = await aPeer((socket) => {
+  const alive = await bench.aPeer((socket) => {
     socket.write(up);
     socket.on('data', (bytes) => {
       if (bytes.includes('PING')) socket.write(command('PONG'));
@@ -274,17 +258,17 @@ test('addresses that cannot be dialled, names nobody knows, ports nobody listens
 
 test('sockets of this machine are dialled by their path', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'warmpath-'));
-  opened.push({ stop: () => rm(folder, { recursive: true }) });
+  bench.owns({ stop: () => rm(folder, { recursive: true }) });
   const at = { endpoint: `ipc://${join(folder, 'events')}`, replayEndpoint: `ipc://${join(folder, 'replay')}` };
-  const publisher = await aPublisher({ at });
+  const publisher = await bench.aPublisher({ at });
   await publisher.publish(stored([1], null, tokens(0)));
   await bench.ingest.reconcile([sourceOf(0, at.endpoint, at.replayEndpoint)]);
   await bench.until('learnt', () => bench.statusOf(0)?.trust === 'exact' && bench.matched(0, 0) === 1);
 });
 
 test('an address that is not ours is listened at again and again, and harms nobody', async () => {
-  await bench.ingest.stop();
-  bench = await startIngest(`192.0.2.1:${port}`);
+  await bench.stop();
+  bench = await startIngest({ listen: `192.0.2.1:${port}` });
   const isUnharmed = await followBeside(sourceOf(1, 'kv@10.0.0.1:8000'));
   await bench.until('tried again', () => (bench.errors['socket'] ?? 0) > 1);
   expect(bench.said[0]).toMatch(/^tcp:\/\/192\.0\.2\.1:\d+ listen EADDRNOTAVAIL/);
@@ -293,7 +277,7 @@ test('an address that is not ours is listened at again and again, and harms nobo
 });
 
 test('a replay port where events are expected is named', async () => {
-  const publisher = await aPublisher();
+  const publisher = await bench.aPublisher();
   const isUnharmed = await followBeside(sourceOf(1, publisher.replayEndpoint, publisher.endpoint));
   await bench.until('told', () => bench.said.length === 1);
   expect(bench.said).toEqual([`${publisher.replayEndpoint} a ROUTER socket, expected PUB or XPUB`]);
@@ -310,7 +294,7 @@ test('unfinished messages together take no more memory than they may: who goes b
     Buffer.from([2, 0, 0, 0, 0, 4, 0, 0, 0]),
     Buffer.alloc(400_000),
   ]);
-  const peer = await aPeer((socket) => void socket.write(begun));
+  const peer = await bench.aPeer((socket) => void socket.write(begun));
   const problems: (string | undefined)[] = [];
   const connections = [0, 1, 2, 3, 4].map(() =>
     zmtp.connect(peer.endpoint, 'SUB', {

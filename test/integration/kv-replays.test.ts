@@ -1,39 +1,22 @@
 /** Replay sockets that are not what they should be: what they cost, and what is believed of a source that has only such a one. */
-import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from '@jest/globals';
-import { FakePublisher, stored } from '../support/fake-publisher.ts';
+import { stored } from '../support/fake-publisher.ts';
 import { batch, sourceOf, startIngest, tokens, type IngestBench } from '../support/kv-ingest.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
-import { greeting, message, ready, seqOf, ZmtpPeer } from '../support/zmtp-peer.ts';
+import { greeting, message, ready, seqOf } from '../support/zmtp-peer.ts';
 
 let bench: IngestBench;
-const opened: { stop(): Promise<void> }[] = [];
 
 beforeEach(async () => {
   bench = await startIngest();
 });
 
-afterEach(async () => {
-  await bench.ingest.stop();
-  for (let one = opened.pop(); one; one = opened.pop()) await one.stop();
-});
-
-async function aPeer(treat: (socket: Socket, nth: number, peer: ZmtpPeer) => void): Promise<ZmtpPeer> {
-  const peer = await ZmtpPeer.listen(treat);
-  opened.push(peer);
-  return peer;
-}
-
-async function aPublisher(options: Parameters<typeof FakePublisher.start>[0] = {}): Promise<FakePublisher> {
-  const publisher = await FakePublisher.start(options);
-  opened.push(publisher);
-  return publisher;
-}
+afterEach(() => bench.stop());
 
 /** Announces block 0, and has no other way to be asked for it than this. @returns a check that it is followed all the same */
 async function followWithReplay(slot: number, replayEndpoint: string): Promise<() => Promise<void>> {
-  const publisher = await aPublisher();
+  const publisher = await bench.aPublisher();
   await publisher.publish(stored([1], null, tokens(0)));
   await bench.ingest.reconcile([sourceOf(slot, publisher.endpoint, replayEndpoint)]);
   await bench.until(
@@ -60,7 +43,7 @@ test.each([
 ])('a replay socket %s leaves a true view that is not fully trusted', async (_what, sends, problem) => {
   const endpoint = sends.startsWith('udp')
     ? sends
-    : (await aPeer((socket) => void socket.write(sends, 'latin1'))).endpoint;
+    : (await bench.aPeer((socket) => void socket.write(sends, 'latin1'))).endpoint;
   const isFollowed = await followWithReplay(0, endpoint);
   expect(bench.said).toEqual([expect.stringMatching(problem)]);
   expect(bench.errors['socket']).toBeGreaterThan(0);
@@ -68,10 +51,9 @@ test.each([
 });
 
 test('a replay socket that opens later is found', async () => {
-  const publisher = await aPublisher();
+  const publisher = await bench.aPublisher();
   await publisher.publish(stored([1], null, tokens(0)));
-  const proxy = await TcpProxy.to(publisher.replayEndpoint);
-  opened.push(proxy);
+  const proxy = bench.owns(await TcpProxy.to(publisher.replayEndpoint));
   proxy.refuse();
   await bench.ingest.reconcile([sourceOf(0, publisher.endpoint, `tcp://${proxy.address}`)]);
   await bench.until('asked', () => bench.statusOf(0)?.state === 'replaying');
@@ -82,7 +64,7 @@ test('a replay socket that opens later is found', async () => {
 });
 
 test('a replay that is cut anywhere is asked for again', async () => {
-  const publisher = await aPublisher();
+  const publisher = await bench.aPublisher();
   const payload = batch(stored([1], null, tokens(0)));
   const reply = Buffer.concat([
     message(Buffer.alloc(0), seqOf(0), payload),
@@ -91,7 +73,7 @@ test('a replay that is cut anywhere is asked for again', async () => {
   const cuts = [0, 1, 12, 40, reply.length - 13, reply.length - 1];
   const replays = await Promise.all(
     cuts.map((cut) =>
-      aPeer((socket, nth) => {
+      bench.aPeer((socket, nth) => {
         socket.write(Buffer.concat([greeting(), ready('ROUTER')]));
         socket.on('data', (heard) => {
           // A request has an empty frame in front.
@@ -111,7 +93,7 @@ test('a replay that is cut anywhere is asked for again', async () => {
 });
 
 test('answers of the wrong form, and one larger than what may wait, do not keep the others from being taken', async () => {
-  const publisher = await aPublisher();
+  const publisher = await bench.aPublisher();
   await publisher.publish(stored([1], null, tokens(0)));
   await publisher.publishRaw(batch({ type: 'Huge', bytes: Buffer.alloc(20 * 2 ** 20) }));
   await publisher.publish(stored([2], 1, tokens(1)));

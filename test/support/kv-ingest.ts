@@ -1,16 +1,29 @@
-/** The real ingest thread beside a test: sources by slot, what is believed of them, what is counted and said. */
+/**
+ * The real ingest thread beside a test: publishers it may follow, sources by slot, what is believed of them, what is
+ * counted and said.
+ */
+import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Packr } from 'msgpackr';
 import { systemClock } from '../../src/clock.ts';
 import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
-import type { EventStreamOptions } from '../../src/kvevents/event-stream.ts';
-import { createIngest, type Ingest, type IngestSource, type SourceStatus } from '../../src/kvevents/ingest.ts';
+import {
+  createIngest,
+  type Ingest,
+  type IngestOptions,
+  type IngestSource,
+  type SourceStatus,
+} from '../../src/kvevents/ingest.ts';
 import { silentLog, type Log } from '../../src/log.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
+import { FakePublisher, type FakePublisherOptions } from './fake-publisher.ts';
+import { ZmtpPeer } from './zmtp-peer.ts';
 
-const MODEL = 'test-model';
-const BLOCK = 4;
+export const MODEL = 'test-model';
+export const BLOCK = 4;
 const PATIENCE_MS = 40_000;
+
+type Stoppable = { stop(): Promise<unknown> };
 
 export type IngestBench = {
   readonly ingest: Ingest;
@@ -23,13 +36,24 @@ export type IngestBench = {
   statusOf(slot: number): SourceStatus | undefined;
   /** Polls; rejects after 40 s with what is known. */
   until(what: string, condition: () => boolean): Promise<void>;
+  aPublisher(options?: FakePublisherOptions): Promise<FakePublisher>;
+  aPeer(treat: (socket: Socket, nth: number, peer: ZmtpPeer) => void): Promise<ZmtpPeer>;
+  /** Stops it, too, when the bench stops. */
+  owns<T extends Stoppable>(one: T): T;
+  /** The ingest thread first, then what it may have followed, the last first. */
+  stop(): Promise<void>;
 };
 
-/** @param listen `host:port` for publishers that connect */
-export async function startIngest(
-  listen: string | null = null,
-  stream: Partial<Omit<EventStreamOptions, 'canReplay' | 'random'>> = {},
-): Promise<IngestBench> {
+/** @param options of the ingest, and the fault of faulty-ingest-worker.ts */
+export async function startIngest({
+  stream,
+  ...options
+}: Partial<IngestOptions> & { fault?: SharedArrayBuffer } = {}): Promise<IngestBench> {
+  const owned: Stoppable[] = [];
+  const owns = <T extends Stoppable>(one: T): T => {
+    owned.push(one);
+    return one;
+  };
   const errors: Record<string, number> = {};
   const said: string[] = [];
   const seed = createHashSeed();
@@ -51,8 +75,8 @@ export async function startIngest(
     {
       indexMaxBytes: 8 * 2 ** 20,
       seed,
-      listen,
       reportMs: 10,
+      ...options,
       stream: { idleProbeMs: 300, firstProbeMs: 50, replayTimeoutMs: 2000, retryMaxMs: 500, ...stream },
     },
   );
@@ -72,6 +96,13 @@ export async function startIngest(
         }
         await delay(5);
       }
+    },
+    aPublisher: async (how) => owns(await FakePublisher.start(how)),
+    aPeer: async (treat) => owns(await ZmtpPeer.listen(treat)),
+    owns,
+    async stop() {
+      await ingest.stop();
+      for (let one = owned.pop(); one; one = owned.pop()) await one.stop();
     },
   };
 }
