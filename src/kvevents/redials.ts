@@ -15,8 +15,11 @@ export type Redials = {
 const BASE_MS = 60;
 /** A pod that comes back is found within a second, unless many are gone. */
 const MAX_MS = 1000;
-/** An attempt costs 50 to 150 µs (`bench-kv --only dead`). Of thirty that are gone each is tried every second, of a thousand every 33. */
-const MAX_ATTEMPTS_PER_SECOND = 30;
+/**
+ * An attempt costs 100 to 300 µs, as rare as they are (`bench-kv --only dead`). Of twenty that are gone each is tried every
+ * second, of a thousand every 50; one that discovery sees restarted is tried at once.
+ */
+const MAX_ATTEMPTS_PER_SECOND = 20;
 
 export function createRedials(random: () => number = Math.random): Redials {
   let nDown = 0;

@@ -100,6 +100,8 @@ type Fleet = {
   readonly sockets: readonly Publisher[];
   readonly steps: ReturnType<typeof createSteps>;
   readonly seqs: number[];
+  /** Batches since the caches are full, over all orders. */
+  nPublished: number;
 };
 
 async function send({ sockets, seqs }: Fleet, source: number, payload: Buffer): Promise<void> {
@@ -128,13 +130,14 @@ async function publish(fleet: Fleet, order: PublishOrder): Promise<PublishReport
   while (nBatches < nAll) {
     const nDue = Math.min(nAll, ((monotonicMs() - startMs) * order.batchesPerSecond) / 1000);
     while (nBatches < nDue) {
-      const source = nBatches % sockets.length;
+      const source = fleet.nPublished % sockets.length;
       const isMarked = order.markEvery > 0 && nBatches % order.markEvery === 0;
       const payload = isMarked
         ? packBatch([storedMap(FIRST_MARK + sentMs.length, 1, null)])
-        : steps.batch(source, steps.nResident + Math.floor(nBatches / sockets.length));
+        : steps.batch(source, steps.nResident + Math.floor(fleet.nPublished / sockets.length));
       if (isMarked) sentMs.push(monotonicMs());
       await send(fleet, source, payload);
+      fleet.nPublished++;
       nBatches++;
     }
     lateMs = Math.max(lateMs, monotonicMs() - startMs - (nBatches * 1000) / order.batchesPerSecond);
@@ -151,7 +154,7 @@ async function run(): Promise<void> {
     await socket.bind('tcp://127.0.0.1:*');
     sockets.push(socket);
   }
-  const fleet: Fleet = { sockets, steps: createSteps(process.argv[3] as Load), seqs: sockets.map(() => 0) };
+  const fleet: Fleet = { sockets, steps: createSteps(process.argv[3] as Load), seqs: sockets.map(() => 0), nPublished: 0 };
   process.on('disconnect', () => {
     for (const socket of sockets) socket.close();
   });

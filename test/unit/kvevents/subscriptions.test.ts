@@ -136,7 +136,7 @@ describe('connecting again', () => {
     redials.down();
     expect([0, 1, 2, 3, 4, 5, 9].map((attempt) => redials.delayMs(attempt))).toEqual([45, 90, 180, 360, 720, 750, 750]);
     for (let i = 1; i < 600; i++) redials.down();
-    expect([redials.delayMs(0), redials.delayMs(3)]).toEqual([45, 20_000]);
+    expect([redials.delayMs(0), redials.delayMs(3)]).toEqual([45, 30_000]);
     for (let i = 1; i < 600; i++) redials.up();
     expect(redials.delayMs(3)).toBe(360);
     const early = createRedials(() => 0).delayMs(4);
