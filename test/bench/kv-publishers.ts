@@ -154,7 +154,12 @@ async function run(): Promise<void> {
     await socket.bind('tcp://127.0.0.1:*');
     sockets.push(socket);
   }
-  const fleet: Fleet = { sockets, steps: createSteps(process.argv[3] as Load), seqs: sockets.map(() => 0), nPublished: 0 };
+  const fleet: Fleet = {
+    sockets,
+    steps: createSteps(process.argv[3] as Load),
+    seqs: sockets.map(() => 0),
+    nPublished: 0,
+  };
   process.on('disconnect', () => {
     for (const socket of sockets) socket.close();
   });
