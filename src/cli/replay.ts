@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { errorText, WarmpathError } from '../errors.ts';
 import { ORACLE_POLICY, OWN_POLICY, POLICIES } from '../replay/policies/policies.ts';
-import { replay, type Crash, type ScaleOut, type Scenario } from '../replay/replay.ts';
+import { replay, type Crash, type RouterDeath, type ScaleOut, type Scenario } from '../replay/replay.ts';
 import { pooledLruHitRate, summarize, type Summary } from '../replay/summary.ts';
 import { svgPlot } from '../replay/svg-plot.ts';
 import { syntheticWorkload, WORKLOAD_NAMES } from '../replay/synthetic-workloads.ts';
@@ -41,6 +41,7 @@ simulated engines with several policies side by side, in virtual time. docs/desi
   --crash E@S[-S]        engine E (from 0) dies at second S and comes back, cold, at the second one; repeatable
   --scale-out N@S        N more engines at second S; repeatable
   --replicas N           routers that share the requests and do not talk to each other (default 1)
+  --router-death S[-S]   the (first) router dies at second S and one that stood by takes over; back at the second one; repeatable
   --svg FILE             also draw a plot
   --json                 one JSON line per policy
 
@@ -199,6 +200,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       crash: { type: 'string', multiple: true, default: [] },
       'scale-out': { type: 'string', multiple: true, default: [] },
       replicas: { type: 'string', default: '1' },
+      'router-death': { type: 'string', multiple: true, default: [] },
       svg: { type: 'string' },
       json: { type: 'boolean', default: false },
     },
@@ -230,6 +232,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       crashes: values.crash.map((text) => crash(text, engineSpeeds.length)),
       scaleOuts: values['scale-out'].map(scaleOut),
       replicas: integer('--replicas', values.replicas, 1, 64),
+      routerDeaths: routerDeaths(values['router-death']),
       seed: integer('--seed', values.seed, 0, 2 ** 31),
     },
     svgFile: values.svg ?? null,
@@ -282,6 +285,27 @@ function crash(text: string, nEngines: number): Crash {
     throw new Error(`--crash must come back after it goes, got "${text}"`);
   }
   return { engine, atMs: 1000 * Number(match[2]), restartAtMs };
+}
+
+/** What Envoy needs to see it with the health checks of `envoy/`. */
+const UNNOTICED_MS = 3000;
+
+function routerDeaths(texts: readonly string[]): RouterDeath[] {
+  let freeFromMs = 0;
+  return texts.map((text) => {
+    const match = /^(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?$/.exec(text);
+    if (!match) throw new Error(`--router-death must be SECOND or SECOND-SECOND, got "${text}"`);
+    const atMs = 1000 * Number(match[1]);
+    const backAtMs = match[2] === undefined ? null : 1000 * Number(match[2]);
+    if (atMs < freeFromMs) {
+      throw new Error(`--router-death must be in order, each after the router is back, got "${text}"`);
+    }
+    freeFromMs = backAtMs ?? Infinity;
+    if (freeFromMs < atMs + UNNOTICED_MS) {
+      throw new Error(`--router-death must last ${UNNOTICED_MS / 1000} s, until it is noticed, got "${text}"`);
+    }
+    return { atMs, unnoticedMs: UNNOTICED_MS, backAtMs };
+  });
 }
 
 function scaleOut(text: string): ScaleOut {

@@ -38,6 +38,11 @@ export class BlockCache {
     return this.slotOf.has(id);
   }
 
+  /** Of all blocks that can be found. */
+  blockIds(): readonly number[] {
+    return [...this.slotOf.keys()];
+  }
+
   /** How many of the first blocks are here. */
   matchLength(ids: Int32Array): number {
     let n = 0;

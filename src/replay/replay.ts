@@ -4,6 +4,7 @@
  * Deterministic: equal input gives equal output.
  */
 import { SimulatedEngine, type EngineNotice, type EngineRequest } from './engine.ts';
+import { createLeastRequest } from './policies/simple-policies.ts';
 import {
   METRICS_INTERVAL_MS,
   type CreatePolicy,
@@ -18,6 +19,17 @@ import type { Workload } from './workload.ts';
 
 export type Crash = { readonly engine: number; readonly atMs: number; readonly restartAtMs: number | null };
 export type ScaleOut = { readonly engines: number; readonly atMs: number };
+/**
+ * A router that decides dies. One that has stood by takes over its requests: it has followed events and metrics all the
+ * time, and knows nothing of what was sent by others.
+ */
+export type RouterDeath = {
+  readonly atMs: number;
+  /** Until the data plane knows; meanwhile it sends where it has sent least itself. */
+  readonly unnoticedMs: number;
+  /** It decides again, having learnt what engines hold and nothing else; null = never. */
+  readonly backAtMs: number | null;
+};
 
 export type Scenario = {
   readonly timing: TimingModel;
@@ -34,6 +46,8 @@ export type Scenario = {
   readonly scaleOuts: readonly ScaleOut[];
   /** Routers that share the requests in turn and do not talk to each other. */
   readonly replicas: number;
+  /** Of the first router. One after the other; with any, there is one more router, which stands by. */
+  readonly routerDeaths: readonly RouterDeath[];
   readonly seed: number;
 };
 
@@ -83,17 +97,27 @@ type Fault = { readonly atMs: number; apply(): void };
 export function replay(workload: Workload, createPolicy: CreatePolicy, scenario: Scenario): ReplayOutcome {
   const { timing, speed, seed } = scenario;
   const eventRandom = createRandom(seed + 1);
-  const routers: Router[] = Array.from({ length: scenario.replicas }, (_, i) => {
+  let nRouters = 0;
+  /** All that live: they follow events and metrics, deciding or not. */
+  let routers: Router[] = [];
+  const addRouter = (create: CreatePolicy, nowMs: number): Router => {
     const clock = createVirtualClock();
-    const policy = createPolicy({
+    clock.advanceTo(nowMs);
+    const policy = create({
       clock,
-      random: createRandom(seed + 1000 + i),
+      random: createRandom(seed + 1000 + nRouters++),
       blockTokens: timing.blockTokens,
       cacheBlocks: scenario.cacheBlocks,
       events: scenario.eventLoss >= 1 ? 'none' : scenario.eventLoss > 0 ? 'gaps' : 'whole',
     });
-    return { policy, clock };
-  });
+    const router = { policy, clock };
+    routers.push(router);
+    return router;
+  };
+  /** Those that share the requests. */
+  const deciders = Array.from({ length: scenario.replicas }, () => addRouter(createPolicy, 0));
+  const standby = scenario.routerDeaths.length > 0 ? addRouter(createPolicy, 0) : null;
+  const choosers: Router[] = [];
   const requests: EngineRequest[] = workload.requests.map(({ index, promptTokens, outputTokens, blocks }) => ({
     index,
     promptTokens,
@@ -147,23 +171,23 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       missesEvents: false,
     };
     slots.push(slot);
-    for (const router of routers) {
-      if (router.policy.onMetrics === undefined) continue;
-      readings.push({ dueMs: nowMs + METRICS_INTERVAL_MS * readingRandom(), router, slot });
-    }
+    for (const router of routers) readFrom(slot, router, nowMs);
     readings.sort((a, b) => a.dueMs - b.dueMs);
   };
+  function readFrom(slot: EngineSlot, router: Router, nowMs: number): void {
+    if (router.policy.onMetrics === undefined) return;
+    readings.push({ dueMs: nowMs + METRICS_INTERVAL_MS * readingRandom(), router, slot });
+  }
   for (const engineSpeed of scenario.engineSpeeds) addEngine(engineSpeed, 0);
   let alive = slots.map(({ probe }) => probe);
   const fleetChanged = (): void => {
     alive = slots.filter((slot) => slot.alive).map(({ probe }) => probe);
   };
 
-  const routerOf = (index: number): Router => routers[index % routers.length]!;
-
   function route(request: EngineRequest, nowMs: number): void {
-    const { policy } = routerOf(request.index);
-    const slot = slots[policy.choose(request, alive).id]!;
+    const router = deciders[request.index % deciders.length]!;
+    choosers[request.index] = router;
+    const slot = slots[router.policy.choose(request, alive).id]!;
     slot.nRequests += 1;
     outcomes[request.index]!.engine = slot.probe.id;
     slot.engine.submit(request, nowMs);
@@ -177,7 +201,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
   function tell(slot: EngineSlot, notice: Exclude<EngineNotice, { kind: 'blocks' }>): void {
     const { request, timeMs } = notice;
     const outcome = outcomes[request.index]!;
-    const { policy } = routerOf(request.index);
+    const { policy } = choosers[request.index]!;
     endMs = Math.max(endMs, timeMs);
     if (notice.kind === 'first token') {
       // A request that lost its engine half-way has shown its first token before.
@@ -251,7 +275,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     slot.alive = false;
     fleetChanged();
     for (const { policy } of routers) policy.onGone?.(slot.probe);
-    for (const request of lost) routerOf(request.index).policy.onEnd?.(request, slot.probe, 'failed');
+    for (const request of lost) choosers[request.index]!.policy.onEnd?.(request, slot.probe, 'failed');
     // Events of the dead process still on their way belong to nobody.
     const pending = late.slice(lateHead).filter((event) => event.slot !== slot);
     late.splice(lateHead, late.length, ...pending);
@@ -268,6 +292,25 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
   }
   const dead: SimulatedEngine[] = [];
 
+  /** What it routed is answered all the same, and nobody hears of it. */
+  function killRouter(nowMs: number): void {
+    const [gone] = deciders;
+    routers = routers.filter((router) => router !== gone);
+    readings = readings.filter(({ router }) => router !== gone);
+    deciders[0] = addRouter(createLeastRequest, nowMs);
+  }
+
+  function bringBackRouter(nowMs: number): void {
+    const router = addRouter(createPolicy, nowMs);
+    for (const slot of slots) {
+      readFrom(slot, router, nowMs);
+      if (!slot.alive || scenario.eventLoss >= 1) continue;
+      router.policy.onBlocks?.(slot.probe, slot.engine.cache.blockIds(), { sentMs: nowMs, comes: 'next' });
+    }
+    readings.sort((a, b) => a.dueMs - b.dueMs);
+    deciders[0] = router;
+  }
+
   const faults: Fault[] = [];
   for (const { engine, atMs, restartAtMs } of scenario.crashes) {
     faults.push({ atMs, apply: () => crash(slots[engine]!, atMs) });
@@ -281,6 +324,11 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
         fleetChanged();
       },
     });
+  }
+  for (const { atMs, unnoticedMs, backAtMs } of scenario.routerDeaths) {
+    faults.push({ atMs, apply: () => killRouter(atMs) });
+    faults.push({ atMs: atMs + unnoticedMs, apply: () => void (deciders[0] = standby!) });
+    if (backAtMs !== null) faults.push({ atMs: backAtMs, apply: () => bringBackRouter(backAtMs) });
   }
   faults.sort((a, b) => a.atMs - b.atMs);
 

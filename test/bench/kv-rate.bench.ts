@@ -59,6 +59,7 @@ function rowOf(workload: Workload, speed: number, stepTokens: number): string {
     crashes: [],
     scaleOuts: [],
     replicas: 1,
+    routerDeaths: [],
     seed: 1,
   });
   const engineSeconds = (N_ENGINES * durationMs) / 1000;

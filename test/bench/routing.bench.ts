@@ -41,6 +41,8 @@ const SCENARIO_SPEEDS = [1, 2];
  */
 const STARTS = [0, 3, 7, 12, 20, 31, 45, 60, 80, 100, 125, 150];
 const STARTS_OF_REPLICAS = 3;
+/** What Envoy needs to see that a router is gone, with the health checks of `envoy/`. */
+const UNNOTICED_MS = 3000;
 const APPROXIMATE_PEERS = PEER_POLICIES.filter((policy) => policy !== 'dynamo');
 const PARTS = ['cells', 'polynomial', 'scenarios'] as const;
 
@@ -114,10 +116,10 @@ function scenarioTable(trace: Workload): void {
   const fewStarts = starts.slice(0, STARTS_OF_REPLICAS);
   const evenStarts = fewStarts.map(spreadEvenly);
   for (const speed of SCENARIO_SPEEDS) {
-    const row = (what: string, measured: number, limit: number): void =>
+    const row = (what: string, measured: number, limit: number | null): void =>
       print(
-        `${pad(speed, 5)}  ${what.padEnd(50)} ${measured.toFixed(3).padStart(9)} ${limit.toFixed(2).padStart(6)} | ` +
-          verdict(measured <= limit),
+        `${pad(speed, 5)}  ${what.padEnd(50)} ${measured.toFixed(3).padStart(9)} ` +
+          (limit === null ? '     – |' : `${limit.toFixed(2).padStart(6)} | ${verdict(measured <= limit)}`),
       );
     const each = (of: readonly Workload[], changes: Partial<Scenario>): Summary[] =>
       of.map((start) => run(start, OWN_POLICY, cell(speed), 'simple', changes));
@@ -154,6 +156,15 @@ function scenarioTable(trace: Workload): void {
     const crashed = own({ crashes: [{ engine: 3, atMs: halfMs, restartAtMs: halfMs + 60_000 }] });
     row('crash, back after a minute: mean at the end ÷ without', atTheEnd(crashed, calm, ttft), 1.05);
     row('crash: hits without ÷ hits at the end', atTheEnd(calm, crashed, hits), 1.02);
+    for (const [lasts, backAtMs] of [
+      ['for good', null],
+      ['for a minute', halfMs + 60_000],
+    ] as const) {
+      const death = own({ routerDeaths: [{ atMs: halfMs, unnoticedMs: UNNOTICED_MS, backAtMs }] });
+      row(`router away ${lasts}, one stood by: mean ÷ never`, meanOf(death) / meanOf(calm), 1.05);
+      row(`  at the end ÷ never`, atTheEnd(death, calm, ttft), 1.05);
+      row(`  in the twelfth of the time behind it ÷ never`, between(12, 14, death, calm, ttft), null);
+    }
     const one = meanOf(each(fewStarts, {}));
     const evenlyOne = meanOf(each(evenStarts, {}));
     for (const replicas of [2, 3, 4]) {
@@ -205,8 +216,19 @@ function atTheEnd(
   others: readonly Summary[],
   timelineOf: (summary: Summary) => readonly number[],
 ): number {
+  return between((3 * TIMELINE_PARTS) / 4, TIMELINE_PARTS, runs, others, timelineOf);
+}
+
+/** Over some of the equal parts of the time, and all runs. */
+function between(
+  firstPart: number,
+  endPart: number,
+  runs: readonly Summary[],
+  others: readonly Summary[],
+  timelineOf: (summary: Summary) => readonly number[],
+): number {
   const total = (summaries: readonly Summary[]): number =>
-    sum(summaries.map((summary) => sum(timelineOf(summary).slice((3 * TIMELINE_PARTS) / 4))));
+    sum(summaries.map((summary) => sum(timelineOf(summary).slice(firstPart, endPart))));
   return total(runs) / total(others);
 }
 
@@ -235,6 +257,7 @@ function run(
     crashes: [],
     scaleOuts: [],
     replicas: 1,
+    routerDeaths: [],
     seed: 1,
     ...changes,
   };

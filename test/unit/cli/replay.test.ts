@@ -62,6 +62,12 @@ describe('what bad input gets', () => {
     [['--workload', 'chats'], /--workload must be one of .*chat.*, got "chats"/],
     [['--workload', 'chat', '--speed', '0'], /--speed must be a number above 0, got "0"/],
     [['--workload', 'chat', '--event-loss', '2'], /--event-loss must be a number from 0 to 1, got "2"/],
+    [['--workload', 'chat', '--router-death', 'soon'], /--router-death must be SECOND or SECOND-SECOND, got "soon"/],
+    [
+      ['--workload', 'chat', '--router-death', '9-30', '--router-death', '20'],
+      /--router-death must be in order, each after the router is back, got "20"/,
+    ],
+    [['--workload', 'chat', '--router-death', '9-10'], /--router-death must last 3 s, until it is noticed, got "9-10"/],
     [['--workload', 'chat', '--crash', '9@5'], /--crash names engine 9, expected 0 to 7/],
     [['--workload', 'chat', '--nonsense'], /--nonsense/],
   ])('%j is wrong usage, exit 2', async (args, message) => {
@@ -96,6 +102,7 @@ describe('what comes out', () => {
 
   test('the same for the same seed, faults and scale-out included', async () => {
     const faults = ['--crash', '1@20-40', '--scale-out', '2@30', '--event-delay-ms', '500', '--event-loss', '0.2'];
+    faults.push('--router-death', '10-25', '--router-death', '35');
     const [first, second] = [
       await replayed(...SMALL, ...faults, '--json'),
       await replayed(...SMALL, ...faults, '--json'),

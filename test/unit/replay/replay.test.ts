@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { OWN_POLICY, PEER_POLICIES, POLICIES } from '../../../src/replay/policies/policies.ts';
+import type { CreatePolicy } from '../../../src/replay/policies/policy.ts';
 import { replay, type Scenario } from '../../../src/replay/replay.ts';
 import { percentile, pooledLruHitRate, summarize } from '../../../src/replay/summary.ts';
 import { syntheticWorkload } from '../../../src/replay/synthetic-workloads.ts';
@@ -68,6 +69,10 @@ describe('a replay', () => {
         eventDelayMs: 500,
         eventLoss: 0.2,
         replicas: 3,
+        routerDeaths: [
+          { atMs: endMs / 5, unnoticedMs: 3000, backAtMs: endMs / 2 },
+          { atMs: (3 * endMs) / 4, unnoticedMs: 0, backAtMs: null },
+        ],
       });
       expect(summarize(outcome).unanswered).toBe(0);
       expect(outcome.requestsPerEngine).toHaveLength(5);
@@ -76,6 +81,49 @@ describe('a replay', () => {
       expect(lateOnes.some(({ engine }) => engine === 1)).toBe(false);
     },
   );
+
+  test('a router that dies is replaced by one that has heard everything and sent nothing; back, it knows what engines hold', () => {
+    const told: string[] = [];
+    let nRouters = 0;
+    const createPolicy: CreatePolicy = ({ clock }) => {
+      const router = nRouters++;
+      const seconds = (): number => clock.nowMs() / 1000;
+      return {
+        choose: (request, engines) => {
+          told.push(`${router} chooses for ${request.index} at ${seconds()}`);
+          return engines[0]!;
+        },
+        onEnd: (request) => void told.push(`${router} sees the end of ${request.index}`),
+        onBlocks: (_engine, changes) => void told.push(`${router} hears of ${[...changes].sort().join()}`),
+      };
+    };
+    const lines = [0, 10, 12, 20, 30].map((second, i) => ({ at: 1000 * second, prompt: 512, ids: [i] }));
+    const { requests } = replay(
+      aWorkload(lines),
+      createPolicy,
+      aScenario({ engines: 1, routerDeaths: [{ atMs: 5000, unnoticedMs: 6000, backAtMs: 25_000 }] }),
+    );
+    expect(requests.filter(({ ttftMs }) => ttftMs < 0)).toEqual([]);
+    expect(told).toEqual([
+      '0 chooses for 0 at 0',
+      '0 hears of 0',
+      '1 hears of 0',
+      '0 sees the end of 0',
+      // Nobody chooses for request 1: it is not noticed yet.
+      '1 hears of 1',
+      '1 chooses for 2 at 12',
+      '1 hears of 2',
+      '1 sees the end of 2',
+      '1 chooses for 3 at 20',
+      '1 hears of 3',
+      '1 sees the end of 3',
+      '2 hears of 0,1,2,3',
+      '2 chooses for 4 at 30',
+      '1 hears of 4',
+      '2 hears of 4',
+      '2 sees the end of 4',
+    ]);
+  });
 
   test('the pooled cache is a plain LRU over everything, in the order of arrival', () => {
     const workload = aWorkload([
