@@ -1,11 +1,12 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { runDoctor } from '../../src/cli/doctor.ts';
 import type { Finding } from '../../src/doctor/finding.ts';
 import { createSimulatedPod, type SimulatedPod } from '../../src/simulator/simulated-pod.ts';
+import { endAfterEach } from '../support/endings.ts';
+import { aFreePort } from '../support/free-port.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
 import { aPod as aKubernetesPod, kubeconfigOf } from '../support/kubernetes.ts';
 import { startFakeTokenizer } from '../support/fake-tokenizer.ts';
@@ -21,33 +22,23 @@ type Listed = {
 };
 type Line = Finding & { readonly name: string | null; readonly address: string | null };
 
-const running: { stop(): Promise<void> }[] = [];
-
-afterEach(async () => {
-  await Promise.all(running.splice(0).map((one) => one.stop()));
-});
+const atEnd = endAfterEach();
 
 async function aPod(name: string, options: PodOptions = {}): Promise<Listed & { readonly pod: SimulatedPod }> {
   const pod = createSimulatedPod(options);
   const { httpAddress, kvEventsEndpoint, replayEndpoint } = await pod.start();
-  running.push(pod);
+  atEnd(() => pod.stop());
   return { name, address: httpAddress, model: 'demo-model', kvEvents: kvEventsEndpoint, replay: replayEndpoint, pod };
 }
 
 async function aFakeEngine(name: string): Promise<Listed> {
   const fake = await startFakeTokenizer();
-  running.push(fake);
+  atEnd(() => fake.stop());
   return { name, address: new URL(fake.url).host, model: 'demo-model', kvEvents: 'none' };
 }
 
 /** `ip:port` where nobody listens. */
-async function aDeadAddress(): Promise<string> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return `127.0.0.1:${port}`;
-}
+const aDeadAddress = async (): Promise<string> => `127.0.0.1:${await aFreePort()}`;
 
 /** Nothing here is about speed: waits for tokens are as long as they may be, waits for nothing are short. */
 const PATIENT = ['--set', 'tokenizer.budgetMs=10000', '--set', 'tokenizer.timeoutMs=30000'];
@@ -264,7 +255,7 @@ describe('what is wrong is found', () => {
 
   test('a dedicated tokenizer that reads other tokens than the engine', async () => {
     const fake = await startFakeTokenizer();
-    running.push(fake);
+    atEnd(() => fake.stop());
     const { complaints } = await diagnose([await aPod('a')], ['--set', `tokenizer.urls=[${fake.url}]`]);
     expect(complaints.filter((line) => line.includes('tokenizer'))).toEqual([
       expect.stringMatching(/^http:\S+ tokenizer problem: reads texts as other tokens than a: /),
@@ -313,7 +304,10 @@ describe('endpoints from Kubernetes', () => {
   async function aCluster(): Promise<{ readonly server: FakeApiServer; readonly args: readonly string[] }> {
     const server = await FakeApiServer.start();
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-doctor-'));
-    running.push({ stop: () => server.stop() }, { stop: () => rm(folder, { recursive: true }) });
+    atEnd(
+      () => server.stop(),
+      () => rm(folder, { recursive: true }),
+    );
     const file = join(folder, 'kubeconfig');
     await writeFile(file, kubeconfigOf(server));
     return { server, args: ['--set', 'discovery.mode=kubernetes', '--set', `discovery.kubernetes.kubeconfig=${file}`] };

@@ -1,35 +1,27 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer as createTcpServer, type AddressInfo, type Server } from 'node:net';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import { createHttpGet, type GetAnswer } from '../../src/load/http-get.ts';
+import { endAfterEach } from '../support/endings.ts';
+import { aFreePort } from '../support/free-port.ts';
 import { aVllmPage } from '../support/metrics-pages.ts';
 import { eventually, startApp } from '../support/running-app.ts';
 
-const undo: (() => Promise<void>)[] = [];
-afterEach(async () => {
-  for (const one of undo.splice(0).reverse()) await one();
-});
-
+const atEnd = endAfterEach();
 async function listening(server: Server): Promise<string> {
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  undo.push(() => new Promise((resolve) => server.close(() => resolve())));
+  atEnd(() => new Promise((resolve) => server.close(resolve)));
   return `127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
 function anEngine(answer: (request: IncomingMessage, response: ServerResponse) => void): Promise<string> {
   const server = createServer(answer);
-  undo.push(async () => server.closeAllConnections());
+  atEnd(() => server.closeAllConnections());
   return listening(server);
 }
 
-async function nobody(): Promise<string> {
-  const server = createTcpServer();
-  const address = await listening(server);
-  undo.pop();
-  await new Promise<void>((resolve) => server.close(() => resolve()));
-  return address;
-}
+const nobody = async (): Promise<string> => `127.0.0.1:${await aFreePort()}`;
 
 const page = aVllmPage({ running: 3, waiting: 7, kvUsage: 0.25 }, 70_000);
 const serve = (_request: IncomingMessage, response: ServerResponse): void => void response.end(page);
@@ -37,7 +29,7 @@ const serve = (_request: IncomingMessage, response: ServerResponse): void => voi
 describe('reading one page', () => {
   async function read(address: string, limits = { timeoutMs: 60_000, maxBytes: 1_000_000 }): Promise<GetAnswer> {
     const http = createHttpGet(systemClock, limits);
-    undo.push(() => http.close());
+    atEnd(() => http.close());
     return http.get(`http://${address}`, '/metrics');
   }
 
@@ -54,7 +46,7 @@ describe('reading one page', () => {
     const limits = { timeoutMs: 100, maxBytes: 1_000_000 };
     const hanging = await anEngine(() => undefined);
     const endless = await anEngine((_request, response) => void response.write(page));
-    const silent = createTcpServer((socket) => void undo.push(async () => void socket.destroy()));
+    const silent = createTcpServer((socket) => atEnd(() => socket.destroy()));
     for (const address of [hanging, endless, await listening(silent)]) {
       expect(await read(address, limits)).toEqual({ kind: 'timeout' });
     }
@@ -95,7 +87,7 @@ describe('the product beside good and bad engines', () => {
   async function anApp(addresses: readonly string[]): Promise<string> {
     const list = addresses.map((address, n) => `{name: e${n}, address: "${address}", model: m, kvEvents: none}`);
     const { app, admin } = await startApp(['load.metricsIntervalMs=50', `discovery.endpoints=[${list.join(', ')}]`]);
-    undo.push(() => app.stop());
+    atEnd(() => app.stop());
     return admin;
   }
 

@@ -1,17 +1,14 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
+import { endAfterEach } from '../support/endings.ts';
 import { eventually, startApp } from '../support/running-app.ts';
 
-const undo: (() => Promise<unknown>)[] = [];
-afterEach(async () => {
-  for (let last = undo.pop(); last; last = undo.pop()) await last();
-});
-
+const atEnd = endAfterEach();
 test('an engine is as fast as its profile says until it has shown more; a broken file changes nothing and is told', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'warmpath-profiles-'));
-  undo.push(() => rm(directory, { recursive: true }));
+  atEnd(() => rm(directory, { recursive: true }));
   const file = join(directory, 'profiles.yaml');
   const write = (rate: number | string): Promise<void> =>
     writeFile(file, `profiles:\n  - { gpuType: H100, prefillTokensPerSecond: ${rate} }\n`);
@@ -25,7 +22,7 @@ test('an engine is as fast as its profile says until it has shown more; a broken
     `load.engineProfileFile=${file}`,
     `discovery.endpoints=[${endpoints.join(', ')}]`,
   ]);
-  undo.push(() => app.stop());
+  atEnd(() => app.stop());
 
   const ask = { path: '/v1/completions', body: { model: 'm', prompt: Array.from({ length: 8000 }, (_, i) => i) } };
   const explained = async (): Promise<Map<string, number>> => {

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect as tlsConnect, type SecureVersion } from 'node:tls';
 import { fileURLToPath } from 'node:url';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
 import { systemClock } from '../../src/clock.ts';
 import type { Decision } from '../../src/extproc/endpoint-picker.ts';
@@ -14,38 +14,30 @@ import { createExtProcServer, type ExtProcServerOptions } from '../../src/extpro
 import { loadServices } from '../../src/extproc/services.ts';
 import { createLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { createHeld, SERVER_OPTIONS } from '../support/exchange-harness.ts';
 import { createExtProcClient, createHealthClient } from '../support/extproc-client.ts';
 import { announced, requestBody, requestHeaders, responseBody, responseHeaders } from '../support/extproc-messages.ts';
-import { never, POD, startExtProc, until, type RunningServer } from '../support/extproc-server.ts';
+import { createExtProcServers, never, POD, until } from '../support/extproc-server.ts';
 
 const TLS = fileURLToPath(new URL('../fixtures/tls/', import.meta.url));
 
 const OPTIONS: ExtProcServerOptions = { ...SERVER_OPTIONS, drainTimeoutMs: 2_000 };
 
-const cleanups: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
-});
-
-async function serve(...args: Parameters<typeof startExtProc>): Promise<RunningServer> {
-  const running = await startExtProc(...args);
-  cleanups.push(() => running.server.stop());
-  return running;
-}
-
+const atEnd = endAfterEach();
+const serve = createExtProcServers(atEnd);
 function connect(
   address: string,
   ...creds: Parameters<typeof createExtProcClient>[1][]
 ): ReturnType<typeof createExtProcClient> {
   const client = createExtProcClient(address, creds[0]);
-  cleanups.push(() => client.close());
+  atEnd(() => client.close());
   return client;
 }
 
 function probe(address: string): ReturnType<typeof createHealthClient> {
   const client = createHealthClient(address);
-  cleanups.push(() => client.close());
+  atEnd(() => client.close());
   return client;
 }
 
@@ -306,7 +298,7 @@ describe('resets', () => {
         error ? reject(error) : resolve(bound),
       );
     });
-    cleanups.push(() => server.forceShutdown());
+    atEnd(() => server.forceShutdown());
     const client = connect(`127.0.0.1:${port}`);
     const victim = client.open();
     victim.send(requestHeaders(), announced('BUFFERED'));
@@ -318,7 +310,7 @@ describe('resets', () => {
   test('connections offer receive windows that take a 1 MB body without waiting', async () => {
     const { address } = await serve();
     const session = http2.connect(`http://${address}`);
-    cleanups.push(() => session.destroy());
+    atEnd(() => session.destroy());
     await until(() => (session.state.remoteWindowSize ?? 0) >= 16 * 1024 * 1024, 'the connection window is raised');
     expect(session.remoteSettings.initialWindowSize).toBe(1024 * 1024);
     expect(session.remoteSettings.maxConcurrentStreams).toBe(4_096);
@@ -445,7 +437,7 @@ describe('start and stop', () => {
     const startedAt = Date.now();
     const idle = http2.connect(`http://${address}`);
     idle.on('error', () => undefined);
-    cleanups.push(() => idle.destroy());
+    atEnd(() => idle.destroy());
     await server.stop();
     expect(Date.now() - startedAt).toBeLessThan(8_000);
   });
@@ -478,7 +470,7 @@ describe('tls', () => {
         // Or OpenSSL would refuse it on the client's side.
         ciphers: 'DEFAULT@SECLEVEL=0',
       });
-      cleanups.push(() => socket.destroy());
+      atEnd(() => socket.destroy());
       return new Promise((resolve) => {
         socket.on('secureConnect', () => resolve(socket.getProtocol()));
         socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? 'no code'));
@@ -499,7 +491,7 @@ describe('tls', () => {
       expect((await plain.status).code).toBe(14);
       // As Envoy connects where no ALPN is configured.
       const socket = tlsConnect({ host: '127.0.0.1', port: Number(address.split(':')[1]), rejectUnauthorized: false });
-      cleanups.push(() => socket.destroy());
+      atEnd(() => socket.destroy());
       await once(socket, 'secureConnect');
       const { serialNumber, valid_to: validTo } = socket.getPeerCertificate();
       serials.add(serialNumber);
@@ -559,7 +551,7 @@ describe('tls', () => {
 
   test('a changed certificate is taken up, an unusable one keeps the old and says so once', async () => {
     const dir = mkdtempSync(join(tmpdir(), 'warmpath-tls-'));
-    cleanups.push(() => rmSync(dir, { recursive: true }));
+    atEnd(() => rmSync(dir, { recursive: true }));
     // As Kubernetes changes files: all at once, by another link.
     const show = (name: string, files: { 'tls.crt'?: Buffer; 'tls.key'?: Buffer }): void => {
       mkdirSync(join(dir, name));

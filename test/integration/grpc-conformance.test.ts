@@ -5,29 +5,21 @@
  */
 import http2 from 'node:http2';
 import { createConnection } from 'node:net';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
 import { PROCESS_PATH } from '../../src/extproc/protocol.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { announced, requestBody, requestHeaders, responseBody, responseHeaders } from '../support/extproc-messages.ts';
 import { answersOf, frame, framed, openRaw, type RawCall } from '../support/raw-call.ts';
-import { never, POD, startExtProc, until, type RunningServer } from '../support/extproc-server.ts';
+import { createExtProcServers, never, POD, until, type RunningServer } from '../support/extproc-server.ts';
 
-const cleanups: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
-});
-
-async function serve(...args: Parameters<typeof startExtProc>): Promise<RunningServer> {
-  const running = await startExtProc(...args);
-  cleanups.push(() => running.server.stop());
-  return running;
-}
-
+const atEnd = endAfterEach();
+const serve = createExtProcServers(atEnd);
 function connect(address: string, options: http2.ClientSessionOptions = {}): http2.ClientHttp2Session {
   const session = http2.connect(`http://${address}`, options);
   session.on('error', () => undefined);
-  cleanups.push(() => session.destroy());
+  atEnd(() => session.destroy());
   return session;
 }
 
@@ -122,7 +114,7 @@ describe('what is no HTTP/2', () => {
     const neighbours = connect(address);
     await stillServes(neighbours);
     const socket = createConnection({ host: '127.0.0.1', port: Number(address.split(':')[1]) });
-    cleanups.push(() => socket.destroy());
+    atEnd(() => socket.destroy());
     let isOver = false;
     socket.on('error', () => undefined);
     socket.on('close', () => (isOver = true));

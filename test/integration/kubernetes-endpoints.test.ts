@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { stringify } from 'yaml';
 import { createApp } from '../../src/app.ts';
 import { runServe } from '../../src/cli/serve.ts';
@@ -15,6 +15,7 @@ import {
   type KubernetesEndpointsOptions,
 } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { createHealthClient } from '../support/extproc-client.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
 import {
@@ -28,14 +29,10 @@ import {
 } from '../support/kubernetes.ts';
 import type { ObjectDraft } from '../support/fake-api-store.ts';
 
-const endings: (() => Promise<unknown>)[] = [];
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
-
+const atEnd = endAfterEach();
 async function aServer(options: Parameters<typeof FakeApiServer.start>[0] = {}): Promise<FakeApiServer> {
   const server = await FakeApiServer.start(options);
-  endings.push(() => server.stop());
+  atEnd(() => server.stop());
   return server;
 }
 
@@ -87,7 +84,7 @@ function discover(
       ...options,
     },
   );
-  endings.push(() => endpoints.stop());
+  atEnd(() => endpoints.stop());
   const started = endpoints.start();
   started.catch(() => undefined);
   return Object.assign(seen, { endpoints, started });
@@ -441,7 +438,7 @@ describe('the product with discovery.mode kubernetes', () => {
   test('readiness names what is missing, then what is worse than it should be; the API shows who is left out and why', async () => {
     const server = await aServer({ grants: [] });
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    endings.push(() => rm(folder, { recursive: true, force: true }));
+    atEnd(() => rm(folder, { recursive: true, force: true }));
     const kubeconfig = join(folder, 'config');
     await writeFile(kubeconfig, kubeconfigOf(server));
     const adminListen = '127.0.0.1:0';
@@ -455,7 +452,7 @@ describe('the product with discovery.mode kubernetes', () => {
       warn: (message: string, fields?: object) => lines.push(`${message} ${JSON.stringify(fields)}`),
     };
     const app = createApp(loaded.config, { log, clock: systemClock });
-    endings.push(() => app.stop());
+    atEnd(() => app.stop());
     const started = app.start();
     await until(() => lines.some((line) => line.includes('not allowed to watch pods in namespace rec')), 10_000);
     server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0' }));
@@ -488,7 +485,7 @@ describe('the product with discovery.mode kubernetes', () => {
       server: { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen: '127.0.0.1:0' },
     });
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    endings.push(() => rm(folder, { recursive: true, force: true }));
+    atEnd(() => rm(folder, { recursive: true, force: true }));
     await writeFile(join(folder, 'config'), kubeconfigOf(server));
     server.hangs = true;
     const sets = ['discovery.mode=kubernetes', `discovery.kubernetes.kubeconfig=${join(folder, 'config')}`];

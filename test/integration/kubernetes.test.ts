@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import { API_LIMITS, createApiClient, type ApiLimits } from '../../src/kubernetes/api-client.ts';
 import { readPod, type Pod } from '../../src/kubernetes/pods.ts';
 import { createReflector, type Reflector, type ReflectorTiming, type Trouble } from '../../src/kubernetes/reflector.ts';
 import { silentLog } from '../../src/log.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { FakeApiServer, type FakeApiServerOptions } from '../support/fake-api-server.ts';
 import { accessTo, aPod } from '../support/kubernetes.ts';
 
@@ -19,14 +20,10 @@ const FAST: Partial<ReflectorTiming> = {
 };
 const SHORT: ApiLimits = { ...API_LIMITS, connectMs: 300, headMs: 300, idleMs: 300 };
 
-const endings: (() => Promise<void>)[] = [];
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
-
+const atEnd = endAfterEach();
 async function aServer(options: FakeApiServerOptions = {}): Promise<FakeApiServer> {
   const server = await FakeApiServer.start({ bookmarkMs: 100, ...options });
-  endings.push(() => server.stop());
+  atEnd(() => server.stop());
   return server;
 }
 
@@ -72,7 +69,7 @@ function follow(server: FakeApiServer, options: FollowOptions = {}): Following {
     },
   );
   reflector.start();
-  endings.push(() => reflector.stop());
+  atEnd(() => reflector.stop());
   return Object.assign(seen, { reflector });
 }
 
@@ -510,7 +507,7 @@ describe('the load on the server is bounded', () => {
           if (server.nWatches > 0) server.sendLine('{"type":"ERROR","object":{"code":410,"reason":"Expired"}}');
           if (store.version < 1e9) setTimeout(expire, 2).unref();
         });
-        endings.push(async () => void (store.version = 1e9));
+        atEnd(() => void (store.version = 1e9));
       },
     ],
   ])('%s', async (_, begin) => {

@@ -2,7 +2,7 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, expect, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createEventConnection } from '../../src/kvevents/event-connection.ts';
@@ -12,20 +12,17 @@ import { createReplayPermits } from '../../src/kvevents/replay-permits.ts';
 import { createZmtp } from '../../src/kvevents/zmtp.ts';
 import { silentLog } from '../../src/log.ts';
 import { createHashSeed } from '../../src/prefix/block-hash.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
 
 /** Of a publisher that is stopped while it sends. */
 const cutOff = (): void => undefined;
 const TURN_MESSAGES = 256;
-const endings: (() => Promise<unknown>)[] = [];
-
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
+const atEnd = endAfterEach();
 
 async function aPublisher(): Promise<FakePublisher> {
   const publisher = await FakePublisher.start();
-  endings.push(() => publisher.stop());
+  atEnd(() => publisher.stop());
   return publisher;
 }
 
@@ -64,10 +61,10 @@ test('one source is not read to its end while another one has something to say',
       { endpoint, replayEndpoint: null },
     );
     connection.open();
-    endings.push(async () => connection.close());
+    atEnd(() => connection.close());
   };
   const flood = fork(new URL('../support/flood-publisher.ts', import.meta.url));
-  endings.push(async () => {
+  atEnd(async () => {
     flood.disconnect();
     await once(flood, 'exit');
   });
@@ -129,7 +126,7 @@ test('the serving thread hears of a flood no more often than of a drop', async (
     { indexMaxBytes: 16 * 2 ** 20, seed: createHashSeed(), reportMs },
   );
   await ingest.start();
-  endings.push(() => ingest.stop());
+  atEnd(() => ingest.stop());
   const publisher = await aPublisher();
   await ingest.reconcile([
     {

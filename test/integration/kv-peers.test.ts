@@ -2,9 +2,8 @@
  * Publishers that are not what they should be, dialled or dialling in: each is told by name, counted, tried again later, and
  * neither believed nor allowed to cost its neighbours anything.
  */
-import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -13,6 +12,7 @@ import { systemClock } from '../../src/clock.ts';
 import type { IngestSource } from '../../src/kvevents/ingest.ts';
 import { createZmtp } from '../../src/kvevents/zmtp.ts';
 import { stored } from '../support/fake-publisher.ts';
+import { aFreePort } from '../support/free-port.ts';
 import { batch, sourceOf, startIngest, tokens, type IngestBench } from '../support/kv-ingest.ts';
 import { command, frame, greeting, message, ping, ready, seqOf } from '../support/zmtp-peer.ts';
 
@@ -25,15 +25,6 @@ beforeEach(async () => {
 });
 
 afterEach(() => bench.stop());
-
-async function aFreePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port: free } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return free;
-}
 
 /** Follows these and a publisher like any other, in slot 0, which must not notice. @returns a check of that */
 async function followBeside(...sources: IngestSource[]): Promise<() => Promise<void>> {

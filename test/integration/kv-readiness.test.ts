@@ -1,23 +1,20 @@
 /** When `serve` says it is ready with regard to KV events, what it says of a view with holes, and that it stops in any case. */
 import { once } from 'node:events';
 import { connect } from 'node:net';
-import { afterEach, expect, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import { createApp, type App, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
 import { silentLog, type Log } from '../../src/log.ts';
 import { eventually, stageConfig } from '../e2e/stage.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
 
-const endings: (() => Promise<unknown>)[] = [];
-
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
+const atEnd = endAfterEach();
 
 async function aPublisher(options: Parameters<typeof FakePublisher.start>[0] = {}): Promise<FakePublisher> {
   const publisher = await FakePublisher.start(options);
-  endings.push(() => publisher.stop());
+  atEnd(() => publisher.stop());
   for (let i = 0; i < 5; i++) await publisher.publish(stored([i], null, [i]));
   return publisher;
 }
@@ -38,7 +35,7 @@ async function anApp(
   }));
   const config = stageConfig([], { discovery: { endpoints: list }, kvEvents, tokenizer: { api: 'none' } });
   const app = createApp(config, { log, clock: systemClock });
-  endings.push(() => app.stop());
+  atEnd(() => app.stop());
   return { app, ...(await app.start()) };
 }
 
@@ -65,7 +62,7 @@ const DEAD = { endpoint: 'tcp://127.0.0.1:9', replayEndpoint: 'tcp://127.0.0.1:7
 test('connected: a replay that takes long, and a pod that is gone, keep nobody waiting', async () => {
   const publisher = await aPublisher();
   const replay = await TcpProxy.to(publisher.replayEndpoint);
-  endings.push(() => replay.stop());
+  atEnd(() => replay.stop());
   replay.stall();
   const slow = { endpoint: publisher.endpoint, replayEndpoint: `tcp://${replay.address}` };
   const { admin } = await anApp([slow, DEAD], {});

@@ -1,5 +1,5 @@
 /** A replica that starts late: what it takes over from one that has run, and what it lets nobody talk it into. */
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Server, ServerCredentials, type ServerWritableStream } from '@grpc/grpc-js';
 import { createApp, type AppAddresses } from '../../src/app.ts';
@@ -11,20 +11,16 @@ import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.t
 import { loadSiblings, type Piece, type Wish } from '../../src/siblings/sibling-protocol.ts';
 import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
 import { eventually, MODEL, stageConfig, type RunningPod } from '../e2e/stage.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { FakePublisher, removed, stored } from '../support/fake-publisher.ts';
+import { BLOCK, tokens } from '../support/kv-ingest.ts';
 
-const endings: (() => Promise<unknown>)[] = [];
+const atEnd = endAfterEach();
 const PATIENCE_MS = 15_000;
 
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
-
 describe('between two replicas', () => {
-  const BLOCK = 4;
   const SEED = createHashSeed();
   const hasher = createBlockHasher(SEED);
-  const tokens = (...blocks: number[]): number[] => blocks.flatMap((i) => [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3]);
 
   const sourceOf = (publisher: FakePublisher, slot: number, incarnation = ''): IngestSource => ({
     endpointId: `pod-of-${slot}` as EndpointId,
@@ -45,7 +41,7 @@ describe('between two replicas', () => {
       },
     );
     await ingest.start();
-    endings.push(() => ingest.stop());
+    atEnd(() => ingest.stop());
     await ingest.reconcile([sourceOf(publisher, slot)]);
     await eventually(() => (ingest.statuses()[0]!.state === 'live' ? 'done' : 'not live'), PATIENCE_MS);
     return ingest;
@@ -64,7 +60,7 @@ describe('between two replicas', () => {
   /** Ten blocks in ten batches, of which three can be replayed; the first replica has seen all. */
   async function lateReplica() {
     const publisher = await FakePublisher.start({ bufferSteps: 3 });
-    endings.push(() => publisher.stop());
+    atEnd(() => publisher.stop());
     const first = await aReplica(publisher, 1);
     for (let i = 0; i < 10; i++) await publisher.publish(stored([100 + i], i === 0 ? null : 99 + i, tokens(i)));
     await known(first, 9);
@@ -103,7 +99,7 @@ describe('between two replicas', () => {
   const prompt = (i: number): number[] => Array.from({ length: 100 }, (_, k) => 1000 + 100 * i + k);
   async function largeReplicas() {
     const publisher = await FakePublisher.start({ bufferSteps: 200 });
-    endings.push(() => publisher.stop());
+    atEnd(() => publisher.stop());
     const first = await aReplica(publisher, 1);
     for (let i = 0; i < N_PROMPTS; i++) {
       const hashes = prompt(i).map((id) => id + 5);
@@ -213,7 +209,7 @@ describe('between two replicas', () => {
     const { publisher, first, name } = await lateReplica();
     const snapshot = (await first.snapshot(name))!;
     const next = await publisher.restart({ bufferSteps: 3, firstSeq: 5 });
-    endings.push(() => next.stop());
+    atEnd(() => next.stop());
     for (let i = 0; i < 6; i++) await next.publish(stored([200 + i], null, tokens(50 + i)));
     const late = await aReplica(next, 2);
     await known(late, 10);
@@ -261,7 +257,7 @@ describe('as they are run', () => {
       decodeStepMs: 0,
     });
     const addresses = await pod.start();
-    endings.push(() => pod.stop());
+    atEnd(() => pod.stop());
     return { name: 'pod', addresses, pod };
   }
 
@@ -287,7 +283,7 @@ describe('as they are run', () => {
     const server = tls === null ? {} : { tls };
     const config = stageConfig([pod], { kvEvents: { siblings }, server });
     const app = createApp(config, { log, clock: systemClock });
-    endings.push(() => app.stop());
+    atEnd(() => app.stop());
     return app.start();
   }
 
@@ -379,7 +375,7 @@ describe('as they are run', () => {
         error === null ? resolve(bound) : reject(error),
       );
     });
-    endings.push(async () => server.forceShutdown());
+    atEnd(() => server.forceShutdown());
     return `127.0.0.1:${port}`;
   }
 

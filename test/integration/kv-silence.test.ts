@@ -2,17 +2,14 @@
 import { once } from 'node:events';
 import { createServer, type AddressInfo } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, expect, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import { createZmtp } from '../../src/kvevents/zmtp.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { createFakeClock } from '../support/fake-clock.ts';
 import { FakePublisher, stored } from '../support/fake-publisher.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
 
-const endings: (() => unknown)[] = [];
-afterEach(async () => {
-  for (let end = endings.pop(); end; end = endings.pop()) await end();
-});
-
+const atEnd = endAfterEach();
 async function until(condition: () => boolean): Promise<void> {
   const deadline = performance.now() + 15_000;
   while (!condition()) {
@@ -32,7 +29,7 @@ async function aConnection() {
     onMessage: (frames) => heard.push(`${frames.length} frames`),
     onDown: () => heard.push('down'),
   });
-  endings.push(
+  atEnd(
     () => publisher.stop(),
     () => proxy.stop(),
     () => connection.close(),
@@ -91,7 +88,7 @@ test('who accepts connections and says nothing is not waited for', async () => {
     onMessage: () => heard.push('message'),
     onDown: (problem) => heard.push(`down ${String(problem)}`),
   });
-  endings.push(
+  atEnd(
     () => mute.close(),
     () => connection.close(),
   );

@@ -3,20 +3,18 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
+import { afterAll, describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
 import type { InferenceRequest } from '../../src/openai/request.ts';
 import { createLocalTokenizer, type LocalTokenizerOptions } from '../../src/tokenizer/local-tokenizer.ts';
 import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
 
 const FIXTURES = fileURLToPath(new URL('../fixtures/tokenizers/', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'warmpath-local-'));
-const stops: (() => Promise<void>)[] = [];
-afterEach(async () => {
-  for (const stop of stops.splice(0)) await stop();
-});
+const atEnd = endAfterEach();
 afterAll(() => rmSync(folder, { recursive: true }));
 
 function aTokenizer(options: Partial<LocalTokenizerOptions> = {}) {
@@ -39,7 +37,7 @@ function aTokenizer(options: Partial<LocalTokenizerOptions> = {}) {
       ...options,
     },
   );
-  stops.push(() => tokenizer.close());
+  atEnd(() => tokenizer.close());
   const ask = (request: InferenceRequest): Promise<TokenizeResult> =>
     tokenizer.tokenize(request, [], AbortSignal.timeout(60_000));
   return { tokenizer, counted, logged, ask };

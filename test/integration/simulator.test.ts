@@ -1,5 +1,5 @@
 /** Simulated pods over real HTTP and real ZMQ, and the command that runs them. */
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { unpack } from 'msgpackr';
 import { runSimulateVllm } from '../../src/cli/simulate-vllm.ts';
 import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
@@ -8,6 +8,7 @@ import {
   type SimulatedPod,
   type SimulatedPodAddresses,
 } from '../../src/simulator/simulated-pod.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { askReplay, openLiveStream, replayRequest, until, type LiveStream } from '../support/kv-wire.ts';
 
 type Completion = {
@@ -18,24 +19,18 @@ type WireEvent = { type: string; block_hashes: unknown[]; parent_block_hash: unk
 
 type RunningPod = SimulatedPod & SimulatedPodAddresses;
 
-const pods: SimulatedPod[] = [];
-const streams: LiveStream[] = [];
-
-afterEach(async () => {
-  streams.splice(0).forEach((stream) => stream.close());
-  await Promise.all(pods.splice(0).map((pod) => pod.stop()));
-});
+const atEnd = endAfterEach();
 
 /** Fast, unless the test is about time. */
 async function aPod(options: Parameters<typeof createSimulatedPod>[0] = {}): Promise<RunningPod> {
   const pod = createSimulatedPod({ prefillTokensPerSecond: 100_000, decodeStepMs: 1, ...options });
-  pods.push(pod);
+  atEnd(() => pod.stop());
   return { ...pod, ...(await pod.start()) };
 }
 
 async function aLiveStream(pod: RunningPod): Promise<LiveStream> {
   const stream = await openLiveStream(pod.kvEventsEndpoint);
-  streams.push(stream);
+  atEnd(() => stream.close());
   return stream;
 }
 
@@ -657,7 +652,10 @@ describe('data-parallel ranks behind one port of a simulated pod', () => {
   test('the header names one, each has a cache and a publisher of its own', async () => {
     const pod = await aPod(ranked);
     const [live0, live1] = await Promise.all([0, 1].map((rank) => openLiveStream(`tcp://${host}:${5557 + rank}`)));
-    streams.push(live0!, live1!);
+    atEnd(
+      () => live0!.close(),
+      () => live1!.close(),
+    );
     expect(await cachedTokens(pod, { 'x-data-parallel-rank': '1' })).toBe(0);
     expect(await cachedTokens(pod, { 'x-data-parallel-rank': '0' })).toBe(0);
     expect(await cachedTokens(pod, { 'x-data-parallel-rank': ' +1 ' })).toBe(32);
@@ -749,7 +747,7 @@ describe('the life of a simulated pod', () => {
     const taken = await aPod();
     const port = { port: taken.httpAddress, kvEventsPort: taken.kvEventsEndpoint, replayPort: taken.replayEndpoint };
     const second = createSimulatedPod({ [option]: portOf(port[option]) });
-    pods.push(second);
+    atEnd(() => second.stop());
     await expect(second.start()).rejects.toMatchObject({
       code: 'address_in_use',
       message: expect.stringMatching(new RegExp(`^Address in use: (http|tcp)://127.0.0.1:${portOf(port[option])}$`)),

@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
+import { afterAll, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
 import type { Api, InferenceRequest } from '../../src/openai/request.ts';
@@ -13,6 +13,7 @@ import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
 import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import type { StartableTokenizer } from '../../src/tokenizer/sharing-tokenizer.ts';
 import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
+import { endAfterEach } from '../support/endings.ts';
 import {
   CLIENT_OPTIONS,
   fakeTemplate,
@@ -34,14 +35,10 @@ type Harness = {
   ask(request: InferenceRequest, budgetMs?: number): Promise<TokenizeResult>;
 };
 
-const stops: (() => Promise<void>)[] = [];
-afterEach(async () => {
-  for (const stop of stops.splice(0).reverse()) await stop();
-});
-
+const atEnd = endAfterEach();
 async function aServer(): Promise<FakeTokenizer> {
   const fake = await startFakeTokenizer();
-  stops.push(() => fake.stop());
+  atEnd(() => fake.stop());
   return fake;
 }
 
@@ -63,7 +60,7 @@ function aTokenizer(
     },
     { ...CLIENT_OPTIONS, ...options },
   );
-  stops.push(() => tokenizer.close());
+  atEnd(() => tokenizer.close());
   return {
     tokenizer,
     counted,
@@ -573,7 +570,7 @@ describe('a server that lets in who is known', () => {
     const tls = new URL('../fixtures/tls/', import.meta.url);
     const [key, cert] = ['server-a.key', 'server-a.crt'].map((name) => readFileSync(new URL(name, tls)));
     const fake = await startFakeTokenizer(0, { key, cert });
-    stops.push(() => fake.stop());
+    atEnd(() => fake.stop());
     expect(await aTokenizer([fake.url]).ask(aChatRequest())).toEqual({ kind: 'none', reason: 'error' });
     const known = aTokenizer([fake.url], { tls: { caFile: fileURLToPath(new URL('server-a.crt', tls)) } });
     await known.tokenizer.start();
@@ -720,7 +717,7 @@ describe('a simulated vLLM pod', () => {
 
   async function aPod(render: RenderMode): Promise<string> {
     const pod = createSimulatedPod({ render, prefillTokensPerSecond: 1_000_000, decodeStepMs: 1 });
-    stops.push(() => pod.stop());
+    atEnd(() => pod.stop());
     return `http://${(await pod.start()).httpAddress}`;
   }
 

@@ -1,6 +1,6 @@
 /** Our tokenizers against what a real vLLM answered (`test/fixtures/tokenizers`): the client over HTTP, byte by byte, and the local one. */
 import { join } from 'node:path';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import { silentLog } from '../../src/log.ts';
 import { createLocalTokenizer } from '../../src/tokenizer/local-tokenizer.ts';
@@ -8,6 +8,7 @@ import type { StartableTokenizer } from '../../src/tokenizer/sharing-tokenizer.t
 import { isUnknownModel, parseChatRenderResponse, parseTokenizeResponse } from '../../src/tokenizer/token-response.ts';
 import type { TokenChain, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
+import { endAfterEach } from '../support/endings.ts';
 import { CLIENT_OPTIONS } from '../support/fake-tokenizer.ts';
 import { aRequest } from '../support/requests.ts';
 import type { PromptCase } from '../support/vllm-prompts.ts';
@@ -20,11 +21,7 @@ import {
   type Serving,
 } from '../support/vllm-recording.ts';
 
-const stops: (() => Promise<void>)[] = [];
-afterEach(async () => {
-  for (const stop of stops.splice(0).reverse()) await stop();
-});
-
+const atEnd = endAfterEach();
 type Rendered = { readonly token_ids: readonly number[]; readonly features: RenderedFeatures | null };
 type RenderedFeatures = {
   readonly mm_hashes: { readonly image: readonly string[] };
@@ -65,7 +62,7 @@ const chainsOf = (result: TokenizeResult): readonly TokenChain[] | null =>
 
 /** Asks for every case; the answers by name. */
 async function askAll(tokenizer: StartableTokenizer, cases: readonly PromptCase[]): Promise<Record<string, unknown>> {
-  stops.push(() => tokenizer.close());
+  atEnd(() => tokenizer.close());
   await tokenizer.start();
   const answers: Record<string, unknown> = {};
   for (const { name, path, body } of cases) {
@@ -81,7 +78,7 @@ function engineAnswers(recording: Recording, cases = recording.cases): Record<st
 
 async function askReplay(recording: Recording, serving: Serving, cases = recording.cases) {
   const server = await startReplay(recording, serving);
-  stops.push(() => server.stop());
+  atEnd(() => server.stop());
   const counted = new Map<string, number>();
   const client = createVllmTokenizer(
     {

@@ -1,6 +1,6 @@
 /** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
 import type { ExtProcServerOptions } from '../../src/extproc/server.ts';
-import type { Decision, PickError, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
+import type { PickError, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
 import {
   createExchange,
   type Exchange,
@@ -129,12 +129,6 @@ export function aPickError(more: Partial<PickError> = {}): PickError {
     ...more,
   };
 }
-
-export const aRouted = (...endpoints: string[]): Decision => ({
-  kind: 'routed',
-  endpoints,
-  reservation: createHeld().reservation,
-});
 
 /** A server on a free port of this machine that stops at once. */
 export const SERVER_OPTIONS: ExtProcServerOptions = {

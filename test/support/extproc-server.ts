@@ -30,8 +30,17 @@ export const never = (): Promise<Decision> => new Promise(() => undefined);
 
 type Pick = (request: PickRequest, signal: AbortSignal, route: () => Promise<Decision>) => Promise<Decision>;
 
+/** @param atEnd is told how each server that is started ends, see endings.ts */
+export function createExtProcServers(atEnd: (end: () => unknown) => void): typeof startExtProc {
+  return async (...args) => {
+    const running = await startExtProc(...args);
+    atEnd(() => running.server.stop());
+    return running;
+  };
+}
+
 /** @param pick may leave it to `route`, which routes to POD */
-export async function startExtProc(
+async function startExtProc(
   options: Partial<ExtProcServerOptions> = {},
   pick: Pick = (_request, _signal, route) => route(),
   clock: Clock = systemClock,

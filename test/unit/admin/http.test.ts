@@ -1,17 +1,14 @@
 import { request as httpRequest } from 'node:http';
 import { connect } from 'node:net';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { createAdminServer, type AdminDeps, type AdminServer } from '../../../src/admin/http.ts';
 import { createReadiness } from '../../../src/admin/readiness.ts';
 import { createRequestTrace, type TraceEntry } from '../../../src/load/request-trace.ts';
 import { createLog, silentLog } from '../../../src/log.ts';
 import { createMetrics } from '../../../src/metrics.ts';
+import { endAfterEach } from '../../support/endings.ts';
 
-const running: AdminServer[] = [];
-
-afterEach(async () => {
-  for (const server of running.splice(0)) await server.stop();
-});
+const atEnd = endAfterEach();
 
 function anAdmin(given: Partial<AdminDeps> = {}, listen = '127.0.0.1:0'): AdminServer {
   const server = createAdminServer(
@@ -29,7 +26,7 @@ function anAdmin(given: Partial<AdminDeps> = {}, listen = '127.0.0.1:0'): AdminS
     },
     { listen },
   );
-  running.push(server);
+  atEnd(() => server.stop());
   return server;
 }
 

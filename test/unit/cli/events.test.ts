@@ -1,6 +1,4 @@
-import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -8,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { Packr } from 'msgpackr';
 import { runEvents } from '../../../src/cli/events.ts';
 import { FakePublisher, removed, stored } from '../../support/fake-publisher.ts';
+import { aFreePort } from '../../support/free-port.ts';
 
 const payload = new Packr({ useRecords: false }).pack([
   2.5,
@@ -189,11 +188,4 @@ test('a publisher that is not there is told once, and when it comes', async () =
 });
 
 /** Of a listener that is gone for certain: zeromq closes its own some time after it says so. */
-async function unusedAddress(): Promise<string> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return `tcp://127.0.0.1:${port}`;
-}
+const unusedAddress = async (): Promise<string> => `tcp://127.0.0.1:${await aFreePort()}`;
