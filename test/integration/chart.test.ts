@@ -67,6 +67,26 @@ const MATRIX: Readonly<Record<string, Values>> = {
     autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9 },
     podDisruptionBudget: { maxUnavailable: '25%' },
   },
+  'a standby': { ...THREE, standby: { enabled: true } },
+  'a standby, TLS and rules of your own': {
+    standby: { enabled: true },
+    fullnameOverride: 'picker',
+    tls: { mode: 'certManager', certManager: { issuerRef: { name: 'ca' } } },
+    gateway: { name: 'llm', httpRoute: { create: false, name: 'mine' } },
+    service: { headless: true },
+    config: { server: { grpcListen: '0.0.0.0:7002' }, kvEvents: { readyWhen: 'connected' } },
+    affinity: {
+      podAntiAffinity: {
+        preferredDuringSchedulingIgnoredDuringExecution: [
+          { weight: 1, podAffinityTerm: { topologyKey: 'rack', labelSelector: { matchLabels: { app: 'vllm' } } } },
+        ],
+      },
+    },
+  },
+  'a standby and siblings by another name': {
+    standby: { enabled: true },
+    config: { kvEvents: { siblings: 'everybody:9002' } },
+  },
   'pinned and placed': {
     image: { repository: 'registry.example.com/warmpath', digest: `sha256:${'a'.repeat(64)}`, pullSecrets: ['pull'] },
     priorityClassName: 'system-cluster-critical',
@@ -134,6 +154,13 @@ function find<T>(manifests: readonly Manifest[], kind: string): T & Manifest {
   return found[0] as T & Manifest;
 }
 
+/** The replicas' Deployments: one, or two with a standby. */
+function deploymentsOf(manifests: readonly Manifest[]): readonly (Deployment & Manifest)[] {
+  const found = manifests.filter((manifest) => manifest.kind === 'Deployment') as (Deployment & Manifest)[];
+  expect([1, 2]).toContain(found.length);
+  return found;
+}
+
 const ofCase = (name: string): readonly Manifest[] => rendered.get(name)!;
 const kindsOf = (manifests: readonly Manifest[]): readonly string[] => manifests.map(({ kind }) => kind).sort();
 
@@ -167,11 +194,11 @@ type Probe = { grpc: { port: number; service: string } };
 type Role = { rules: { apiGroups: string[]; resources: string[]; verbs: string[] }[] };
 
 /** The configuration file of a rendered chart, as Warmpath reads it. */
-function configOf(manifests: readonly Manifest[]): Config {
+function configOf(manifests: readonly Manifest[], sets: readonly string[] = []): Config {
   const { data } = manifests.find(
     ({ kind, metadata }) => kind === 'ConfigMap' && !metadata.name.endsWith('-dashboard'),
   ) as Manifest & { data: Record<string, string> };
-  const loaded = loadConfig({ file: 'warmpath.yaml', readFile: () => data['warmpath.yaml']!, env: {}, sets: [] });
+  const loaded = loadConfig({ file: 'warmpath.yaml', readFile: () => data['warmpath.yaml']!, env: {}, sets });
   expect(loaded).toMatchObject({ kind: 'config', notices: [] });
   return (loaded as { config: Config }).config;
 }
@@ -193,19 +220,27 @@ describe.each(CASES)('the chart with %s', (name, values) => {
   });
 
   test('makes pods that pass Pod Security "restricted" and write nothing', () => {
-    const deployment = find<Deployment>(ofCase(name), 'Deployment');
-    expect(restrictedBreaches(deployment)).toEqual([]);
-    expect(deployment.spec.template.spec.containers[0]!.securityContext).toMatchObject({
-      readOnlyRootFilesystem: true,
-    });
+    for (const deployment of deploymentsOf(ofCase(name))) {
+      expect(restrictedBreaches(deployment)).toEqual([]);
+      expect(deployment.spec.template.spec.containers[0]!.securityContext).toMatchObject({
+        readOnlyRootFilesystem: true,
+      });
+    }
   });
 
   test('starts Warmpath with a configuration it understands, and probes the ports it listens on', () => {
     const manifests = ofCase(name);
-    const { server } = configOf(manifests);
-    const pod = find<Deployment>(manifests, 'Deployment').spec.template.spec;
+    for (const { spec } of deploymentsOf(manifests)) checkContainer(manifests, spec.template.spec);
+  });
+
+  function checkContainer(manifests: readonly Manifest[], pod: Deployment['spec']['template']['spec']): void {
     const [container] = pod.containers;
-    expect(container!.args).toEqual(['serve', '--config', '/etc/warmpath/config/warmpath.yaml']);
+    const [command, flag, file, ...sets] = container!.args;
+    expect([command, flag, file]).toEqual(['serve', '--config', '/etc/warmpath/config/warmpath.yaml']);
+    const { server } = configOf(
+      manifests,
+      sets.filter((arg) => arg !== '--set'),
+    );
     expect(container!.volumeMounts).toContainEqual({
       name: 'config',
       mountPath: '/etc/warmpath/config',
@@ -222,26 +257,24 @@ describe.each(CASES)('the chart with %s', (name, values) => {
     expect(container!.livenessProbe.grpc).toEqual(probe('liveness'));
     expect(container!.readinessProbe.grpc).toEqual(probe('readiness'));
     expect(pod.terminationGracePeriodSeconds * 1000).toBeGreaterThan(server.drainDelayMs + server.drainTimeoutMs);
-  });
+  }
 
   test('grants nothing but list and watch, in one namespace, and mounts a token only for that', () => {
     const manifests = ofCase(name);
     const { discovery } = configOf(manifests);
     const kinds = kindsOf(manifests);
     expect(kinds.filter((kind) => kind.startsWith('ClusterRole'))).toEqual([]);
-    const { automountServiceAccountToken: mounts } = find<Deployment>(manifests, 'Deployment').spec.template.spec;
-    expect(mounts).toBe(discovery.mode === 'kubernetes');
+    const pods = deploymentsOf(manifests).map(({ spec }) => spec.template.spec);
+    for (const pod of pods) expect(pod.automountServiceAccountToken).toBe(discovery.mode === 'kubernetes');
     if (!kinds.includes('Role')) return;
     const role = find<Role>(manifests, 'Role');
     expect(role.rules.map(({ verbs }) => verbs)).toEqual(role.rules.map(() => ['list', 'watch']));
     expect(role.metadata.namespace).toBe(discovery.kubernetes.namespace);
-    expect(find<{ subjects: object[] }>(manifests, 'RoleBinding').subjects).toEqual([
-      {
-        kind: 'ServiceAccount',
-        name: find<Deployment>(manifests, 'Deployment').spec.template.spec.serviceAccountName,
-        namespace: NAMESPACE,
-      },
-    ]);
+    for (const { serviceAccountName } of pods) {
+      expect(find<{ subjects: object[] }>(manifests, 'RoleBinding').subjects).toEqual([
+        { kind: 'ServiceAccount', name: serviceAccountName, namespace: NAMESPACE },
+      ]);
+    }
   });
 });
 
@@ -352,6 +385,150 @@ describe('the NetworkPolicy', () => {
   });
 });
 
+describe('a standby', () => {
+  type Selector = { matchLabels?: Record<string, string>; matchExpressions?: { key: string; values: string[] }[] };
+  type Service = { spec: { selector: Record<string, string>; ports: { name: string }[] } };
+  const labelsOf = (deployment: Deployment): Record<string, string> => deployment.spec.template.metadata.labels;
+  const selects = ({ matchLabels = {}, matchExpressions = [] }: Selector, labels: Record<string, string>): boolean =>
+    Object.entries(matchLabels).every(([key, value]) => labels[key] === value) &&
+    matchExpressions.every(({ key, values }) => values.includes(labels[key]!));
+  const named = <T>(name: string, kind: string, object: string): T & Manifest =>
+    ofCase(name).find(({ kind: one, metadata }) => one === kind && metadata.name === object) as T & Manifest;
+  const siblingOf = (deployment: Deployment): string | undefined =>
+    deployment.spec.template.spec.containers[0]!.args.find((arg) => arg.startsWith('kvEvents.siblings='));
+
+  test('is a Deployment and a Service more; the first one keeps its names and its selector, so it is turned on and off in place', () => {
+    const [one, two] = [ofCase('the three values'), ofCase('a standby')].map((manifests) =>
+      manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`).sort(),
+    );
+    expect(two!.filter((object) => !one!.includes(object))).toEqual([
+      'Deployment warmpath-standby',
+      'Service warmpath-standby',
+    ]);
+    expect(one!.filter((object) => !two!.includes(object))).toEqual([]);
+    const selectorOf = (name: string): unknown =>
+      named<{ spec: { selector: unknown } }>(name, 'Deployment', 'warmpath').spec.selector;
+    expect(selectorOf('a standby')).toEqual(selectorOf('the three values'));
+    for (const kind of ['Service', 'Role', 'ServiceAccount', 'HTTPRoute', 'BackendTrafficPolicy']) {
+      expect(named('a standby', kind, 'warmpath')).toEqual(named('the three values', kind, 'warmpath'));
+    }
+  });
+
+  test.each(['a standby', 'a standby, TLS and rules of your own'])(
+    '%s: one pod each, and no selector finds both',
+    (name) => {
+      const deployments = deploymentsOf(ofCase(name));
+      expect(deployments.map(({ spec }) => spec.replicas)).toEqual([1, 1]);
+      for (const { spec, metadata } of deployments) {
+        const { selector } = named<Service>(name, 'Service', metadata.name).spec;
+        const found = deployments.filter((deployment) => selects({ matchLabels: selector }, labelsOf(deployment)));
+        expect(found.map((deployment) => deployment.metadata.name)).toEqual([metadata.name]);
+        const own = (spec as unknown as { selector: Selector }).selector;
+        expect(deployments.filter((deployment) => selects(own, labelsOf(deployment)))).toHaveLength(1);
+        expect(spec.strategy.rollingUpdate).toEqual({ maxUnavailable: 0, maxSurge: 1 });
+      }
+    },
+  );
+
+  test('of the two at most one is taken away at once, and both are behind the NetworkPolicy and seen by Prometheus', () => {
+    const name = 'a standby';
+    const deployments = deploymentsOf(ofCase(name));
+    const budget = named<{ spec: { selector: Selector; maxUnavailable: number } }>(
+      name,
+      'PodDisruptionBudget',
+      'warmpath',
+    );
+    const network = named<{ spec: { podSelector: Selector } }>(name, 'NetworkPolicy', 'warmpath');
+    for (const deployment of deployments) {
+      expect(selects(budget.spec.selector, labelsOf(deployment))).toBe(true);
+      expect(selects(network.spec.podSelector, labelsOf(deployment))).toBe(true);
+      expect(selects(budget.spec.selector, { ...labelsOf(deployment), 'app.kubernetes.io/name': 'vllm' })).toBe(false);
+    }
+    expect(budget.spec.maxUnavailable).toBe(1);
+    const { selector } = find<{ spec: { selector: Selector } }>(ofCase('monitored'), 'ServiceMonitor').spec;
+    for (const object of ['warmpath', 'warmpath-standby']) {
+      const { metadata } = named<{ metadata: { labels: Record<string, string> } }>(name, 'Service', object);
+      expect(selects(selector, metadata.labels)).toBe(true);
+    }
+  });
+
+  test('is asked second, by the same rules and the same certificate', () => {
+    type Refs = { spec: { extProc: [{ backendRefs: object[] }] } };
+    const refsOf = (name: string, object: string): object[] =>
+      named<Refs>(name, 'EnvoyExtensionPolicy', object).spec.extProc[0].backendRefs;
+    expect(refsOf('the three values', 'warmpath')).toEqual([{ name: 'warmpath', port: 9002 }]);
+    expect(refsOf('a standby', 'warmpath')).toEqual([
+      { name: 'warmpath', port: 9002 },
+      { name: 'warmpath-standby', port: 9002, fallback: true },
+    ]);
+    const tls = 'a standby, TLS and rules of your own';
+    type TlsPolicy = { spec: { targetRefs: { name: string }[]; validation: { hostname: string } } };
+    const { targetRefs, validation } = named<TlsPolicy>(tls, 'BackendTLSPolicy', 'picker').spec;
+    expect(targetRefs.map((target) => target.name)).toEqual(['picker', 'picker-standby']);
+    const { dnsNames } = named<{ spec: { dnsNames: string[] } }>(tls, 'Certificate', 'picker').spec;
+    expect(dnsNames).toEqual(expect.arrayContaining([validation.hostname, 'picker-standby.llm.svc']));
+  });
+
+  test('each tells the other what engines no longer replay, and is ready when it has caught up', () => {
+    const [first, standby] = ['warmpath', 'warmpath-standby'].map((object) =>
+      named<Deployment>('a standby', 'Deployment', object),
+    );
+    expect(siblingOf(first!)).toBe('kvEvents.siblings=warmpath-standby.llm.svc:9002');
+    expect(siblingOf(standby!)).toBe('kvEvents.siblings=warmpath.llm.svc:9002');
+    expect(configOf(ofCase('a standby')).kvEvents.readyWhen).toBe('replayed');
+    // Values say otherwise; behind a headless Service the port is the pod's own.
+    const tls = 'a standby, TLS and rules of your own';
+    expect(configOf(ofCase(tls)).kvEvents.readyWhen).toBe('connected');
+    expect(deploymentsOf(ofCase(tls)).map(siblingOf)).toContain('kvEvents.siblings=picker-standby.llm.svc:7002');
+    expect(deploymentsOf(ofCase('a standby and siblings by another name')).map(siblingOf)).toEqual([
+      undefined,
+      undefined,
+    ]);
+    for (const name of ['a standby', 'a standby and siblings by another name']) {
+      type Rules = { spec: { ingress: { from?: object[] }[]; egress: { to: { podSelector?: Selector }[] }[] } };
+      const { ingress, egress } = named<Rules>(name, 'NetworkPolicy', 'warmpath').spec;
+      const labels = labelsOf(deploymentsOf(ofCase(name))[0]!);
+      const leads = egress.some(({ to }) => to.some(({ podSelector }) => podSelector && selects(podSelector, labels)));
+      const lets = ingress.some(({ from = [] }) => from.some((one) => 'podSelector' in one));
+      expect([name, leads, lets]).toEqual([name, true, true]);
+    }
+  });
+
+  test('is kept off the node of the first one where there is another, whatever else the values prefer', () => {
+    type Term = { weight: number; podAffinityTerm: { topologyKey: string; labelSelector: Selector } };
+    type Placed = { spec: { template: { spec: { affinity: { podAntiAffinity: Record<string, Term[]> } } } } };
+    const name = 'a standby, TLS and rules of your own';
+    const [one, two] = deploymentsOf(ofCase(name));
+    for (const [placed, other] of [
+      [one!, two!],
+      [two!, one!],
+    ]) {
+      const { podAntiAffinity } = (placed as unknown as Placed).spec.template.spec.affinity;
+      const terms = podAntiAffinity['preferredDuringSchedulingIgnoredDuringExecution']!;
+      expect(terms.map(({ podAffinityTerm }) => podAffinityTerm.topologyKey)).toEqual([
+        'rack',
+        'kubernetes.io/hostname',
+        'topology.kubernetes.io/zone',
+      ]);
+      for (const { podAffinityTerm } of terms.slice(1)) {
+        expect(selects(podAffinityTerm.labelSelector, labelsOf(other!))).toBe(true);
+        expect(selects(podAffinityTerm.labelSelector, labelsOf(placed!))).toBe(false);
+      }
+    }
+    const { affinity } = find<Deployment>(ofCase('nothing given'), 'Deployment').spec.template.spec as {
+      affinity?: object;
+    };
+    expect(affinity).toBeUndefined();
+  });
+
+  test('is told of in the notes', async () => {
+    const notes = await helm.notes({ ...THREE, standby: { enabled: true } });
+    expect(notes).toContain('One replica decides, warmpath; warmpath-standby is asked while it is not ready.');
+    expect(notes).toContain('rollout status deployment/warmpath-standby');
+    expect(await helm.notes({ standby: { enabled: true } })).toContain('the second with priority 1');
+  });
+});
+
 describe('an InferencePool', () => {
   test('gets one address per request, by TLS: what data planes that dial the destination need', () => {
     for (const name of ['an InferencePool', 'an InferencePool of eight ports', 'an InferencePool that is there']) {
@@ -424,6 +601,26 @@ describe('a mistake in the values', () => {
       'engines that connect to one of many that come and go',
       { replicas: 1, autoscaling: { enabled: true }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
       /kvEvents\.listen needs one replica: .*; got autoscaling\.maxReplicas 6/,
+    ],
+    [
+      'engines that connect to one of two, of which one stands by',
+      { replicas: 1, standby: { enabled: true }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
+      /kvEvents\.listen needs one replica: .*; got standby\.enabled\. Let engines bind/,
+    ],
+    [
+      'a standby beside replicas that come and go',
+      { standby: { enabled: true }, autoscaling: { enabled: true } },
+      /standby\.enabled and autoscaling\.enabled exclude each other/,
+    ],
+    [
+      'a standby of the picker of a pool',
+      { ...POOL, standby: { enabled: true } },
+      /standby\.enabled and inferencePool exclude each other: a pool names one Service/,
+    ],
+    [
+      'a standby of the picker of a pool that is there',
+      { inferencePool: { name: 'theirs' }, tls: { mode: 'selfSigned' }, standby: { enabled: true } },
+      /standby\.enabled and inferencePool exclude each other/,
     ],
     [
       'mutual TLS behind Envoy Gateway',

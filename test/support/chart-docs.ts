@@ -182,11 +182,12 @@ Gateway 1.8 or newer: the route, the choice of the pod, the limits. Without \`ga
 | pods without a model label | \`config.discovery.kubernetes.modelLabel\`, or the annotation \`warmpath.dev/model\` |
 | an HTTPRoute you have | \`gateway.httpRoute.create=false\`, \`gateway.httpRoute.name\` |
 | a Gateway that has a ClientTrafficPolicy | \`gateway.clientTrafficPolicy.create=false\`; take the settings over from [envoy/gateway](../../envoy/gateway/README.md) |
+| one replica that decides, one that stands by | \`standby.enabled=true\`; [docs/operations.md](../../docs/operations.md#how-many-replicas) says when |
 | an InferencePool | \`inferencePool.create=true\`, \`tls.mode=selfSigned\`, \`pods.matchLabels\`; a gateway that takes a pool as backend |
 | beside an AIBrix gateway | \`config.routing.compatTargetPodHeader=true\`; [docs/migrating.md](../../docs/migrating.md) |
 | Prometheus operator, Grafana | \`serviceMonitor.enabled\`, \`alerts.enabled\`, \`dashboard.enabled\` |
 
-What is made: Deployment (no replica goes before the new one is ready), Service, ServiceAccount, ConfigMap, a Role with \`list\` and \`watch\`
+What is made: Deployment (no replica goes before the new one is ready) and Service, each twice with a standby, ServiceAccount, ConfigMap, a Role with \`list\` and \`watch\`
 of pods (and of InferencePools and ModelAdapters where they are followed) and its RoleBinding, PodDisruptionBudget, NetworkPolicy. The pods
 pass Pod Security "restricted" with a read-only root file system. There is no ClusterRole and nothing is ever written to the API server.
 

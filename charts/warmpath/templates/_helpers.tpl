@@ -16,6 +16,70 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 |
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Pods of the standby have a name of their own, so that no selector of the first ones finds them. */}}
+{{- define "warmpath.standbyLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 55 | trimSuffix "-" }}-standby
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Labels and names of a role: (dict "root" . "role" "first"), or "standby". Without a standby every replica is a first one. */}}
+{{- define "warmpath.roleLabels" -}}
+{{- include (ternary "warmpath.standbyLabels" "warmpath.selectorLabels" (eq .role "standby")) .root -}}
+{{- end }}
+
+{{- define "warmpath.roleName" -}}
+{{- include "warmpath.fullname" .root -}}{{- if eq .role "standby" -}}-standby{{- end -}}
+{{- end }}
+
+{{- define "warmpath.otherRole" -}}
+{{- ternary "first" "standby" (eq .role "standby") -}}
+{{- end }}
+
+{{/* Selector of every replica, whatever its role. */}}
+{{- define "warmpath.anyRole" -}}
+{{- if .Values.standby.enabled -}}
+matchLabels:
+  app.kubernetes.io/instance: {{ .Release.Name }}
+matchExpressions:
+  - key: app.kubernetes.io/name
+    operator: In
+    values:
+      - {{ get (include "warmpath.selectorLabels" . | fromYaml) "app.kubernetes.io/name" }}
+      - {{ get (include "warmpath.standbyLabels" . | fromYaml) "app.kubernetes.io/name" }}
+{{- else -}}
+matchLabels:
+  {{- include "warmpath.selectorLabels" . | nindent 2 }}
+{{- end -}}
+{{- end }}
+
+{{/* Where the other role's replica can be asked what engines no longer replay; empty = nowhere. */}}
+{{- define "warmpath.sibling" -}}
+{{- $other := dict "root" .root "role" (include "warmpath.otherRole" .) -}}
+{{- with .root -}}
+{{- $canAsk := and (ne .Values.tls.mode "selfSigned") (not .Values.tls.mutual) (dig "kvEvents" "enabled" true .Values.config) -}}
+{{- if and .Values.standby.enabled $canAsk (not (dig "kvEvents" "siblings" "" .Values.config)) -}}
+{{- $port := ternary (include "warmpath.port" (list . "grpcListen" 9002)) "9002" .Values.service.headless -}}
+{{- printf "%s.%s.svc:%s" (include "warmpath.roleName" $other) .Release.Namespace $port -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* What the values say, and the two roles on two nodes where there are two. */}}
+{{- define "warmpath.affinity" -}}
+{{- $affinity := deepCopy .root.Values.affinity -}}
+{{- if .root.Values.standby.enabled -}}
+{{- $other := include "warmpath.roleLabels" (dict "root" .root "role" (include "warmpath.otherRole" .)) | fromYaml -}}
+{{- $terms := dig "podAntiAffinity" "preferredDuringSchedulingIgnoredDuringExecution" list $affinity -}}
+{{- range $weight, $key := dict "100" "kubernetes.io/hostname" "50" "topology.kubernetes.io/zone" -}}
+{{- $term := dict "topologyKey" $key "labelSelector" (dict "matchLabels" $other) -}}
+{{- $terms = append $terms (dict "weight" (int $weight) "podAffinityTerm" $term) -}}
+{{- end -}}
+{{- $anti := set (dig "podAntiAffinity" dict $affinity) "preferredDuringSchedulingIgnoredDuringExecution" $terms -}}
+{{- $_ := set $affinity "podAntiAffinity" $anti -}}
+{{- end -}}
+{{- toYaml $affinity -}}
+{{- end }}
+
 {{- define "warmpath.labels" -}}
 {{ include "warmpath.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -97,6 +161,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $given := default dict .Values.config.discovery -}}
 {{- if ne (default "kubernetes" $given.mode) "static" -}}{{- $_ := set $discovery "kubernetes" $kubernetes -}}{{- end -}}
 {{- $base := dict "discovery" $discovery -}}
+{{- if .Values.standby.enabled -}}
+{{- /* All requests come back at once to a first replica that was away: not before it has caught up. */ -}}
+{{- $_ := set $base "kvEvents" (dict "readyWhen" "replayed") -}}
+{{- end -}}
 {{- if $server -}}{{- $_ := set $base "server" $server -}}{{- end -}}
 {{- if include "warmpath.inferencePool" . -}}
 {{- /* Many data planes dial the destination as it is written: one address. */ -}}
@@ -172,9 +240,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "gateway.extensionPolicy.messageTimeout must be above Warmpath's own deadline of %d ms (server.decisionDeadlineMs, else tokenizer.budgetMs + 300), got %s" $deadlineMs $timeout) -}}
 {{- end -}}
 {{- end -}}
-{{- $most := ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
-{{- if and (dig "kvEvents" "listen" "" .Values.config) (gt $most 1) -}}
-{{- fail (printf "config.kvEvents.listen needs one replica: an engine that connects has one connection, so only one of several would hear it; got %s %d. Let engines bind, or set replicas: 1" (ternary "autoscaling.maxReplicas" "replicas" .Values.autoscaling.enabled) $most) -}}
+{{- if and .Values.standby.enabled .Values.autoscaling.enabled -}}
+{{- fail "standby.enabled and autoscaling.enabled exclude each other: with a standby one replica decides; where one is not enough, let all of several serve" -}}
+{{- end -}}
+{{- if and .Values.standby.enabled (include "warmpath.inferencePool" .) -}}
+{{- fail "standby.enabled and inferencePool exclude each other: a pool names one Service as its picker, without a second choice. Take replicas: 1, or 2 that both serve" -}}
+{{- end -}}
+{{- $many := "" -}}
+{{- if .Values.standby.enabled -}}
+{{- $many = "standby.enabled" -}}
+{{- else if .Values.autoscaling.enabled -}}
+{{- if gt (int .Values.autoscaling.maxReplicas) 1 -}}{{- $many = printf "autoscaling.maxReplicas %d" (int .Values.autoscaling.maxReplicas) -}}{{- end -}}
+{{- else if gt (int .Values.replicas) 1 -}}
+{{- $many = printf "replicas %d" (int .Values.replicas) -}}
+{{- end -}}
+{{- if and (dig "kvEvents" "listen" "" .Values.config) $many -}}
+{{- fail (printf "config.kvEvents.listen needs one replica: an engine that connects has one connection, so only one of several would hear it; got %s. Let engines bind, or set replicas: 1" $many) -}}
 {{- end -}}
 {{- if and .Values.tls.mutual .Values.gateway.name -}}
 {{- fail "tls.mutual and gateway.name exclude each other: Envoy Gateway shows ext_proc servers no certificate" -}}
