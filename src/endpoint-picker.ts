@@ -97,6 +97,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   const holder = createRequestHolder({ ...deps, matcher });
   const strategyOf = createStrategyChoice(options.strategy);
   const sessions = createSessions();
+  const urlsOf = createUrls();
   const forks = createPrefixForks(clock);
 
   async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
@@ -400,6 +401,12 @@ function doubtMs(input: ScheduleInput, order: readonly number[], holdsAllKnown: 
   return Math.max(0, costsMs[chosen]! - Math.min(...costsMs));
 }
 
-function urlsOf(endpoints: readonly Endpoint[]): string[] {
-  return [...new Set(endpoints.map(({ address }) => `http://${address}`))];
+/** URLs of candidates, each once, kept as long as their list is: nearly always until the fleet changes. */
+function createUrls(): (candidates: readonly Endpoint[]) => readonly string[] {
+  const known = new WeakMap<readonly Endpoint[], readonly string[]>();
+  return (candidates) => {
+    let urls = known.get(candidates);
+    if (!urls) known.set(candidates, (urls = [...new Set(candidates.map(({ address }) => `http://${address}`))]));
+    return urls;
+  };
 }

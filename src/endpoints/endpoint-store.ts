@@ -29,8 +29,8 @@ export type Change = {
 };
 
 export type Candidates = {
-  /** Every endpoint that serves the model, ready or not, in the order of the list; never empty. */
-  readonly endpoints: readonly Endpoint[];
+  /** Endpoints that serve the model and are ready, in the order of the list; the same array until something changes. */
+  readonly ready: readonly Endpoint[];
   /** Canonical name: what roots the block hashes and labels the metrics. */
   readonly model: string;
   readonly adapter: string | null;
@@ -188,7 +188,8 @@ function createView(all: readonly Endpoint[]): View {
         `${adapter === null ? 'model' : 'adapter'} ${name} should belong to one model, got ${canonical.join(', ')}`,
       );
     }
-    byName.set(name, { endpoints, model: canonical.includes(name) ? name : canonical[0]!, adapter });
+    const ready = endpoints.filter((endpoint) => endpoint.ready);
+    byName.set(name, { ready, model: canonical.includes(name) ? name : canonical[0]!, adapter });
   };
   for (const [name, endpoints] of names) add(name, endpoints, null);
   for (const [name, endpoints] of adapters) {

@@ -7,6 +7,7 @@ import { noEndpoint, unknownModel } from './pick-errors.ts';
 
 export type Selected = {
   readonly kind: 'selected';
+  /** Never empty; without a restriction the same array until the fleet changes. */
   readonly endpoints: readonly Endpoint[];
   readonly model: string;
   readonly adapter: string | null;
@@ -25,7 +26,7 @@ export function selectCandidates(
   const known = request.model === '' ? null : endpoints.candidates(request.model);
   const anyModel = request.model === '' || (known === null && request.api === 'other');
   if (!anyModel && known === null && endpoints.all().length > 0) return unknownModel(request.model);
-  const ready = anyModel ? endpoints.ready() : (known?.endpoints.filter((endpoint) => endpoint.ready) ?? []);
+  const ready = anyModel ? endpoints.ready() : (known?.ready ?? []);
   const model = known?.model ?? null;
   if (ready.length === 0) return noEndpoint('no_ready_endpoint', 'No endpoint is ready to serve this request.', model);
   const allowed = subset.kind === 'all' ? ready : ready.filter(({ address }) => subset.addresses.includes(address));

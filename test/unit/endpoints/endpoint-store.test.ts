@@ -30,7 +30,7 @@ describe('adapters that an engine names itself', () => {
     const { id, slot } = at(store, A);
     store.learnAdapters(id, ['chat', 'sql']);
     expect(at(store, A)).toMatchObject({ id, slot, adapters: ['sql', 'chat'] });
-    expect(addresses(store.candidates('chat')!.endpoints)).toEqual([A]);
+    expect(addresses(store.candidates('chat')!.ready)).toEqual([A]);
     store.replace([aSpec({ address: B }), aSpec({ address: A, adapters: ['sql'], labels: { zone: 'a' } })]);
     expect(at(store, A).adapters).toEqual(['sql', 'chat']);
     store.learnAdapters(id, []);
@@ -82,7 +82,7 @@ describe('data-parallel ranks behind one address', () => {
     expect(before.map(endpointKey)).toEqual([`${A}/0`, `${A}/1`, `${A}/2`, B]);
     expect(new Set(before.map(({ slot }) => slot)).size).toBe(4);
     expect(new Set(before.map(({ id }) => id)).size).toBe(4);
-    expect(store.candidates('demo')!.endpoints).toHaveLength(4);
+    expect(store.candidates('demo')!.ready).toHaveLength(4);
     expect(store.replace(ranks())).toMatchObject({ added: [], removed: [], changed: [] });
     const { removed, added, changed } = store.replace(ranks({ dataParallelSize: 2 }));
     expect([removed.map(endpointKey), added, changed]).toEqual([[`${A}/2`], [], []]);
@@ -254,18 +254,19 @@ describe('candidates', () => {
     aSpec({ address: A, models: ['llama', 'default'], adapters: ['sql'] }),
     aSpec({ address: B, models: ['llama', 'default'], ready: false }),
     aSpec({ address: C, models: ['qwen'], adapters: ['sql-2', 'sql-2'] }),
+    aSpec({ address: '10.0.0.4:8000', models: ['asleep'], ready: false }),
   ]);
   const found = (model: string) => {
     const candidates = store.candidates(model);
-    return candidates && { ...candidates, endpoints: addresses(candidates.endpoints) };
+    return candidates && { ...candidates, ready: addresses(candidates.ready) };
   };
 
   test('a model, its alias and an adapter lead to those that serve them, and to nobody else', () => {
-    expect(found('llama')).toEqual({ endpoints: [A, B], model: 'llama', adapter: null });
-    expect(found('default')).toEqual({ endpoints: [A, B], model: 'llama', adapter: null });
-    expect(found('qwen')).toEqual({ endpoints: [C], model: 'qwen', adapter: null });
-    expect(found('sql')).toEqual({ endpoints: [A], model: 'llama', adapter: 'sql' });
-    expect(found('sql-2')).toEqual({ endpoints: [C], model: 'qwen', adapter: 'sql-2' });
+    expect(found('llama')).toEqual({ ready: [A], model: 'llama', adapter: null });
+    expect(found('default')).toEqual({ ready: [A], model: 'llama', adapter: null });
+    expect(found('qwen')).toEqual({ ready: [C], model: 'qwen', adapter: null });
+    expect(found('sql')).toEqual({ ready: [A], model: 'llama', adapter: 'sql' });
+    expect(found('sql-2')).toEqual({ ready: [C], model: 'qwen', adapter: 'sql-2' });
   });
 
   test.each(['', 'nobody', '__proto__', 'constructor', 'Llama'])('%j is unknown', (model) => {
@@ -274,7 +275,8 @@ describe('candidates', () => {
 
   test('only ready ones are ready, and models are named once, by their canonical name', () => {
     expect(addresses(store.ready())).toEqual([A, C]);
-    expect(store.modelNames()).toEqual(['llama', 'qwen']);
+    expect(found('asleep')).toEqual({ ready: [], model: 'asleep', adapter: null });
+    expect(store.modelNames()).toEqual(['asleep', 'llama', 'qwen']);
   });
 
   test('the answer is prepared: asking again gives the same object', () => {
@@ -292,8 +294,8 @@ describe('candidates', () => {
       'adapter a must not have the name of a model, requests for it go to the model',
     ]);
     expect(confused.candidates('b')).toMatchObject({ model: 'b', adapter: null });
-    expect(addresses(confused.candidates('b')!.endpoints)).toEqual([A, B]);
-    expect(addresses(confused.candidates('a')!.endpoints)).toEqual([A]);
+    expect(addresses(confused.candidates('b')!.ready)).toEqual([A, B]);
+    expect(addresses(confused.candidates('a')!.ready)).toEqual([A]);
   });
 });
 
