@@ -11,7 +11,7 @@ import {
   COUNTS,
   EXTENTS,
   EXTENT_WORDS,
-  findHead,
+  headHome,
   HEADS_VERSION,
   indexStats,
   LENGTH,
@@ -30,7 +30,7 @@ const GPU = 0;
 const HOST = 1;
 
 export function createRunReader(views: RunViews): PrefixIndexReader {
-  const { keys, words, versions, control } = views;
+  const { keys, words, versions, control, heads, nHeads } = views;
   const nLines = words.length / LINE_WORDS;
   /** Per owner: blocks matched from the start, and those of them whose fastest medium is the host, a disk. */
   const reach = new Int32Array(MAX_OWNERS);
@@ -39,7 +39,8 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
   const ownerWord = new Int32Array(MAX_OWNERS);
   const touched = new Uint16Array(MAX_OWNERS);
   let nTouched = 0;
-  /** Copy of the extents of one run. */
+  /** The run read last, and a copy of its extents. */
+  let runRead = 0;
   let copied = new Uint32Array(64 * 2);
   let nCopied = 0;
   let previous = new Uint32Array(64);
@@ -141,20 +142,33 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
     return Math.max(0, Math.min(spanA & 0xffff, spanB & 0xffff, limit) - start);
   }
 
+  /**
+   * Reads the run that begins with the block at `depth`. Half a key finds it: its last block proves all before it, so the key
+   * of the first, which lies elsewhere, is only read where they part.
+   * @returns its equal blocks, 0 = there is none, -1 = written to meanwhile
+   */
+  function readNext(hashes: Uint32Array, depth: number, nBlocks: number): number {
+    const headsVersion = Atomics.load(control, HEADS_VERSION);
+    const hi = hashes[2 * depth]!;
+    let at = headHome(hi, nHeads);
+    for (let steps = 0; steps < nHeads; steps++) {
+      runRead = heads[2 * at + 1]!;
+      if (runRead === 0) break;
+      const equal = heads[2 * at] === hi ? readRun(runRead, hashes, depth, nBlocks) : 0;
+      if (equal !== 0) return equal;
+      if (++at === nHeads) at = 0;
+    }
+    return (headsVersion & 1) === 0 && Atomics.load(control, HEADS_VERSION) === headsVersion ? 0 : -1;
+  }
+
   function walk(hashes: Uint32Array, nBlocks: number, slots: SlotMask | undefined): void {
     let depth = 0;
     let tries = 0;
     while (depth < nBlocks) {
-      const headsVersion = Atomics.load(control, HEADS_VERSION);
-      const run = findHead(views, hashes[2 * depth]!, hashes[2 * depth + 1]!);
-      let equal = 0;
-      if (run !== 0) equal = readRun(run, hashes, depth, nBlocks);
-      else if ((headsVersion & 1) === 0 && Atomics.load(control, HEADS_VERSION) === headsVersion) return;
-      if (equal <= 0) {
-        if (++tries > MAX_TRIES) return;
-        continue;
-      }
-      words[run * LINE_WORDS + STAMP] = control[CLOCK]!;
+      const equal = readNext(hashes, depth, nBlocks);
+      if (equal < 0 && ++tries <= MAX_TRIES) continue;
+      if (equal <= 0) return;
+      words[runRead * LINE_WORDS + STAMP] = control[CLOCK]!;
       if (!follow(depth, equal, slots)) return;
       depth += equal;
     }
