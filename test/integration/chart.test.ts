@@ -529,6 +529,18 @@ describe('a standby', () => {
   });
 });
 
+describe('health as Envoy asks for it', () => {
+  test.each([
+    ['the three values', { type: 'HTTP', overrides: { port: 9090 } }],
+    // A check of a cluster with TLS is made by TLS, and the admin port speaks plaintext.
+    ['TLS by cert-manager', { type: 'TCP', tcp: {} }],
+  ])('of %s reaches a port that answers it', (name, expected) => {
+    type Policy = { spec: { extProc: [{ backendSettings: { healthCheck: { active: object } } }] } };
+    const [{ backendSettings }] = find<Policy>(ofCase(name), 'EnvoyExtensionPolicy').spec.extProc;
+    expect(backendSettings.healthCheck.active).toMatchObject(expected);
+  });
+});
+
 describe('an InferencePool', () => {
   test('gets one address per request, by TLS: what data planes that dial the destination need', () => {
     for (const name of ['an InferencePool', 'an InferencePool of eight ports', 'an InferencePool that is there']) {

@@ -12,8 +12,10 @@ import {
 import { createHelm, type Values } from '../support/helm.ts';
 import { createSchemas, type Manifest } from '../support/kube-schemas.ts';
 
-const FILES = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml', 'inference-pool.yaml'];
-const ASKING = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml'];
+const FILES = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml', 'inference-pool.yaml', 'standby.yaml'];
+const ASKING = ['beside-aibrix.yaml', 'buffered.yaml', 'full-duplex.yaml', 'standby.yaml'];
+/** Complete ones: what is missing in the others is AIBrix', or stands in buffered.yaml. */
+const BALANCING = ASKING.filter((file) => file !== 'standby.yaml');
 const POLICIES = ['EnvoyExtensionPolicy', 'BackendTrafficPolicy', 'ClientTrafficPolicy'];
 const CONFIG = (loadConfig({ file: null, readFile: () => '', env: {}, sets: [] }) as { config: Config }).config;
 // Compiling the larger schemas and starting Helm take seconds on a busy machine.
@@ -54,7 +56,7 @@ describe('the Envoy Gateway manifests', () => {
     expect(extProc.backendSettings.circuitBreaker.maxRequestsPerConnection).toBeLessThan(1000);
   });
 
-  test.each(ASKING)('%s tries every endpoint Warmpath names, and the balancer once more', (file) => {
+  test.each(BALANCING)('%s tries every endpoint Warmpath names, and the balancer once more', (file) => {
     const { retry } = policy<BackendPolicy>(gatewayManifests(file), 'BackendTrafficPolicy').spec;
     expect(retry.numRetries).toBe(CONFIG.routing.fallbackEndpoints + 1);
   });
@@ -85,6 +87,23 @@ describe('the Envoy Gateway manifests', () => {
     expect(pool.metadata.annotations).toBeUndefined();
   });
 
+  test('the standby is a second Service for the policy it replaces, and nothing else', () => {
+    type Policy = Manifest & { spec: { extProc: [{ backendRefs: object[] }] } };
+    const [buffered, standby] = ['buffered.yaml', 'standby.yaml'].map((file) =>
+      policy<Policy>(gatewayManifests(file), 'EnvoyExtensionPolicy'),
+    );
+    const [{ backendRefs, ...rest }] = structuredClone(standby!.spec.extProc);
+    expect(backendRefs).toEqual([
+      ...buffered!.spec.extProc[0].backendRefs,
+      { name: 'warmpath-standby', port: 9002, fallback: true },
+    ]);
+    expect({
+      ...standby,
+      spec: { ...standby!.spec, extProc: [{ ...rest, backendRefs: backendRefs.slice(0, 1) }] },
+    }).toEqual(buffered);
+    expect(gatewayManifests('standby.yaml')).toHaveLength(1);
+  });
+
   test('the canary beside AIBrix is asked and balanced exactly as the recommended set-up', () => {
     for (const kind of ['EnvoyExtensionPolicy', 'BackendTrafficPolicy']) {
       const canary = policy<Manifest>(gatewayManifests('beside-aibrix.yaml'), kind);
@@ -99,10 +118,12 @@ describe('the chart', () => {
     ['buffered.yaml', three],
     ['full-duplex.yaml', { ...three, gateway: { name: 'llm', bodyMode: 'FullDuplexStreamed', maxBodySize: '1Mi' } }],
   ];
+  const withStandby: Values = { ...three, standby: { enabled: true } };
   const rendered = new Map<string, readonly Manifest[]>();
   beforeAll(async () => {
     const helm = await createHelm();
-    for (const [file, values] of cases) rendered.set(file, await helm.template(values));
+    for (const [file, values] of [...cases, ['standby.yaml', withStandby] as const])
+      rendered.set(file, await helm.template(values));
   }, 600_000);
 
   test.each(cases)('makes the policies of %s, number by number', (file) => {
@@ -114,5 +135,11 @@ describe('the chart', () => {
         Object.assign((theirs as { http2: object }).http2, { initialConnectionWindowSize: '64Mi' });
       expect([kind, ours]).toEqual([kind, theirs]);
     }
+  });
+  test('makes the policy of standby.yaml, number by number', () => {
+    const [ours, theirs] = [rendered.get('standby.yaml')!, gatewayManifests('standby.yaml')].map((manifests) =>
+      meaning(policy<Manifest>(manifests, 'EnvoyExtensionPolicy')),
+    );
+    expect(ours).toEqual(theirs);
   });
 });

@@ -25,6 +25,8 @@ const run = promisify(execFile);
 type Facts = {
   readonly filter: Fields;
   readonly warmpathCluster: Fields;
+  /** Of the Services of Warmpath, in the order of the policy. */
+  readonly priorities: readonly unknown[];
   readonly podsCluster: Fields;
   readonly route: Fields;
   readonly listener: Fields;
@@ -59,6 +61,8 @@ const BUFFERED: Facts = {
     healthCheck: { path: '/readyz', interval: '2s', timeout: '1s', unhealthyThreshold: 1, port: 9090 },
     panicThreshold: {},
   },
+  // 0 is not spelt out.
+  priorities: [undefined],
   podsCluster: {
     limits: { maxConnections: 65536, maxPendingRequests: 65536, maxRequests: 65536, maxRetries: 65536 },
     override: [{ header: 'x-gateway-destination-endpoint' }],
@@ -111,6 +115,8 @@ const FULL_DUPLEX: Facts = {
   },
 };
 
+const STANDBY: Facts = { ...BUFFERED, priorities: [undefined, 1] };
+
 /** The listener is AIBrix' own: what Envoy Gateway makes of one that nobody has said anything about. */
 const CANARY: Facts = {
   ...BUFFERED,
@@ -146,7 +152,22 @@ async function main(): Promise<void> {
       ],
       CANARY,
     ],
+    [
+      'standby.yaml',
+      [
+        ...gatewayManifests('buffered.yaml').filter(({ kind }) => kind !== 'EnvoyExtensionPolicy'),
+        ...gatewayManifests('standby.yaml'),
+        service('warmpath', 'llm', WARMPATH_PORTS),
+        service('warmpath-standby', 'llm', WARMPATH_PORTS),
+      ],
+      STANDBY,
+    ],
     ['the chart', [...around, ...(await helm.template(values))], BUFFERED],
+    [
+      'the chart with a standby',
+      [...around, ...(await helm.template({ ...values, standby: { enabled: true } }))],
+      STANDBY,
+    ],
     [
       'the chart, full duplex',
       [
@@ -227,7 +248,12 @@ function factsOf(translated: Fields): Facts {
   const retry = route.retryPolicy as Fields & { retryHostPredicate: { name: string }[] };
   const override = only(pods, (one) => typeOf(one) === 'OverrideHost');
   const [check] = warmpath.healthChecks as [Fields & { httpHealthCheck: { path: string } }];
-  const checked = only(xds, (one) => 'healthCheckConfig' in one).healthCheckConfig as { portValue: number };
+  const members = only(xds, (one) => typeOf(one) === 'ClusterLoadAssignment' && one.clusterName === warmpath.name);
+  // The same of each member.
+  const [checked, ...otherChecks] = all(members, (one) => 'healthCheckConfig' in one).map(
+    ({ healthCheckConfig }) => healthCheckConfig as { portValue: number },
+  );
+  for (const other of otherChecks) deepStrictEqual(other, checked);
   const protocolOf = (cluster: Fields): Fields => only(cluster, (one) => typeOf(one) === 'HttpProtocolOptions');
   const common = (cluster: Fields): Fields => (protocolOf(cluster).commonHttpProtocolOptions ?? {}) as Fields;
   const hcm = only(listener, (one) => typeOf(one) === 'HttpConnectionManager');
@@ -251,10 +277,11 @@ function factsOf(translated: Fields): Facts {
       healthCheck: {
         path: check.httpHealthCheck.path,
         ...pick(check, ['interval', 'timeout', 'unhealthyThreshold']),
-        port: checked.portValue,
+        port: checked?.portValue,
       },
       panicThreshold: (warmpath.commonLbConfig as Fields).healthyPanicThreshold,
     },
+    priorities: (members.endpoints as Fields[]).map(({ priority }) => priority),
     podsCluster: {
       limits: limitsOf(pods),
       override: override.overrideHostSources,
