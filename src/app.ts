@@ -10,9 +10,8 @@ import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
 import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
 import { createEndpointPicker } from './endpoint-picker.ts';
-import { createEndpointStore, type Change } from './endpoints/endpoint-store.ts';
+import { createEndpointStore } from './endpoints/endpoint-store.ts';
 import {
-  endpointKey,
   ranksApart,
   type Endpoint,
   type EndpointId,
@@ -22,8 +21,9 @@ import {
 import { createStaticEndpoints } from './endpoints/static-endpoints.ts';
 import { errorText } from './errors.ts';
 import { createExtProcServer, type ExtProcServerOptions } from './extproc/server.ts';
+import { createFleetChanges } from './fleet-changes.ts';
 import { createKnowledge, createStreamSummaries, type StreamSummary } from './kvevents/endpoint-knowledge.ts';
-import { createIngest, type IngestSource } from './kvevents/ingest.ts';
+import { createIngest } from './kvevents/ingest.ts';
 import { createMissingPublishers } from './kvevents/missing-publishers.ts';
 import { createWarmStart } from './kvevents/warm-start.ts';
 import { createKubernetesEndpoints } from './kubernetes/kubernetes-endpoints.ts';
@@ -87,7 +87,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       clock,
       onScrape: (result, nIgnored) => reporter.scrape(result, nIgnored),
       onAdapters: (id, adapters) => endpoints.learnAdapters(id, adapters),
-      onReplaced: forgetReplaced,
+      onReplaced: (endpoint, adapter) => fleet.learnAnew(endpoint, adapter),
     },
     { ...config.load, adapterIntervalMs: config.discovery.adapterIntervalMs },
   );
@@ -115,7 +115,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const siblings = siblingsOf(config, { log, clock, seed, ingest, ownPort: () => ownPort });
   const streamOf = createStreamSummaries(() => ingest.statuses());
   const missingPublishers = createMissingPublishers({ log, unixMs: () => clock.unixMs(), streamOf });
-  const relearnt = (slot: EndpointSlot): void => {
+  const forgetSent = (slot: EndpointSlot): void => {
     routed.forget(slot);
     ladder.forget(slot);
   };
@@ -130,7 +130,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     const { lastProvenUnixMs: provenUnixMs, lagMs, blocks, blockSizeTokens } = stream;
     return load.creditWeights(slot, { provenUnixMs, lagMs, heldTokens: blocks * (blockSizeTokens ?? 0) });
   };
-  const knowledge = createKnowledge(streamOf, relearnt, missingPublishers.isMissing);
+  const knowledge = createKnowledge(streamOf, forgetSent, missingPublishers.isMissing);
   const reporter = createReporter({
     metrics,
     decisions,
@@ -170,7 +170,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       recordEnd(end) {
         reporter.end(end);
         load.ended(end);
-        freeSlots();
+        fleet.freeSlots();
       },
     },
     {
@@ -219,7 +219,22 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
     { listen: config.server.adminListen },
   );
-  endpoints.onChange((change) => applyFleet(change));
+  const fleet = createFleetChanges({
+    log,
+    endpoints,
+    follow: (sources) => ingest.reconcile(config.kvEvents.enabled ? sources : []),
+    load,
+    inFlight,
+    forgetSent,
+  });
+  endpoints.onChange((change) => {
+    metrics.setModels(endpoints.modelNames());
+    knowledge.keep(endpoints.all());
+    slotIds.clear();
+    for (const { slot, id } of endpoints.all()) slotIds.set(slot, id);
+    missingPublishers.keep(endpoints.all());
+    fleet.apply(change);
+  });
   /** Null = discovery is in order. What it had last goes on serving, and `/readyz` says so. */
   let discoveryProblem: string | null = null;
   let hasFleet = false;
@@ -305,71 +320,6 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
           { file: engineProfileFile, gpuTypeLabel: config.load.gpuTypeLabel },
         );
 
-  /** Endpoints whose replay is not asked any more. */
-  const liveOnly = new Set<EndpointId>();
-  /** Slots whose endpoint is gone and whose blocks are out of the index; free for reuse once no request is in flight. */
-  const emptied = new Set<EndpointSlot>();
-  let ingestRunning = false;
-
-  function applyFleet(change: Change): void {
-    metrics.setModels(endpoints.modelNames());
-    knowledge.keep(endpoints.all());
-    slotIds.clear();
-    for (const { slot, id } of endpoints.all()) slotIds.set(slot, id);
-    missingPublishers.keep(endpoints.all());
-    const removed = change.removed.map(({ slot }) => slot);
-    const restarted = change.changed.filter(({ what }) => what === 'restarted').map(({ before }) => before.slot);
-    for (const slot of [...removed, ...restarted]) {
-      routed.forget(slot);
-      ladder.forget(slot);
-    }
-    for (const slot of restarted) load.forget(slot);
-    load.reconcile(endpoints.ready());
-    if (change.added.length + change.removed.length + change.changed.length > 0) {
-      log.info('endpoints changed', {
-        added: change.added.map(endpointKey),
-        removed: change.removed.map(endpointKey),
-        changed: change.changed.map(({ after }) => endpointKey(after)),
-      });
-    }
-    reconcileIngest()
-      .then(() => {
-        for (const slot of removed) emptied.add(slot);
-        freeSlots();
-      })
-      .catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
-  }
-
-  function freeSlots(): void {
-    for (const slot of emptied) {
-      if (inFlight.load(slot).requests > 0) continue;
-      emptied.delete(slot);
-      load.forget(slot);
-      endpoints.freed(slot);
-    }
-  }
-
-  async function reconcileIngest(): Promise<void> {
-    if (!ingestRunning) return;
-    for (const id of liveOnly) if (!endpoints.all().some((endpoint) => endpoint.id === id)) liveOnly.delete(id);
-    const sources = endpoints
-      .all()
-      .flatMap((endpoint) => sourcesOf(endpoint, liveOnly.has(endpoint.id) ? 'live only' : 'replayed'));
-    await ingest.reconcile(config.kvEvents.enabled ? sources : []);
-  }
-
-  /** A replay would bring the blocks of the old weights back, so from here on only what comes live counts. */
-  function forgetReplaced(endpoint: Endpoint, adapter: string): void {
-    log.warn('an adapter has other weights: the endpoint is learnt anew, from live events only', {
-      endpoint: endpointKey(endpoint),
-      adapter,
-    });
-    liveOnly.add(endpoint.id);
-    routed.forget(endpoint.slot);
-    ladder.forget(endpoint.slot);
-    reconcileIngest().catch((error: unknown) => log.error('kv event sources not reconciled', { error: String(error) }));
-  }
-
   readiness.onChange((ready) => extProc.setServing(ready ? 'SERVING' : 'NOT_SERVING'));
   metrics.beforeScrape(() => {
     reporter.writeGauges();
@@ -407,12 +357,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     started.push(async () => siblings?.stop());
     await siblings?.joinSeed();
     await ingest.start();
-    ingestRunning = true;
     started.push(async () => {
-      ingestRunning = false;
+      fleet.stop();
       await ingest.stop();
     });
-    await reconcileIngest();
+    await fleet.start();
     load.start();
     started.push(() => load.stop());
     const warmStart = createWarmStart(() => clock.nowMs(), config.kvEvents);
@@ -475,17 +424,6 @@ function createTokenizer({ tokenizer }: Config, deps: VllmTokenizerDeps): Starta
   if (api !== 'local') return createVllmTokenizer(deps, { ...tokenizer, api });
   // The configuration has been checked: local comes with a file.
   return createLocalTokenizer(deps, { ...tokenizer, file: file! });
-}
-
-function sourcesOf(endpoint: Endpoint, history: 'replayed' | 'live only'): IngestSource[] {
-  return endpoint.kvEvents.map((kvEvents, index) => ({
-    endpointId: endpoint.id,
-    slot: endpoint.slot,
-    rank: endpoint.rank ?? index,
-    model: endpoint.models[0]!,
-    kvEvents: history === 'live only' ? { ...kvEvents, replayEndpoint: null } : kvEvents,
-    incarnation: endpoint.incarnation,
-  }));
 }
 
 function strategyOptions({ routing }: Config): StrategyOptions {
