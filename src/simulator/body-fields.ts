@@ -31,6 +31,10 @@ export function guarded<T>(read: () => T): T | ApiError {
   }
 }
 
+export function isApiError(value: object): value is ApiError {
+  return 'kind' in value && value.kind === 'error';
+}
+
 export function isPresent(value: unknown): boolean {
   return value !== undefined && value !== null;
 }

@@ -6,6 +6,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import { answer, type AnswerOptions } from './answers.ts';
+import { isApiError, type ApiError } from './body-fields.ts';
 import type { Engine } from './engine.ts';
 import {
   createHttpListener,
@@ -15,13 +16,8 @@ import {
   type Exchange,
   type HttpListener,
 } from './http-listener.ts';
-import {
-  isApiError,
-  type ApiError,
-  type GenerationRequest,
-  type RequestReader,
-  type TokenizedInput,
-} from './openai-requests.ts';
+import type { GenerationRequest, RequestReader } from './openai-requests.ts';
+import type { TokenizedInput } from './prompts.ts';
 import type { ServedModels } from './served-models.ts';
 import { chooseRank } from './rank-choice.ts';
 import { decodeTokens } from './tokenizer.ts';

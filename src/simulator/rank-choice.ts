@@ -3,7 +3,8 @@
  * weighed as vLLM's own balancer does (`DPLBAsyncMPClient`).
  */
 import type { Engine } from './engine.ts';
-import type { ApiError, GenerationApi } from './openai-requests.ts';
+import type { ApiError } from './body-fields.ts';
+import type { GenerationApi } from './openai-requests.ts';
 
 /** APIs whose handlers pass the header on; the others leave it unread. */
 const READ_BY: readonly GenerationApi[] = ['chat', 'completions', 'messages', 'generate'];
