@@ -58,6 +58,8 @@ const ASSUMED_PROMPT_TOKENS = 1_000;
 const READINGS_MEMORY_MS = 120_000;
 /** Part of requests that may be others' by the errors of readings: below it one is alone. */
 const ALONE_PART = 0.05;
+/** Below it a mean of requests is what rounding left of nothing. */
+const LEAST_MEAN = 1e-6;
 
 export function createExpectedLoad(
   {
@@ -73,17 +75,21 @@ export function createExpectedLoad(
   /** Sums of the means over all slots. */
   let meanRequests = 0;
   let meanOwn = 0;
+  /** When a reading last found that something was sent. */
+  let sendingMs = -Infinity;
 
   /** Requests of others ÷ own ones. */
   function othersRatio(): number {
-    const ratio = meanOwn > 0 ? meanRequests / meanOwn : 0;
+    const ratio = meanOwn > LEAST_MEAN ? meanRequests / meanOwn : 0;
     return ratio > ALONE_PART ? ratio : 0;
   }
 
+  /** Of a router that sends nothing, as one that stands by, others' requests say nothing about what comes beside own ones. */
   function learn(foreign: Foreign, own: number, sinceMs: number): void {
-    const gain = 1 - Math.exp(-sinceMs / READINGS_MEMORY_MS);
-    const more = gain * (foreign.requests - foreign.meanRequests);
-    const moreOwn = gain * (own - foreign.meanOwn);
+    const isSending = clock.nowMs() - sendingMs < READINGS_MEMORY_MS;
+    const gain = isSending ? 1 - Math.exp(-sinceMs / READINGS_MEMORY_MS) : 1;
+    const more = gain * ((isSending ? foreign.requests : 0) - foreign.meanRequests);
+    const moreOwn = gain * ((isSending ? own : 0) - foreign.meanOwn);
     foreign.meanRequests += more;
     foreign.meanOwn += moreOwn;
     meanRequests += more;
@@ -159,7 +165,9 @@ export function createExpectedLoad(
       const nowMs = clock.nowMs();
       const sinceMs = Number.isFinite(foreign.readMs) ? nowMs - foreign.readMs : intervalMs;
       foreign.readMs = nowMs;
-      foreign.sentMs = inFlight.sentMs(slot);
+      const sentMs = inFlight.sentMs(slot);
+      if (sentMs > foreign.sentMs || ownRequests > 0) sendingMs = nowMs;
+      foreign.sentMs = sentMs;
       const ownPrompts = Math.max(own.waiting, foreign.ownWaiting);
       Object.assign(foreign, pending(slot, own, ownPrompts, waiting ?? 0));
       learn(foreign, ownRequests, sinceMs);

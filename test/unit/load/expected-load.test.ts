@@ -195,6 +195,32 @@ describe('load as a choice sees it', () => {
     expect(shareOfEarlier(50)).toBeCloseTo(shareOfEarlier(1000), 1);
   });
 
+  test('a router that stands by does not take all that is sent for what comes beside its own requests', () => {
+    const { clock, inFlight, expected, read } = aLoad();
+    const readFor = (seconds: number, others: number): void => {
+      for (let i = 0; i < seconds; i++) {
+        clock.advance(1000);
+        read({ running: others + inFlight.load(SLOT).requests, waiting: 0 });
+      }
+    };
+    readFor(600, 10);
+    expect(expected.allPerOwn()).toBe(1);
+    // It takes over: what the other one sent ends, and then there is nobody else.
+    const own = [1, 2, 3, 4].map(() => inFlight.reserve(SLOT, 500));
+    readFor(10, 10);
+    readFor(90, 0);
+    expect(expected.allPerOwn()).toBeGreaterThan(1);
+    expect(expected.allPerOwn()).toBeLessThan(1.4);
+    // It stands by again, for long enough to forget.
+    for (const reservation of own) reservation.release();
+    readFor(200, 4);
+    expect(expected.allPerOwn()).toBe(1);
+    // Where somebody sends beside it all the time it learns so, as ever.
+    inFlight.reserve(SLOT, 500);
+    readFor(300, 2);
+    expect(expected.allPerOwn()).toBeCloseTo(3, 1);
+  });
+
   test('a few requests too many, as readings come late, do not make others', () => {
     const { inFlight, of, read, clock } = aLoad();
     for (let i = 0; i < 100; i++) {
