@@ -7,25 +7,8 @@ import type { FieldValue } from './field-values.ts';
 import { JsonScanner, type ByteRange, type JsonProblem } from './json-scan.ts';
 import { PROMPT_FORMS, readPrompt, type PromptReading } from './prompt.ts';
 
-/** Top-level fields that say what is asked or decide about tokens. */
-export type FieldName = (typeof FIELD_NAMES)[number];
-
-const FIELD_NAMES = [
-  'model',
-  'messages',
-  'prompt',
-  'prompt_embeds',
-  'input',
-  'instructions',
-  'system',
-  'previous_response_id',
-  'conversation',
-  'token_ids',
-  'features',
-  'query',
-  'queries',
-  'text_1',
-  'data_1',
+/** Top-level fields beside the prompt that decide about its tokens or their blocks. */
+export const TOKEN_FIELDS = [
   'tools',
   'tool_choice',
   'documents',
@@ -41,12 +24,34 @@ const FIELD_NAMES = [
   'add_special_tokens',
   'truncate_prompt_tokens',
   'cache_salt',
+] as const;
+
+/** Those, and the ones that say what is asked. */
+const FIELD_NAMES = [
+  ...TOKEN_FIELDS,
+  'model',
+  'messages',
+  'prompt',
+  'prompt_embeds',
+  'input',
+  'instructions',
+  'system',
+  'previous_response_id',
+  'conversation',
+  'token_ids',
+  'features',
+  'query',
+  'queries',
+  'text_1',
+  'data_1',
   'stream',
   'max_tokens',
   'max_completion_tokens',
   'max_output_tokens',
   'priority',
 ] as const;
+
+export type FieldName = (typeof FIELD_NAMES)[number];
 
 export type Scan = {
   readonly fields: ReadonlyMap<FieldName, FieldValue>;

@@ -5,8 +5,9 @@
  *
  * Deliberately not here: what JSON means. A message spelt otherwise is another message; it costs a look-up, never truth.
  */
+import { TOKEN_FIELDS } from '../openai/body-scan.ts';
 import type { ByteRange } from '../openai/json-scan.ts';
-import type { FieldName, InferenceRequest } from '../openai/request.ts';
+import type { InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
 import { mediaRanges, surplusBytes } from './media-bytes.ts';
 import { createTextPieces, TEXT_PIECE, type HashText } from './text-pieces.ts';
@@ -22,25 +23,6 @@ export type PromptKeys = {
   /** All bytes of the prompt, counted so; more than the last key's where the prompt has more keys than are made. */
   readonly nBytes: number;
 };
-
-/** Fields besides the prompt itself that decide about tokens or their blocks. */
-const HEAD_FIELDS = [
-  'tools',
-  'tool_choice',
-  'documents',
-  'reasoning',
-  'reasoning_effort',
-  'output_config',
-  'chat_template',
-  'chat_template_kwargs',
-  'mm_processor_kwargs',
-  'media_io_kwargs',
-  'add_generation_prompt',
-  'continue_final_message',
-  'add_special_tokens',
-  'truncate_prompt_tokens',
-  'cache_salt',
-] as const satisfies readonly FieldName[];
 
 /** Fine enough to find a shared beginning inside of a text, coarse enough to cost a look-up per 250 tokens. */
 export const CHUNK_BYTES = 1024;
@@ -131,7 +113,7 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
       state[0] = hi;
       state[1] = lo;
       let headBytes = 0;
-      HEAD_FIELDS.forEach((name, index) => {
+      TOKEN_FIELDS.forEach((name, index) => {
         const range = fields.get(name);
         if (range === undefined) return;
         absorb(index + 1, body, range);
