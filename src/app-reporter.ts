@@ -6,7 +6,7 @@ import type { DecisionLog } from './admin/decision-log.ts';
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from './picking/decision-record.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import { endpointKey, type Endpoint, type EndpointId } from './endpoints/endpoint.ts';
-import type { PickError } from './extproc/endpoint-picker.ts';
+import type { PickError } from './extproc/picker.ts';
 import type { ExchangeResult } from './extproc/server.ts';
 import type { StreamSummary } from './kvevents/endpoint-knowledge.ts';
 import type { MissingPublishers } from './kvevents/missing-publishers.ts';

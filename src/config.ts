@@ -1,7 +1,7 @@
 /**
  * Every configuration key, once: kind, default, meaning. The type, the environment names, the messages and the table of
  * the documentation follow from it. Deliberately not here: reading of files and the environment (callers hand both in),
- * and the shape of an endpoint (endpoints/static-endpoints.ts).
+ * and the shape of an endpoint (endpoints/endpoint-list.ts).
  */
 import { stringify } from 'yaml';
 import { environmentName, readSources, type SourceInput } from './config-sources.ts';

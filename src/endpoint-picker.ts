@@ -8,7 +8,7 @@
 import type { Clock } from './clock.ts';
 import { endpointKey, type Endpoint, type EndpointId, type EndpointSlot } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
-import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/endpoint-picker.ts';
+import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/picker.ts';
 import type { CreditWeights } from './load/cache-trust.ts';
 import type { ExpectedLoad } from './load/expected-load.ts';
 import type { FleetLoad } from './load/fleet-load.ts';

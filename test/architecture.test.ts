@@ -77,7 +77,7 @@ const RULES: Readonly<Record<string, Rule>> = {
       'picking/decision-record.ts',
       'admin/decision-log.ts',
       'endpoints/',
-      'extproc/endpoint-picker.ts',
+      'extproc/picker.ts',
       'extproc/server.ts',
       'kvevents/endpoint-knowledge.ts',
       'kvevents/ingest.ts',
@@ -90,7 +90,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'admin/': {
-    knows: ['metrics.ts', 'log.ts', 'endpoint-picker.ts', 'picking/decision-record.ts', 'extproc/endpoint-picker.ts'],
+    knows: ['metrics.ts', 'log.ts', 'endpoint-picker.ts', 'picking/decision-record.ts', 'extproc/picker.ts'],
     uses: ['node:http', 'node:net'],
   },
 
@@ -130,7 +130,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     knows: [
       'picking/',
       'clock.ts',
-      'extproc/endpoint-picker.ts',
+      'extproc/picker.ts',
       'openai/',
       'tokenizer/tokenizer.ts',
       'tokenizer/tokenizer-ladder.ts',
@@ -143,16 +143,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'picking/': {
-    knows: [
-      'clock.ts',
-      'extproc/endpoint-picker.ts',
-      'openai/',
-      'tokenizer/',
-      'prefix/',
-      'scheduling/',
-      'load/',
-      'endpoints/',
-    ],
+    knows: ['clock.ts', 'extproc/picker.ts', 'openai/', 'tokenizer/', 'prefix/', 'scheduling/', 'load/', 'endpoints/'],
     uses: [],
   },
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.

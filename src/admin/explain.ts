@@ -1,8 +1,8 @@
 /** `POST /api/v1/explain`: where would this request go, and why. Makes no reservation and leaves no trace. */
 import type { Picker } from '../endpoint-picker.ts';
 import type { Evaluation } from '../picking/decision-record.ts';
-import type { PickRequest } from '../extproc/endpoint-picker.ts';
-import { SUBSET_ALL } from '../extproc/endpoint-picker.ts';
+import type { PickRequest } from '../extproc/picker.ts';
+import { SUBSET_ALL } from '../extproc/picker.ts';
 
 export type ExplainAnswer = { readonly status: number; readonly body: unknown };
 

@@ -3,7 +3,7 @@
  * proto/; the tests decode everything written here with a general decoder of it.
  */
 import { errorBody } from '../openai/error-body.ts';
-import type { PickError } from './endpoint-picker.ts';
+import type { PickError } from './picker.ts';
 import {
   BODY_SEND_MODES,
   type BodySendMode,

@@ -2,15 +2,15 @@
  * One HTTP request as a state machine: messages of Envoy, the picker's decision, time and endings go in; answers and
  * exactly one result come out. No I/O, no log, no metrics; the clock is injected.
  *
- * The two directions are independent (request-side.ts, response-side.ts), the question to the picker is picking.ts; here
- * lies what joins them: the mode of the stream, the failure mode, the reservation, and the end.
+ * The two directions are independent (request-side.ts, response-side.ts), the question to the picker is
+ * picker-question.ts; here lies what joins them: the mode of the stream, the failure mode, the reservation, and the end.
  */
 import type { Clock, Timer } from '../clock.ts';
 import type { Usage } from '../openai/usage.ts';
 import { answersRequestHeaders, immediateResponse } from './answers.ts';
-import type { Decision, PickError, PickRequest, Reservation } from './endpoint-picker.ts';
+import type { Decision, PickError, PickRequest, Reservation } from './picker.ts';
 import type { EnvoyMessage, HeadersMessage, ProcessingResponse } from './messages.ts';
-import { createPicking, type Routed } from './picking.ts';
+import { createPickerQuestion, type Routed } from './picker-question.ts';
 import {
   bodyTooLarge,
   headersTooLarge,
@@ -157,7 +157,12 @@ export function createExchange(
   /** Set by a fault before the picker was asked: then it is not asked any more. */
   let faulted: FaultReason | null = null;
 
-  const picking = createPicking(options.deadlineMs, clock, { pick: output.pick, routed, refused: refuse, failed });
+  const question = createPickerQuestion(options.deadlineMs, clock, {
+    pick: output.pick,
+    routed,
+    refused: refuse,
+    failed,
+  });
 
   function message(incoming: EnvoyMessage): void {
     if (phase === 'finished') return;
@@ -251,7 +256,7 @@ export function createExchange(
   }
 
   function ready(pickRequest: PickRequest): void {
-    if (faulted === null) picking.ask(pickRequest);
+    if (faulted === null) question.ask(pickRequest);
     else pass(faulted);
   }
 
@@ -287,7 +292,7 @@ export function createExchange(
   /** Answers already given stay given: a fault afterwards costs nobody anything but what it was about. */
   function fault(): void {
     if (phase === 'answered' || phase === 'finished' || mode === 'observability') return;
-    if (picking.state() === 'asked') return picking.fail('internal_fault');
+    if (question.state() === 'asked') return question.fail('internal_fault');
     if (request === null) return fail('INTERNAL', 'the first message could not be handled', 'internal_fault');
     if (options.failureMode === 'closed') return refuse(unavailable('internal_fault'));
     faulted = 'internal_fault';
@@ -341,7 +346,7 @@ export function createExchange(
 
   function onHalfClose(): void {
     if (phase === 'finished') return;
-    if (picking.state() !== 'asked') return endCleanly('half_close');
+    if (question.state() !== 'asked') return endCleanly('half_close');
     // A half-close is no reset: what was asked for is still answered, if soon.
     halfClosed = clock.after(HALF_CLOSE_GRACE_MS, () => endCleanly('half_close'));
   }
@@ -393,7 +398,7 @@ export function createExchange(
       usage,
       completion: responseOver ? 'response' : unseen ? 'estimate' : 'stream',
       requestBodyBytes: request?.bodyBytes() ?? 0,
-      decisionMs: picking.decisionMs(),
+      decisionMs: question.decisionMs(),
       heldMs: answeredAtMs === null ? null : endedAtMs - answeredAtMs,
       requestId,
     };
@@ -402,7 +407,7 @@ export function createExchange(
       if (unseen) handOver();
       else release(ending === 'failed' ? 'failed' : cut ? 'cancelled' : 'completed');
       observer?.gone();
-      picking.cancel();
+      question.cancel();
     } finally {
       // Whatever a reservation or a listener throws, the stream is accounted for.
       output.finished(result);
@@ -416,8 +421,8 @@ export function createExchange(
       if (phase !== 'finished') finish('reset');
     },
     broken: fail,
-    decided: picking.decided,
-    pickFailed: () => picking.fail('picker_failed'),
+    decided: question.decided,
+    pickFailed: () => question.fail('picker_failed'),
     fault,
     drain() {
       if (phase !== 'finished') drain();

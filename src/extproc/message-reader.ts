@@ -5,7 +5,7 @@
  * over, and a header is looked at when somebody asks for it. The schema is in proto/, and
  * test/property/messages.test.ts holds this file against a general decoder of it.
  */
-import type { Subset } from './endpoint-picker.ts';
+import type { Subset } from './picker.ts';
 import { BODY_SEND_MODES, NO_HEADERS, type EnvoyMessage, type HeaderMap, type ProtocolConfig } from './messages.ts';
 import { lengthTag, ProtobufReader, varintTag } from './protobuf.ts';
 import { LB_NAMESPACE, SERVED, SUBSET, SUBSET_NAMESPACE, subsetOf } from './protocol.ts';

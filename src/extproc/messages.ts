@@ -2,7 +2,7 @@
  * What Envoy says and is told, by meaning: the types between the bytes of the wire (message-reader.ts, answers.ts) and the
  * state machine (exchange.ts).
  */
-import type { Subset } from './endpoint-picker.ts';
+import type { Subset } from './picker.ts';
 
 /** Body modes as Envoy names them. */
 export type BodySendMode = 'NONE' | 'STREAMED' | 'BUFFERED' | 'BUFFERED_PARTIAL' | 'FULL_DUPLEX_STREAMED' | 'GRPC';

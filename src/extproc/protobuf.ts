@@ -1,6 +1,6 @@
 /**
- * Protobuf's wire format, as much of it as messages.ts needs. General decoders make an object of every field of every
- * message; of Envoy's messages a few bytes are wanted. Which fields there are and what they mean is messages.ts.
+ * Protobuf's wire format, as much of it as message-reader.ts and answers.ts need, which know the fields. General decoders
+ * make an object of every field of every message; of Envoy's messages a few bytes are wanted.
  */
 
 /** Wire types in use; the others are only skipped. */

@@ -1,8 +1,8 @@
 /**
  * Words of the endpoint picker protocol (Gateway API Inference Extension, proposal 004) and of this product, in one place.
- * Names and their small grammars only; how they are nested in protobuf is messages.ts.
+ * Names and their small grammars only; how they are nested in protobuf is answers.ts and message-reader.ts.
  */
-import type { Subset } from './endpoint-picker.ts';
+import type { Subset } from './picker.ts';
 
 /** Header that names the chosen endpoints; also the key of the same string in the metadata namespace `envoy.lb`. */
 export const DESTINATION = 'x-gateway-destination-endpoint';

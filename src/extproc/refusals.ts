@@ -1,5 +1,5 @@
 /** Refusals that are this room's own, and the word every refusal is counted under. Those of the picker are the picker's. */
-import type { PickError } from './endpoint-picker.ts';
+import type { PickError } from './picker.ts';
 
 /** Words of `warmpath_requests_total{outcome}` a refusal can have. */
 export type RefusalOutcome = 'shed' | 'no_endpoint' | 'bad_request' | 'unknown_model' | 'too_large' | 'error';

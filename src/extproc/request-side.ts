@@ -6,7 +6,7 @@
  * order; in it the headers are answered first, and only once the body is whole, because Envoy picks the host right then.
  */
 import { continueResponse, echoResponse } from './answers.ts';
-import type { PickRequest, Subset } from './endpoint-picker.ts';
+import type { PickRequest, Subset } from './picker.ts';
 import {
   NO_HEADERS,
   type BodyMessage,

@@ -14,7 +14,7 @@ import { faultText } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { immediateResponse } from './answers.ts';
 import { guardSession } from './client-identity.ts';
-import type { EndpointPicker } from './endpoint-picker.ts';
+import type { EndpointPicker } from './picker.ts';
 import type { ExchangeEnding, ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
 import type { GrpcCall, GrpcCallListener } from './grpc-call.ts';
 import { bind, createGrpcServer } from './grpc-server.ts';

@@ -4,7 +4,7 @@
  */
 import type { Clock } from '../clock.ts';
 import { faultText } from '../errors.ts';
-import type { Decision, EndpointPicker } from './endpoint-picker.ts';
+import type { Decision, EndpointPicker } from './picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import type { Breach, GrpcCall, GrpcCallListener } from './grpc-call.ts';
 import { readMessage } from './message-reader.ts';

@@ -1,10 +1,10 @@
 /**
  * Reservations whose request goes on where nobody sees it: Envoy ended the stream right after the choice. Each is given
- * back when its answer is expected to be over, or a fixed time after its stream ended where nothing is expected. What is still visible never comes here: a reservation
- * arrives when its stream has ended, so no open stream ever loses one.
+ * back when its answer is expected to be over, or a fixed time after its stream ended where nothing is expected. What is
+ * still visible never comes here: a reservation arrives when its stream has ended, so no open stream ever loses one.
  */
 import type { Clock, Timer } from '../clock.ts';
-import type { Reservation } from './endpoint-picker.ts';
+import type { Reservation } from './picker.ts';
 
 export type UnseenEnds = {
   /** Takes over a reservation; above the cap the oldest is given back at once. */

@@ -4,7 +4,7 @@
  * one, neither is joined. A filter pair served by two processes is not joined either: then usage is simply unknown.
  */
 import type { Usage } from '../openai/usage.ts';
-import type { Reservation } from './endpoint-picker.ts';
+import type { Reservation } from './picker.ts';
 
 export type Observer = {
   firstByte(): void;

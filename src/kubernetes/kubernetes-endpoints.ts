@@ -1,6 +1,7 @@
 /**
  * Endpoints from Kubernetes: follows pods, an InferencePool where one is named, and ModelAdapters, and tells the whole
- * fleet after every change; beside them InferenceObjectives, which say what may be refused. Whatever the API server does, the last known fleet stays in effect.
+ * fleet after every change; beside them InferenceObjectives, which say what may be refused. Whatever the API server does,
+ * the last known fleet stays in effect.
  */
 import type { Clock } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';

@@ -1,7 +1,7 @@
 /** Which endpoints may serve a request: ready, of its model, among those the data plane allows. */
 import type { EndpointStore } from '../endpoints/endpoint-store.ts';
 import type { Endpoint } from '../endpoints/endpoint.ts';
-import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
+import type { PickError, PickRequest } from '../extproc/picker.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { noEndpoint, unknownModel } from './pick-errors.ts';
 

@@ -1,6 +1,6 @@
 /** Words of flow (a): what was weighed, what was decided, how it ended. No behaviour. */
 import type { Endpoint, Trust } from '../endpoints/endpoint.ts';
-import type { PickError } from '../extproc/endpoint-picker.ts';
+import type { PickError } from '../extproc/picker.ts';
 import type { AnswerForm, Load } from '../load/in-flight.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import type { Usage } from '../openai/usage.ts';

@@ -1,5 +1,5 @@
 /** Why a request gets no endpoint, in OpenAI's words. */
-import type { PickError } from '../extproc/endpoint-picker.ts';
+import type { PickError } from '../extproc/picker.ts';
 
 export function badRequest(message: string, param: string | null): PickError {
   return {

@@ -4,7 +4,7 @@
  */
 import type { Clock } from '../clock.ts';
 import type { Endpoint } from '../endpoints/endpoint.ts';
-import type { Reservation } from '../extproc/endpoint-picker.ts';
+import type { Reservation } from '../extproc/picker.ts';
 import type { FleetLoad } from '../load/fleet-load.ts';
 import type { InFlight } from '../load/in-flight.ts';
 import type { Usage } from '../openai/usage.ts';

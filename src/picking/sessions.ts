@@ -3,7 +3,7 @@
  * `x-aibrix-session-key` is only hashed, so that every replica answers alike. A header names a session, never an endpoint.
  */
 import type { EndpointId } from '../endpoints/endpoint.ts';
-import type { PickRequest } from '../extproc/endpoint-picker.ts';
+import type { PickRequest } from '../extproc/picker.ts';
 
 export type Session = { readonly key: number; readonly home: EndpointId | null };
 

@@ -2,7 +2,7 @@
  * Work nobody waits for gives way: a request whose objective is below zero is refused while every endpoint that could
  * serve it has a longer wait than allowed. Nothing else is ever refused for load.
  */
-import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
+import type { PickError, PickRequest } from '../extproc/picker.ts';
 
 export type SheddingOptions = {
   /** Names of objectives whose priority is below zero, whatever else is said of them. */

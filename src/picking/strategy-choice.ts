@@ -1,5 +1,5 @@
 /** By which strategy a request is routed: the default one, or what its header asks for among the allowed. */
-import type { PickError, PickRequest } from '../extproc/endpoint-picker.ts';
+import type { PickError, PickRequest } from '../extproc/picker.ts';
 import { parseStrategy, type Strategy } from '../scheduling/strategy-names.ts';
 import { badRequest } from './pick-errors.ts';
 

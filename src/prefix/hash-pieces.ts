@@ -1,6 +1,6 @@
 /**
- * The arithmetic of block keys in plain TypeScript: the definition, what is used where WebAssembly is not, and the measure
- * the other one is tested against. What is hashed, and why, is said in block-hash.ts.
+ * The arithmetic of block keys in plain TypeScript: the definition, and what runs. What is hashed, and why, is said in
+ * block-hash.ts; the same in WebAssembly, which waits for V8, is hash-pieces-wasm.ts.
  *
  * The sums use doubles, which are exact up to 2^53 = 8 · 2^18 · 2^32: eight tokens at a time where all are below 2^18, as in
  * every vocabulary there is, else with the tokens split in halves.

@@ -1,7 +1,7 @@
 /**
  * A vLLM pod without a GPU: engine, HTTP and KV events put together; with data parallelism several engines with a cache and
- * a publisher each behind one HTTP port. Every pod starts with an empty cache and sequence
- * number 0; a restart is a new pod on the same ports. Part of the product as a test kit; `serve` never imports it.
+ * a publisher each behind one HTTP port. Every pod starts with an empty cache and sequence number 0; a restart is a new pod
+ * on the same ports. Part of the product as a test kit; `serve` never imports it.
  */
 import { systemClock, type Clock } from '../clock.ts';
 import { createEngine, type Engine, type EngineOptions, type EngineStats, type ResidentBlock } from './engine.ts';

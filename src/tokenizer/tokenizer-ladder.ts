@@ -9,11 +9,11 @@
  */
 import type { Clock } from '../clock.ts';
 import type { InferenceRequest } from '../openai/request.ts';
-import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
+import type { BlockHasher } from '../prefix/block-hash.ts';
 import { createRoutedPrefixes, type Booking } from '../prefix/routed-prefixes.ts';
 import type { ModelAccuracy, Verdict } from './memo-accuracy.ts';
 import { createPromptKeyer, type PromptKeys } from './prompt-keys.ts';
-import { createTokenMemo, type MemoClaim } from './token-memo.ts';
+import { createTokenMemo, type ExactAnswer, type MemoClaim } from './token-memo.ts';
 
 /** From the most knowledge to the least. */
 export type Rung = 'exact' | 'memo' | 'text' | 'load';
@@ -29,8 +29,6 @@ export type PromptView = {
   readonly tieKey: number;
 };
 
-export type LearntAnswer = { readonly nTokens: number; readonly hashes: BlockHashes };
-
 export type TokenizerLadder = {
   view(request: InferenceRequest, model: string, adapter: string | null): PromptView;
   /** One per prompt, null where nothing is known or the memo is not believed. */
@@ -39,7 +37,7 @@ export type TokenizerLadder = {
   learn(
     view: PromptView,
     blockSizeTokens: number,
-    answers: readonly LearntAnswer[],
+    answers: readonly ExactAnswer[],
     claimed: readonly (MemoClaim | null)[],
   ): Verdict;
   /** For every slot: tokens of the longest beginning of a prompt that was sent there, estimated. */

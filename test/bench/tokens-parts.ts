@@ -2,7 +2,7 @@
 import { createEndpointPicker, type Picker } from '../../src/endpoint-picker.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { Clock } from '../../src/clock.ts';
-import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import type { PickRequest } from '../../src/extproc/picker.ts';
 import { createExpectedLoad } from '../../src/load/expected-load.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import type { DecisionRecord } from '../../src/picking/decision-record.ts';

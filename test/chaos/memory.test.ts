@@ -3,7 +3,7 @@ import v8 from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
-import type { Decision } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision } from '../../src/extproc/picker.ts';
 import { createExchange } from '../../src/extproc/exchange.ts';
 import { readMessage } from '../../src/extproc/message-reader.ts';
 import type { EnvoyMessage } from '../../src/extproc/messages.ts';

@@ -6,7 +6,7 @@ import { systemClock } from '../../src/clock.ts';
 import { sendChat, type ChatOutcome } from '../../src/demo/chat-client.ts';
 import { createExtProcDriver } from '../../src/demo/ext-proc-driver.ts';
 import type { Gateway } from '../../src/demo/gateway.ts';
-import type { Decision, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision, PickRequest } from '../../src/extproc/picker.ts';
 import { createExtProcServer, type ExtProcServer } from '../../src/extproc/server.ts';
 import { silentLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';

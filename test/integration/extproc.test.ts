@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from '@jest/globals';
 import { credentials, Server, ServerCredentials } from '@grpc/grpc-js';
 import { systemClock } from '../../src/clock.ts';
-import type { Decision } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision } from '../../src/extproc/picker.ts';
 import { createExtProcServer, type ExtProcServerOptions } from '../../src/extproc/server.ts';
 import { loadServices } from '../../src/extproc/services.ts';
 import { createLog } from '../../src/log.ts';

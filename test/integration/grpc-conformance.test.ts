@@ -7,7 +7,7 @@ import http2 from 'node:http2';
 import { createConnection } from 'node:net';
 import { describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
-import type { PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import type { PickRequest } from '../../src/extproc/picker.ts';
 import { PROCESS_PATH } from '../../src/extproc/protocol.ts';
 import { endAfterEach } from '../support/endings.ts';
 import { announced, requestBody, requestHeaders, responseBody, responseHeaders } from '../support/extproc-messages.ts';

@@ -6,7 +6,7 @@ import http2 from 'node:http2';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { systemClock } from '../../src/clock.ts';
-import type { Decision } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision } from '../../src/extproc/picker.ts';
 import { createExtProcServer, type ExchangeResult, type ExtProcServer } from '../../src/extproc/server.ts';
 import { createLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';

@@ -1,6 +1,6 @@
 /** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
 import type { ExtProcServerOptions } from '../../src/extproc/server.ts';
-import type { PickError, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
+import type { PickError, PickRequest, Reservation } from '../../src/extproc/picker.ts';
 import {
   createExchange,
   type Exchange,

@@ -1,5 +1,5 @@
 /** The external processor on a free port, with everything it does recorded. */
-import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/picker.ts';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import {
   createExtProcServer,

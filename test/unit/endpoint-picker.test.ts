@@ -3,7 +3,7 @@ import { createEndpointPicker, type PickerOptions } from '../../src/endpoint-pic
 import type { DecisionRecord, EndpointKnowledge, EndRecord } from '../../src/picking/decision-record.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import { ranksApart, type EndpointSpec } from '../../src/endpoints/endpoint.ts';
-import type { Decision, PickRequest, Reservation } from '../../src/extproc/endpoint-picker.ts';
+import type { Decision, PickRequest, Reservation } from '../../src/extproc/picker.ts';
 import type { CreditWeights } from '../../src/load/cache-trust.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';

@@ -3,14 +3,14 @@
  * back what it booked. What an answer means for Envoy is exchange.ts.
  */
 import type { Clock, Timer } from '../clock.ts';
-import type { Decision, PickError, PickRequest } from './endpoint-picker.ts';
+import type { Decision, PickError, PickRequest } from './picker.ts';
 import { destinationValue } from './protocol.ts';
 import type { FaultReason } from './refusals.ts';
 
 /** A decision with endpoints. */
 export type Routed = Decision & { readonly kind: 'routed' };
 
-export type PickingOutput = {
+export type PickerQuestionOutput = {
   pick(request: PickRequest, signal: AbortSignal): void;
   /** @param destination header and metadata value; `first` is its first endpoint */
   routed(destination: string, first: string, decision: Routed): void;
@@ -18,25 +18,25 @@ export type PickingOutput = {
   failed(reason: FaultReason): void;
 };
 
-export type Picking = {
+export type PickerQuestion = {
   ask(request: PickRequest): void;
   decided(decision: Decision): void;
   /** Settles an open question as failed; nothing otherwise. */
   fail(reason: FaultReason): void;
   /** The request is gone: nobody waits for the answer any more. May throw what a listener of the signal throws. */
   cancel(): void;
-  state(): PickingState;
+  state(): PickerQuestionState;
   /** Question → answer in milliseconds, null while there is none. */
   decisionMs(): number | null;
 };
 
-export type PickingState = 'not_asked' | 'asked' | 'settled' | 'cancelled';
+export type PickerQuestionState = 'not_asked' | 'asked' | 'settled' | 'cancelled';
 
 /** A timer later than this was held up with everything else in the process. */
 const STALL_MS = 20;
 
-export function createPicking(deadlineMs: number, clock: Clock, output: PickingOutput): Picking {
-  let state: PickingState = 'not_asked';
+export function createPickerQuestion(deadlineMs: number, clock: Clock, output: PickerQuestionOutput): PickerQuestion {
+  let state: PickerQuestionState = 'not_asked';
   let abort: AbortController | null = null;
   let timer: Timer | null = null;
   let askedAtMs = 0;
