@@ -6,6 +6,7 @@
  */
 import { deepStrictEqual } from 'node:assert';
 import { execFile } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { access, constants, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -27,6 +28,8 @@ type Facts = {
   readonly warmpathCluster: Fields;
   /** Of the Services of Warmpath, in the order of the policy. */
   readonly priorities: readonly unknown[];
+  /** Of each that is spoken to by TLS, the name its certificate must have. */
+  readonly tlsNames: readonly unknown[];
   readonly podsCluster: Fields;
   readonly route: Fields;
   readonly listener: Fields;
@@ -63,6 +66,7 @@ const BUFFERED: Facts = {
   },
   // 0 is not spelt out.
   priorities: [undefined],
+  tlsNames: [],
   podsCluster: {
     limits: { maxConnections: 65536, maxPendingRequests: 65536, maxRequests: 65536, maxRetries: 65536 },
     override: [{ header: 'x-gateway-destination-endpoint' }],
@@ -117,6 +121,16 @@ const FULL_DUPLEX: Facts = {
 
 const STANDBY: Facts = { ...BUFFERED, priorities: [undefined, 1] };
 
+/** The port of the check is that of requests, and TLS is spoken there. */
+const STANDBY_TLS: Facts = {
+  ...STANDBY,
+  warmpathCluster: {
+    ...STANDBY.warmpathCluster,
+    healthCheck: { path: undefined, interval: '2s', timeout: '1s', unhealthyThreshold: 1, port: undefined },
+  },
+  tlsNames: ['warmpath.llm.svc', 'warmpath.llm.svc'],
+};
+
 /** The listener is AIBrix' own: what Envoy Gateway makes of one that nobody has said anything about. */
 const CANARY: Facts = {
   ...BUFFERED,
@@ -169,6 +183,19 @@ async function main(): Promise<void> {
       STANDBY,
     ],
     [
+      'the chart with a standby, by TLS',
+      [
+        ...around,
+        secret('tls', 'llm'),
+        ...(await helm.template({
+          ...values,
+          standby: { enabled: true },
+          tls: { mode: 'secret', secretName: 'tls' },
+        })),
+      ],
+      STANDBY_TLS,
+    ],
+    [
       'the chart, full duplex',
       [
         ...around,
@@ -201,6 +228,11 @@ const WARMPATH_PORTS: readonly Fields[] = [
 
 function service(name: string, namespace: string, ports: readonly Fields[]): Manifest {
   return { apiVersion: 'v1', kind: 'Service', metadata: { name, namespace }, spec: { selector: { app: name }, ports } };
+}
+
+function secret(name: string, namespace: string): Manifest {
+  const ca = readFileSync(new URL('../fixtures/tls/ca.crt', import.meta.url)).toString('base64');
+  return { apiVersion: 'v1', kind: 'Secret', metadata: { name, namespace }, ...{ data: { 'ca.crt': ca } } };
 }
 
 function withoutParameters(gateway: Manifest): Manifest {
@@ -247,12 +279,13 @@ function factsOf(translated: Fields): Facts {
   for (const other of others) deepStrictEqual(other, route);
   const retry = route.retryPolicy as Fields & { retryHostPredicate: { name: string }[] };
   const override = only(pods, (one) => typeOf(one) === 'OverrideHost');
-  const [check] = warmpath.healthChecks as [Fields & { httpHealthCheck: { path: string } }];
+  const [check] = warmpath.healthChecks as [Fields & { httpHealthCheck?: { path: string } }];
   const members = only(xds, (one) => typeOf(one) === 'ClusterLoadAssignment' && one.clusterName === warmpath.name);
   // The same of each member.
   const [checked, ...otherChecks] = all(members, (one) => 'healthCheckConfig' in one).map(
     ({ healthCheckConfig }) => healthCheckConfig as { portValue: number },
   );
+  const sockets = (warmpath.transportSocketMatches ?? []) as Fields[];
   for (const other of otherChecks) deepStrictEqual(other, checked);
   const protocolOf = (cluster: Fields): Fields => only(cluster, (one) => typeOf(one) === 'HttpProtocolOptions');
   const common = (cluster: Fields): Fields => (protocolOf(cluster).commonHttpProtocolOptions ?? {}) as Fields;
@@ -275,12 +308,13 @@ function factsOf(translated: Fields): Facts {
       bufferBytes: warmpath.perConnectionBufferLimitBytes,
       connectTimeout: warmpath.connectTimeout,
       healthCheck: {
-        path: check.httpHealthCheck.path,
+        path: check.httpHealthCheck?.path,
         ...pick(check, ['interval', 'timeout', 'unhealthyThreshold']),
         port: checked?.portValue,
       },
       panicThreshold: (warmpath.commonLbConfig as Fields).healthyPanicThreshold,
     },
+    tlsNames: sockets.map((socket) => only(socket, (one) => 'sni' in one).sni),
     priorities: (members.endpoints as Fields[]).map(({ priority }) => priority),
     podsCluster: {
       limits: limitsOf(pods),
