@@ -1,8 +1,8 @@
 /**
  * Flow (a) in one function: body → what is asked → tokens → block hashes → match → choice → reservation.
  *
- * At most one wait lies in it, the tokenizer, and that has a budget. A late tokenizer, an unreadable body or an empty
- * index take the same path with less knowledge. Only "no endpoint", "unknown model" and "not a request" are errors.
+ * At most one wait lies in it, the tokenizer, and that has a budget. A late tokenizer, an unreadable prompt or an empty
+ * index take the same path with less knowledge. Only "no endpoint", "shed", "unknown model" and "not a request" are errors.
  * No metrics and no log here: every decision is handed to `record`.
  */
 import type { Clock } from './clock.ts';
