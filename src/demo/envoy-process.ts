@@ -2,11 +2,10 @@
  * One running Envoy, on free ports, with its counters and access log at hand. Leaves nothing behind: the temporary folder
  * is gone as soon as Envoy has read it, the child goes with this process.
  */
-import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import { errorText, WarmpathError } from '../errors.ts';
 import { silentLog, type Log } from '../log.ts';
 import type { EnvoyBootstrap } from './envoy-config.ts';
@@ -61,18 +60,6 @@ export async function startEnvoy(config: EnvoyBootstrap, options: EnvoyProcessOp
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
-}
-
-/** Rejects with Envoy's own words when it would not start with this file. */
-export async function validateEnvoyConfig(binary: string, path: string): Promise<void> {
-  await promisify(execFile)(binary, ['--mode', 'validate', '--log-level', 'error', '--config-path', path]).catch(
-    (error: unknown) => {
-      const { stderr } = error as { stderr?: string };
-      throw new WarmpathError('config_invalid', `Envoy rejects ${path}: ${(stderr ?? errorText(error)).trim()}`, {
-        cause: error,
-      });
-    },
-  );
 }
 
 type Child = {

@@ -5,7 +5,7 @@
  */
 import type { Clock, Timer } from '../clock.ts';
 import type { MultimodalFeature } from '../tokenizer/tokenizer.ts';
-import { noneHashOf, prefixTokenIds, type ChainBlock, type LoraAdapter } from './block-chain.ts';
+import { noneHashOf, prefixTokenIds, type LoraAdapter } from './block-chain.ts';
 import { BlockPool, type PoolEvent, type UncachedBlocks } from './block-pool.ts';
 import { createHistogram, type HistogramSnapshot } from './histogram.ts';
 import { createScheduler, type ScheduledRequest, type StepPlan } from './scheduler.ts';
@@ -71,8 +71,6 @@ export type ResidentBlock = {
   readonly digest: Buffer;
   /** Physical copies. */
   readonly nCopies: number;
-  readonly loraName: string | null;
-  readonly extraKeys: ChainBlock['extraKeys'];
   /** All tokens from the start of the prompt to the end of this block. */
   prefixTokenIds(): Uint32Array;
 };
@@ -249,8 +247,6 @@ export function createEngine(
       Array.from(pool.resident(), ({ block, nCopies }) => ({
         digest: block.digest,
         nCopies,
-        loraName: block.lora?.name ?? null,
-        extraKeys: block.extraKeys,
         prefixTokenIds: () => prefixTokenIds(block),
       })),
   };

@@ -2,8 +2,7 @@ import { readdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from '@jest/globals';
 import { envoyConfig, type EnvoyTemplate } from '../../src/demo/envoy-config.ts';
-import { validateEnvoyConfig } from '../../src/demo/envoy-process.ts';
-import { envoyBinary, startTestEnvoy } from '../support/envoy.ts';
+import { envoyBinary, startTestEnvoy, validateEnvoyConfig } from '../support/envoy.ts';
 
 const FOLDER = fileURLToPath(new URL('../../envoy/', import.meta.url));
 const FILES = readdirSync(FOLDER).filter((name) => name.endsWith('.yaml'));
@@ -18,10 +17,7 @@ describe('the bootstraps in envoy/', () => {
 
   test('a file Envoy does not accept is reported in its own words', async () => {
     const rejected = validateEnvoyConfig(await envoyBinary(), `${FOLDER}README.md`);
-    await expect(rejected).rejects.toMatchObject({
-      code: 'config_invalid',
-      message: expect.stringContaining('README'),
-    });
+    await expect(rejected).rejects.toThrow(/README/);
   });
 
   test.each(TEMPLATES)('%s without Warmpath is plain round robin: nothing of ext_proc is left', (template) => {

@@ -7,8 +7,8 @@ import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { status } from '@grpc/grpc-js';
 import { createApp, type App, type AppAddresses } from '../../src/app.ts';
 import { systemClock } from '../../src/clock.ts';
-import { loadConfig } from '../../src/config.ts';
 import { silentLog } from '../../src/log.ts';
+import { stageConfig } from '../e2e/stage.ts';
 import { createExtProcClient, type ExtProcClient } from '../support/extproc-client.ts';
 import { answersOf, framed, openRaw } from '../support/raw-call.ts';
 import { eventually } from '../support/running-app.ts';
@@ -30,21 +30,12 @@ let addresses: AppAddresses;
 let client: ExtProcClient;
 
 async function start(server: object = {}): Promise<void> {
-  const file = {
-    server: {
-      grpcListen: '127.0.0.1:0',
-      healthListen: '127.0.0.1:0',
-      adminListen: '127.0.0.1:0',
-      drainDelayMs: 0,
-      drainTimeoutMs: 0,
-      ...server,
-    },
+  const config = stageConfig([], {
+    server: { drainTimeoutMs: 0, ...server },
     tokenizer: { api: 'none' },
     discovery: { endpoints: [{ name: 'pod', address: POD, model: 'demo', kvEvents: 'none' }] },
-  };
-  const loaded = loadConfig({ file: 'test.yaml', readFile: () => JSON.stringify(file), env: {}, sets: [] });
-  if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join('\n'));
-  app = createApp(loaded.config, { log: silentLog, clock: systemClock });
+  });
+  app = createApp(config, { log: silentLog, clock: systemClock });
   addresses = await app.start();
   client = createExtProcClient(addresses.grpc);
 }

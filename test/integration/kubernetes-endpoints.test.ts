@@ -3,11 +3,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from '@jest/globals';
-import { stringify } from 'yaml';
 import { createApp } from '../../src/app.ts';
 import { runServe } from '../../src/cli/serve.ts';
 import { systemClock, type Clock } from '../../src/clock.ts';
-import { loadConfig } from '../../src/config.ts';
+import { configToYaml } from '../../src/config.ts';
 import type { EndpointSpec } from '../../src/endpoints/endpoint.ts';
 import {
   createKubernetesEndpoints,
@@ -15,6 +14,7 @@ import {
   type KubernetesEndpointsOptions,
 } from '../../src/kubernetes/kubernetes-endpoints.ts';
 import { silentLog } from '../../src/log.ts';
+import { stageConfig } from '../e2e/stage.ts';
 import { endAfterEach } from '../support/endings.ts';
 import { createHealthClient } from '../support/extproc-client.ts';
 import { FakeApiServer } from '../support/fake-api-server.ts';
@@ -441,17 +441,13 @@ describe('the product with discovery.mode kubernetes', () => {
     atEnd(() => rm(folder, { recursive: true, force: true }));
     const kubeconfig = join(folder, 'config');
     await writeFile(kubeconfig, kubeconfigOf(server));
-    const adminListen = '127.0.0.1:0';
-    const listen = { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen, drainDelayMs: 0 };
-    const text = stringify({ server: listen, discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
-    const loaded = loadConfig({ file: 'a.yaml', readFile: () => text, env: {}, sets: [] });
-    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join());
+    const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
     const lines: string[] = [];
     const log = {
       ...silentLog,
       warn: (message: string, fields?: object) => lines.push(`${message} ${JSON.stringify(fields)}`),
     };
-    const app = createApp(loaded.config, { log, clock: systemClock });
+    const app = createApp(config, { log, clock: systemClock });
     atEnd(() => app.stop());
     const started = app.start();
     await until(() => lines.some((line) => line.includes('not allowed to watch pods in namespace rec')), 10_000);
@@ -481,16 +477,12 @@ describe('the product with discovery.mode kubernetes', () => {
 
   test('the first list may be long in coming: health says alive and not ready, and stop does not wait', async () => {
     const server = await aServer();
-    const text = stringify({
-      server: { grpcListen: '127.0.0.1:0', healthListen: '127.0.0.1:0', adminListen: '127.0.0.1:0' },
-    });
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
     atEnd(() => rm(folder, { recursive: true, force: true }));
-    await writeFile(join(folder, 'config'), kubeconfigOf(server));
+    const kubeconfig = join(folder, 'config');
+    await writeFile(kubeconfig, kubeconfigOf(server));
     server.hangs = true;
-    const sets = ['discovery.mode=kubernetes', `discovery.kubernetes.kubeconfig=${join(folder, 'config')}`];
-    const loaded = loadConfig({ file: 'a.yaml', readFile: () => text, env: {}, sets });
-    if (loaded.kind === 'mistakes') throw new Error(loaded.mistakes.join());
+    const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
     let health = '';
     const log = {
       ...silentLog,
@@ -498,7 +490,7 @@ describe('the product with discovery.mode kubernetes', () => {
         if (message === 'health listening') health = (fields as { health: string }).health;
       },
     };
-    const app = createApp(loaded.config, { log, clock: systemClock });
+    const app = createApp(config, { log, clock: systemClock });
     const started = app.start();
     const outcome = started.then(
       () => 'started',
@@ -511,14 +503,14 @@ describe('the product with discovery.mode kubernetes', () => {
     await app.stop();
     expect(await outcome).toBe('stopped before the first list of pods came');
 
-    const config = join(folder, 'warmpath.yaml');
-    await writeFile(config, text);
+    const file = join(folder, 'warmpath.yaml');
+    await writeFile(file, configToYaml(config));
     const [term, kill] = [new AbortController(), new AbortController()];
     const nBefore = server.requests.length;
     const ignore = (): void => undefined;
     const signals = { signal: term.signal, hurry: kill.signal };
     const io = { stdout: ignore, stderr: ignore, env: {}, surviveRejections: ignore, ...signals };
-    const code = runServe(['--config', config, ...sets.flatMap((set) => ['--set', set])], io);
+    const code = runServe(['--config', file], io);
     await until(() => server.requests.length > nBefore, 10_000);
     term.abort();
     expect(await code).toBe(0);

@@ -1,4 +1,6 @@
 /** A real Envoy for tests: found once per process, started with our own bootstraps, and missed with a clear sentence. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
 import { envoyConfig, type EnvoyBootstrap, type EnvoyConfigOptions } from '../../src/demo/envoy-config.ts';
 import { findEnvoy } from '../../src/demo/envoy-binary.ts';
 import { startEnvoy, type EnvoyProcess } from '../../src/demo/envoy-process.ts';
@@ -15,6 +17,16 @@ export async function envoyBinary(): Promise<string> {
       { cause: error },
     );
   }
+}
+
+/** Rejects with Envoy's own words when it would not start with this file. */
+export async function validateEnvoyConfig(binary: string, path: string): Promise<void> {
+  await promisify(execFile)(binary, ['--mode', 'validate', '--log-level', 'error', '--config-path', path]).catch(
+    (error: unknown) => {
+      const { stderr } = error as { stderr?: string };
+      throw new Error(`Envoy rejects ${path}: ${(stderr ?? errorText(error)).trim()}`, { cause: error });
+    },
+  );
 }
 
 /**

@@ -201,10 +201,6 @@ export class FakeApiServer {
     for (const watcher of this.watchers) this.write(watcher.response, `${line}\n`);
   }
 
-  bookmark(): void {
-    for (const watcher of this.watchers) this.sendBookmark(watcher);
-  }
-
   async stop(): Promise<void> {
     await this.down();
   }

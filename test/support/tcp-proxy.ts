@@ -29,10 +29,6 @@ export class TcpProxy {
     return new TcpProxy(server, { host, port: Number(port) });
   }
 
-  get nConnections(): number {
-    return this.pairs.size;
-  }
-
   /** Nothing passes in either direction, connections stay open; what was sent comes later. */
   stall(): void {
     this.mode = 'stalls';

@@ -81,11 +81,6 @@ export class ZmtpPeer {
     return [...this.received.values()].some((heard) => heard.includes(bytes));
   }
 
-  /** Connections that are open. */
-  nOpen(): number {
-    return this.sockets.size;
-  }
-
   async stop(): Promise<void> {
     for (const socket of this.sockets) socket.destroy();
     this.server.close();
