@@ -336,6 +336,26 @@ describe('the rooms', () => {
   });
 });
 
+describe('the large rooms', () => {
+  const map = readFileSync(new URL('ARCHITECTURE.md', ROOT), 'utf8');
+  const section = map.slice(map.indexOf('## Inside the large rooms'), map.indexOf('## Invariants'));
+  const guides = [...section.matchAll(/^\*\*(\w+)\*\*.*\n((?:- .*\n)+)/gm)].map(([, room, text]) => [room!, text!]);
+
+  test('of `serve` have a guide each', () => {
+    const served = new Map<string, number>();
+    for (const path of reachableFrom('app.ts', FILES)) served.set(roomOf(path), (served.get(roomOf(path)) ?? 0) + 1);
+    const large = [...served].filter(([, nFiles]) => nFiles >= 15).map(([room]) => room.slice(0, -1));
+    expect(guides.map(([room]) => room).toSorted()).toEqual(large.toSorted());
+  });
+
+  test.each(guides)('%s: its guide names every file once, and no other', (room, guide) => {
+    const files = FILES.filter(({ path }) => roomOf(path) === `${room}/`).map(({ path }) =>
+      path.slice(room.length + 1, -3),
+    );
+    expect([...guide.matchAll(/`([a-z-]+)`/g)].map(([, name]) => name!).toSorted()).toEqual(files.toSorted());
+  });
+});
+
 describe('every file', () => {
   test('has no any, no default export, no console, no mutable module state, no work at import, and leaves the process to main', () => {
     expect(FILES.flatMap(({ breaches }) => breaches)).toEqual([]);
