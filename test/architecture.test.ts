@@ -253,6 +253,7 @@ const PURE = [
   'kvevents/source-snapshot.ts',
   'kvevents/trust.ts',
   'kvevents/warm-start.ts',
+  'kubernetes/inference-objectives.ts',
   'kubernetes/inference-pool.ts',
   'kubernetes/model-adapters.ts',
   'kubernetes/objects.ts',

@@ -9,16 +9,10 @@ import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
 import { API_LIMITS, createApiClient, type ApiAccess, type ApiLimits, type FailureCause } from './api-client.ts';
 import { inferencePools, readInferencePool, type InferencePool } from './inference-pool.ts';
-import {
-  inferenceObjectives,
-  OBJECTIVE_GROUPS,
-  prioritiesByName,
-  readInferenceObjective,
-  type InferenceObjective,
-  type ObjectiveGroup,
-} from './inference-objectives.ts';
+import { inferenceObjectives, OBJECTIVE_GROUPS, readInferenceObjective } from './inference-objectives.ts';
 import { loadApiAccess } from './kube-config.ts';
 import { adaptersByPod, modelAdapters, readModelAdapter, type ModelAdapter } from './model-adapters.ts';
+import { createObjectivesListener } from './objectives-listener.ts';
 import { createFleetBuilder, readPod, type Excluded, type Fleet, type Pod, type PodOptions } from './pods.ts';
 import type { RelistReason } from './reflector-state.ts';
 import {
@@ -191,7 +185,14 @@ export function createKubernetesEndpoints(
       run(reflect(modelAdapters(namespace), { read: readModelAdapter }, adaptersListener(), 'not counted'));
     }
     if (options.inferenceObjectives !== 'off') {
-      const listen = createObjectivesListener();
+      const listen = createObjectivesListener(
+        {
+          log,
+          onObjectives: (priorities) => deps.onObjectives(priorities),
+          onProblem: (problem) => setProblem('InferenceObjectives', problem),
+        },
+        { wanted: options.inferenceObjectives, pool: options.inferencePool },
+      );
       for (const group of OBJECTIVE_GROUPS) {
         const watched = { read: readInferenceObjective };
         run(reflect(inferenceObjectives(group, namespace), watched, listen(group), 'not counted'));
@@ -226,45 +227,6 @@ export function createKubernetesEndpoints(
         if (adapters === null && follow !== null) replace([]);
       },
     };
-  }
-
-  /** Nobody waits for objectives, and without any nothing is refused. What is in the way is told once. */
-  function createObjectivesListener(): (group: ObjectiveGroup) => Told<InferenceObjective> {
-    const byGroup = new Map<ObjectiveGroup, readonly InferenceObjective[]>();
-    const troubles = new Map<ObjectiveGroup, Trouble>();
-    let toldWhy: string | null = null;
-
-    function show(): void {
-      const all = OBJECTIVE_GROUPS.flatMap((group) => byGroup.get(group) ?? []);
-      deps.onObjectives(prioritiesByName(all, options.inferencePool));
-    }
-
-    function tell(): void {
-      // One of the groups is enough.
-      const why =
-        troubles.size < OBJECTIVE_GROUPS.length ? null : [...troubles.values()].map(({ text }) => text).join('; ');
-      if (options.inferenceObjectives === 'on') return setProblem('InferenceObjectives', why);
-      if (why !== null && toldWhy === null) {
-        log.info('no InferenceObjectives: only routing.sheddableObjectives and numbers below zero may be refused', {
-          why,
-        });
-      }
-      toldWhy = why ?? toldWhy;
-    }
-
-    return (group) => ({
-      onSnapshot(objectives) {
-        byGroup.set(group, objectives);
-        show();
-      },
-      onTrouble(trouble) {
-        if (trouble === null) troubles.delete(group);
-        else troubles.set(group, trouble);
-        tell();
-        // The CRD is gone, and with it the objects; with any other trouble the last known ones stay.
-        if (trouble?.cause === 'not_found' && byGroup.delete(group)) show();
-      },
-    });
   }
 
   return {
