@@ -110,6 +110,14 @@ function asEnvoyGateway({ static_resources: { listeners, clusters } }: Filters):
   const cluster = clusters.find(({ name }) => name === 'warmpath')!;
   // Changes of health are collected for a second.
   cluster['common_lb_config'] = { healthy_panic_threshold: { value: 0 }, locality_weighted_lb_config: {} };
+  cluster['outlier_detection'] = {
+    split_external_local_origin_errors: true,
+    consecutive_local_origin_failure: 1,
+    consecutive_5xx: 5,
+    max_ejection_percent: 100,
+    interval: '1s',
+    base_ejection_time: '5s',
+  };
   cluster['health_checks'] = [
     {
       timeout: '5s',

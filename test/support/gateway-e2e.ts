@@ -63,6 +63,15 @@ const BUFFERED: Facts = {
     connectTimeout: '0.250s',
     healthCheck: { path: '/readyz', interval: '2s', timeout: '1s', unhealthyThreshold: 1, port: 9090 },
     panicThreshold: {},
+    ejection: {
+      splitExternalLocalOriginErrors: true,
+      consecutiveLocalOriginFailure: 1,
+      maxEjectionPercent: 100,
+      interval: '1s',
+      baseEjectionTime: '5s',
+      consecutive5xx: 5,
+      alwaysEjectOneHost: false,
+    },
   },
   // 0 is not spelt out.
   priorities: [undefined],
@@ -313,6 +322,7 @@ function factsOf(translated: Fields): Facts {
         port: checked?.portValue,
       },
       panicThreshold: (warmpath.commonLbConfig as Fields).healthyPanicThreshold,
+      ejection: warmpath.outlierDetection,
     },
     tlsNames: sockets.map((socket) => only(socket, (one) => 'sni' in one).sni),
     priorities: (members.endpoints as Fields[]).map(({ priority }) => priority),
