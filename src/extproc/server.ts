@@ -43,14 +43,6 @@ export type ExtProcLimits = {
   readonly maxHeaderBytes: number;
 };
 
-export const DEFAULT_EXTPROC_LIMITS: ExtProcLimits = {
-  maxStreams: 32_768,
-  maxStreamsPerConnection: 4_096,
-  maxMessagesPerStream: 1_000_000,
-  maxHeaders: 256,
-  maxHeaderBytes: 128 * 1024,
-};
-
 export type ExtProcServerOptions = {
   /** `host:port` */
   readonly grpcListen: string;
@@ -64,17 +56,17 @@ export type ExtProcServerOptions = {
   readonly deadlineMs: number;
   readonly destinationHeader: string;
   readonly compatTargetPodHeader: boolean;
-  /** `ask` where Envoy's configuration cannot say SEND but allows overrides (Envoy Gateway). Default `as_configured`. */
-  readonly responseTrailers?: 'as_configured' | 'ask';
-  /** See ExchangeOptions.completion. Default `stream`. */
-  readonly completion?: 'stream' | 'estimate';
+  /** `ask` where Envoy's configuration cannot say SEND but allows overrides (Envoy Gateway). */
+  readonly responseTrailers: 'as_configured' | 'ask';
+  /** See ExchangeOptions.completion. */
+  readonly completion: 'stream' | 'estimate';
   /** For `estimate`: how long an answer is taken to run on after its stream ended. */
-  readonly assumedAnswerMs?: number;
-  /** `self_signed`: a certificate made at start, for data planes that encrypt without verifying. */
-  readonly tls?: TlsFiles | 'self_signed' | null;
+  readonly assumedAnswerMs: number;
+  /** `self_signed`: a certificate made at start, for data planes that encrypt without verifying; null = plaintext. */
+  readonly tls: TlsFiles | 'self_signed' | null;
   readonly drainDelayMs: number;
   readonly drainTimeoutMs: number;
-  readonly limits?: Partial<ExtProcLimits>;
+  readonly limits: ExtProcLimits;
   /** Beside the external processor on the gRPC port, for the same clients; called by `start`. */
   readonly moreServices?: () => readonly {
     readonly definition: ServiceDefinition;
@@ -107,7 +99,6 @@ export type ExtProcServer = {
   openStreams(): number;
 };
 
-const DEFAULT_ASSUMED_ANSWER_MS = 10_000;
 /** Fault lines are written at most this often: a bug met by every request must not fill the disk. */
 const FAULT_LOG_EVERY_MS = 1_000;
 /** Time for the last statuses to reach the peers before connections are cut. */
@@ -127,16 +118,16 @@ const NOBODY: GrpcCallListener = {
 
 export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcServerOptions): ExtProcServer {
   const { log, clock } = deps;
-  const limits: ExtProcLimits = { ...DEFAULT_EXTPROC_LIMITS, ...options.limits };
+  const { limits } = options;
   const health = createHealth();
   const usageJoin = createUsageJoin();
   const unseenEnds = createUnseenEnds(clock, {
-    assumedAnswerMs: options.assumedAnswerMs ?? DEFAULT_ASSUMED_ANSWER_MS,
+    assumedAnswerMs: options.assumedAnswerMs,
     maxHeld: limits.maxStreams,
     onFault: (error) => onFault('stream handler failed', faultText(error)),
   });
   const streams = new Set<OpenStream>();
-  const exchangeOptions = exchangeOptionsOf(options, limits);
+  const exchangeOptions = exchangeOptionsOf(options);
   const onFault = limitedFaultLog(log, clock);
   let main: Server | null = null;
   let probes: Server | null = null;
@@ -148,7 +139,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   let onEmpty: (() => void) | null = null;
 
   async function createTls(): Promise<ServerTls | null> {
-    if (!options.tls) return null;
+    if (options.tls === null) return null;
     return options.tls === 'self_signed' ? createSelfSignedTls(clock) : createReloadingTls(options.tls, deps);
   }
 
@@ -166,7 +157,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         tls?.credentials ?? ServerCredentials.createInsecure(),
         'server.grpcListen',
         {
-          calls: { path: PROCESS_PATH, serve: process, maxMessageBytes: maxReceiveBytes, clock },
+          calls: { path: PROCESS_PATH, serve, maxMessageBytes: maxReceiveBytes, clock },
           onSession: guardOf(typeof options.tls === 'object' ? (options.tls?.allowedClients ?? []) : []),
         },
       );
@@ -200,7 +191,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
     return (session) => guardSession(session, allowed, refused);
   }
 
-  function process(call: GrpcCall): GrpcCallListener {
+  function serve(call: GrpcCall): GrpcCallListener {
     if (streams.size >= limits.maxStreams) return turnAway(call);
     const stream: OpenStream = serveStream(
       call,
@@ -305,7 +296,8 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   };
 }
 
-function exchangeOptionsOf(options: ExtProcServerOptions, limits: ExtProcLimits): ExchangeOptions {
+function exchangeOptionsOf(options: ExtProcServerOptions): ExchangeOptions {
+  const { limits } = options;
   return {
     bodyMaxBytes: options.bodyMaxBytes,
     failureMode: options.failureMode,
@@ -313,8 +305,8 @@ function exchangeOptionsOf(options: ExtProcServerOptions, limits: ExtProcLimits)
     deadlineMs: options.deadlineMs,
     destinationHeader: options.destinationHeader.toLowerCase(),
     targetPodHeader: options.compatTargetPodHeader ? 'set' : 'off',
-    responseTrailers: options.responseTrailers ?? 'as_configured',
-    completion: options.completion ?? 'stream',
+    responseTrailers: options.responseTrailers,
+    completion: options.completion,
     maxHeaders: limits.maxHeaders,
     maxHeaderBytes: limits.maxHeaderBytes,
     maxMessages: limits.maxMessagesPerStream,

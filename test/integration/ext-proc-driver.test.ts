@@ -10,6 +10,7 @@ import type { Decision, PickRequest } from '../../src/extproc/picker.ts';
 import { createExtProcServer, type ExtProcServer } from '../../src/extproc/server.ts';
 import { silentLog } from '../../src/log.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
+import { SERVER_OPTIONS } from '../support/exchange-harness.ts';
 
 const REFUSAL: Decision = {
   kind: 'error',
@@ -75,18 +76,7 @@ describe('the built-in ext_proc driver', () => {
         createUsageReader,
         onStream: () => undefined,
       },
-      {
-        grpcListen: '127.0.0.1:0',
-        healthListen: null,
-        bodyMaxBytes: 1024 * 1024,
-        failureMode: 'open',
-        defaultBodyMode: 'BUFFERED',
-        deadlineMs: 5000,
-        destinationHeader: 'x-gateway-destination-endpoint',
-        compatTargetPodHeader: false,
-        drainDelayMs: 0,
-        drainTimeoutMs: 500,
-      },
+      { ...SERVER_OPTIONS, failureMode: 'open', deadlineMs: 5000, drainTimeoutMs: 500 },
     );
     driver = createExtProcDriver((await server.start()).grpcAddress);
   });

@@ -231,7 +231,7 @@ describe('faults stay where they happen', () => {
   });
 
   test('more streams than the limit are turned away with a reason before any work', async () => {
-    const { address, requests, server } = await serve({ limits: { maxStreams: 1 } }, never);
+    const { address, requests, server } = await serve({ limits: { ...OPTIONS.limits, maxStreams: 1 } }, never);
     const client = connect(address);
     const first = client.open();
     first.send(requestHeaders({ endOfStream: true }), announced('NONE'));

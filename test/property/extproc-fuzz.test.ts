@@ -46,7 +46,7 @@ beforeAll(async () => {
       createUsageReader,
       onStream: (result) => void results.push(result),
     },
-    { ...SERVER_OPTIONS, bodyMaxBytes: 64 * 1024, limits: { maxMessagesPerStream: 20 } },
+    { ...SERVER_OPTIONS, bodyMaxBytes: 64 * 1024, limits: { ...SERVER_OPTIONS.limits, maxMessagesPerStream: 20 } },
   );
   address = (await server.start()).grpcAddress;
   client = createExtProcClient(address);

@@ -140,6 +140,17 @@ export const SERVER_OPTIONS: ExtProcServerOptions = {
   deadlineMs: 2_000,
   destinationHeader: 'x-gateway-destination-endpoint',
   compatTargetPodHeader: false,
+  responseTrailers: 'as_configured',
+  completion: 'stream',
+  assumedAnswerMs: 10_000,
+  tls: null,
   drainDelayMs: 0,
   drainTimeoutMs: 0,
+  limits: {
+    maxStreams: 32_768,
+    maxStreamsPerConnection: 4_096,
+    maxMessagesPerStream: 1_000_000,
+    maxHeaders: 256,
+    maxHeaderBytes: 128 * 1024,
+  },
 };
