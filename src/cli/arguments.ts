@@ -1,4 +1,28 @@
-/** Values of options as commands take them, and what every command that runs on waits for. */
+/** What a command is asked to do, values of its options, and what every command that runs on waits for. */
+import { errorText } from '../errors.ts';
+
+export type Asked<T> =
+  | { readonly kind: 'plan'; readonly plan: T }
+  /** Everything there is to say has been said. */
+  | { readonly kind: 'exit'; readonly code: 0 | 2 };
+
+/** @param read throws an Error with the words of a mistake */
+export function readPlan<T extends object>(
+  command: string,
+  help: string,
+  io: { stdout(line: string): void; stderr(line: string): void },
+  read: () => T | 'help',
+): Asked<T> {
+  try {
+    const plan = read();
+    if (plan !== 'help') return { kind: 'plan', plan };
+  } catch (error) {
+    io.stderr(`warmpath ${command}: ${errorText(error)}`);
+    return { kind: 'exit', code: 2 };
+  }
+  io.stdout(help);
+  return { kind: 'exit', code: 0 };
+}
 
 /** @throws Error with the words of a mistake, as the others here */
 export function integer(flag: string, text: string, least: number, most: number): number {

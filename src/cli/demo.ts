@@ -4,7 +4,7 @@ import { demo, type DemoAddresses } from '../demo/demo.ts';
 import { findEnvoy, type EnvoyBinary } from '../demo/envoy-binary.ts';
 import { reportJson, reportTable, type DemoReport } from '../demo/report.ts';
 import { errorText, WarmpathError } from '../errors.ts';
-import { aborted, integer } from './arguments.ts';
+import { aborted, integer, readPlan } from './arguments.ts';
 
 const HELP = `usage: warmpath demo [options]
 
@@ -37,18 +37,9 @@ type Arguments = {
 
 /** @returns exit code: 0 done, 1 a part or a request failed, or interrupted, 2 wrong usage */
 export async function runDemo(args: readonly string[], io: DemoIo): Promise<number> {
-  let given: Arguments | 'help';
-  try {
-    given = readArguments(args);
-  } catch (error) {
-    io.stderr(`warmpath demo: ${errorText(error)}`);
-    return 2;
-  }
-  if (given === 'help') {
-    io.stdout(HELP);
-    return 0;
-  }
-  const { nPods, seconds, atEnd, output } = given;
+  const asked = readPlan('demo', HELP, io, () => readArguments(args));
+  if (asked.kind === 'exit') return asked.code;
+  const { nPods, seconds, atEnd, output } = asked.plan;
   const onProgress = (line: string): void => {
     if (io.isTerminal) io.stderr(line);
   };
@@ -59,7 +50,7 @@ export async function runDemo(args: readonly string[], io: DemoIo): Promise<numb
     await aborted(io.signal);
   };
   try {
-    const envoy = await chooseEnvoy(given.envoy, io, onProgress);
+    const envoy = await chooseEnvoy(asked.plan.envoy, io, onProgress);
     const beforeEnd = atEnd === 'keep' ? keepRunning : undefined;
     const result = await demo({ nPods, seconds, envoy, signal: io.signal, onProgress, beforeEnd });
     if (atEnd === 'stop') show(result.report);

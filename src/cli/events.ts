@@ -10,7 +10,7 @@ import type { ApplyOutcome } from '../kvevents/event-stream.ts';
 import { createRedials } from '../kvevents/redials.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
 import { createZmtp } from '../kvevents/zmtp.ts';
-import { aborted } from './arguments.ts';
+import { aborted, readPlan } from './arguments.ts';
 
 const HELP = `usage: warmpath events ENDPOINT [--replay ENDPOINT] [--tokens]
        warmpath events --decode FILE|- [--tokens]
@@ -38,44 +38,44 @@ const ENDPOINT = /^(tcp|ipc):\/\/\S+$/;
 
 /** @returns exit code: 0 done, 1 the payload is refused or unreadable, 2 wrong usage */
 export async function runEvents(args: readonly string[], io: EventsIo): Promise<number> {
-  let options;
-  try {
-    options = parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        replay: { type: 'string' },
-        decode: { type: 'string' },
-        tokens: { type: 'boolean' },
-        help: { type: 'boolean', short: 'h' },
-      },
-    });
-  } catch (error) {
-    io.stderr(`warmpath events: ${errorText(error)}`);
-    return 2;
-  }
-  const { values, positionals } = options;
-  if (values.help) {
-    io.stdout(HELP);
-    return 0;
-  }
+  const asked = readPlan('events', HELP, io, () => readArguments(args));
+  if (asked.kind === 'exit') return asked.code;
+  const { plan } = asked;
+  return plan.kind === 'decode' ? decodeOne(plan.file, plan.tokens, io) : follow(plan.source, plan.tokens, io);
+}
+
+type Source = { readonly endpoint: string; readonly replayEndpoint: string | null };
+
+type Plan = { readonly tokens: TokenOutput } & (
+  { readonly kind: 'decode'; readonly file: string } | { readonly kind: 'follow'; readonly source: Source }
+);
+
+function readArguments(args: readonly string[]): Plan | 'help' {
+  const { values, positionals } = parseArgs({
+    args: [...args],
+    allowPositionals: true,
+    options: {
+      replay: { type: 'string' },
+      decode: { type: 'string' },
+      tokens: { type: 'boolean' },
+      help: { type: 'boolean', short: 'h' },
+    },
+  });
+  if (values.help) return 'help';
   const tokens = values.tokens ? 'ids' : 'counts';
   if (values.decode !== undefined) {
-    if (positionals.length === 0 && values.replay === undefined) return decodeOne(values.decode, tokens, io);
-    io.stderr('warmpath events: --decode FILE stands alone, got an endpoint beside it');
-    return 2;
+    if (positionals.length === 0 && values.replay === undefined) return { kind: 'decode', file: values.decode, tokens };
+    throw new Error('--decode FILE stands alone, got an endpoint beside it');
   }
   const [endpoint, ...more] = positionals;
   if (endpoint === undefined || more.length > 0) {
-    io.stderr(`warmpath events: expected one endpoint or --decode FILE, got ${positionals.length} endpoints`);
-    return 2;
+    throw new Error(`expected one endpoint or --decode FILE, got ${positionals.length} endpoints`);
   }
   for (const address of [endpoint, ...(values.replay === undefined ? [] : [values.replay])]) {
     if (ENDPOINT.test(address)) continue;
-    io.stderr(`warmpath events: not an endpoint: ${JSON.stringify(address)}, expected tcp://HOST:PORT`);
-    return 2;
+    throw new Error(`not an endpoint: ${JSON.stringify(address)}, expected tcp://HOST:PORT`);
   }
-  return follow({ endpoint, replayEndpoint: values.replay ?? null }, tokens, io);
+  return { kind: 'follow', source: { endpoint, replayEndpoint: values.replay ?? null }, tokens };
 }
 
 async function decodeOne(file: string, tokens: TokenOutput, io: EventsIo): Promise<number> {
@@ -109,11 +109,7 @@ async function readAll(chunks: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
   return Buffer.concat(read);
 }
 
-async function follow(
-  source: { endpoint: string; replayEndpoint: string | null },
-  tokens: TokenOutput,
-  io: EventsIo,
-): Promise<number> {
+async function follow(source: Source, tokens: TokenOutput, io: EventsIo): Promise<number> {
   const decoder = createKvEventDecoder();
   const note = (what: string): void => io.stderr(`warmpath events: ${what}`);
 

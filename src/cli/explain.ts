@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { errorText } from '../errors.ts';
 import { showGot } from '../wording.ts';
+import { readPlan } from './arguments.ts';
 
 const DEFAULT_ADMIN = 'http://127.0.0.1:9090';
 
@@ -26,36 +27,13 @@ const TIMEOUT_MS = 10_000;
 
 /** @returns exit code: 0 decided, 1 refused or unreachable, 2 wrong usage */
 export async function runExplain(args: readonly string[], io: ExplainIo): Promise<number> {
+  const asked = readPlan('explain', HELP, io, () => readArguments(args));
+  if (asked.kind === 'exit') return asked.code;
+  const { file, path, url } = asked.plan;
   const wrong = (what: string): number => {
     io.stderr(`warmpath explain: ${what}`);
     return 2;
   };
-  let options;
-  try {
-    options = parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        admin: { type: 'string', default: DEFAULT_ADMIN },
-        path: { type: 'string', default: '/v1/chat/completions' },
-        help: { type: 'boolean', short: 'h' },
-      },
-    });
-  } catch (error) {
-    return wrong(errorText(error));
-  }
-  const { values, positionals } = options;
-  if (values.help) {
-    io.stdout(HELP);
-    return 0;
-  }
-  const [file, ...more] = positionals;
-  if (file === undefined || more.length > 0) {
-    return wrong(`expected one file with the request body, or - for the standard input, got ${positionals.length}`);
-  }
-  if (!values.path.startsWith('/')) return wrong(`--path must begin with /, got ${showGot(values.path)}`);
-  const url = adminUrl(values.admin);
-  if (url === null) return wrong(`--admin must be http://HOST:PORT, got ${showGot(values.admin)}`);
   let body: string;
   try {
     body = file === '-' ? await textOf(io.stdin) : readFileSync(file, 'utf8');
@@ -69,7 +47,7 @@ export async function runExplain(args: readonly string[], io: ExplainIo): Promis
       `${file === '-' ? 'the standard input' : file} must hold JSON, the body of a request: ${errorText(error)}`,
     );
   }
-  return ask(url, { path: values.path, headers: {}, body }, io);
+  return ask(url, { path, headers: {}, body }, io);
 }
 
 async function ask(url: URL, question: object, io: ExplainIo): Promise<number> {
@@ -97,6 +75,30 @@ async function ask(url: URL, question: object, io: ExplainIo): Promise<number> {
     return failed(`${url.origin} is not the admin port of a Warmpath: it answers ${answer.status} without JSON`);
   }
   return answer.ok ? 0 : 1;
+}
+
+type Plan = { readonly file: string; readonly path: string; readonly url: URL };
+
+function readArguments(args: readonly string[]): Plan | 'help' {
+  const { values, positionals } = parseArgs({
+    args: [...args],
+    allowPositionals: true,
+    options: {
+      admin: { type: 'string', default: DEFAULT_ADMIN },
+      path: { type: 'string', default: '/v1/chat/completions' },
+      help: { type: 'boolean', short: 'h' },
+    },
+  });
+  if (values.help) return 'help';
+  const [file, ...more] = positionals;
+  if (file === undefined || more.length > 0) {
+    throw new Error(`expected one file with the request body, or - for the standard input, got ${positionals.length}`);
+  }
+  const { path, admin } = values;
+  if (!path.startsWith('/')) throw new Error(`--path must begin with /, got ${showGot(path)}`);
+  const url = adminUrl(admin);
+  if (url === null) throw new Error(`--admin must be http://HOST:PORT, got ${showGot(admin)}`);
+  return { file, path, url };
 }
 
 /** `HOST:PORT` stands for `http://HOST:PORT`. */

@@ -11,7 +11,7 @@ import { svgPlot } from '../replay/svg-plot.ts';
 import { syntheticWorkload, WORKLOAD_NAMES } from '../replay/synthetic-workloads.ts';
 import { polynomialTiming, simpleTiming, TIMING_NAMES, type TimingName } from '../replay/timing.ts';
 import { readMooncakeTrace, TRACE_BLOCK_TOKENS, type Workload } from '../replay/workload.ts';
-import { integer, number, oneOf, positive } from './arguments.ts';
+import { integer, number, oneOf, positive, readPlan } from './arguments.ts';
 
 export type ReplayIo = {
   stdout(line: string): void;
@@ -59,17 +59,9 @@ type Plan = {
 
 /** @returns exit code: 0 done, 1 a file could not be read or written, 2 wrong usage or a trace that does not parse */
 export async function runReplay(args: readonly string[], io: ReplayIo): Promise<number> {
-  let plan: Plan | 'help';
-  try {
-    plan = readArguments(args);
-  } catch (error) {
-    io.stderr(`warmpath replay: ${errorText(error)}`);
-    return 2;
-  }
-  if (plan === 'help') {
-    io.stdout(HELP);
-    return 0;
-  }
+  const asked = readPlan('replay', HELP, io, () => readArguments(args));
+  if (asked.kind === 'exit') return asked.code;
+  const { plan } = asked;
   try {
     await run(plan, io);
     return 0;

@@ -8,7 +8,7 @@ import {
   type SimulatedPod,
   type SimulatedPodAddresses,
 } from '../simulator/simulated-pod.ts';
-import { aborted, integer, oneOf, positive } from './arguments.ts';
+import { aborted, integer, oneOf, positive, readPlan } from './arguments.ts';
 
 export type SimulateVllmIo = {
   stdout(line: string): void;
@@ -60,17 +60,9 @@ type Plan = { readonly pods: readonly NonNullable<PodOptions>[]; readonly output
 
 /** @returns exit code: 0 ended by the signal, 1 could not start, 2 wrong usage */
 export async function runSimulateVllm(args: readonly string[], io: SimulateVllmIo): Promise<number> {
-  let plan: Plan | 'help';
-  try {
-    plan = readArguments(args);
-  } catch (error) {
-    io.stderr(`warmpath simulate-vllm: ${errorText(error)}`);
-    return 2;
-  }
-  if (plan === 'help') {
-    io.stdout(HELP);
-    return 0;
-  }
+  const asked = readPlan('simulate-vllm', HELP, io, () => readArguments(args));
+  if (asked.kind === 'exit') return asked.code;
+  const { plan } = asked;
   const started: SimulatedPod[] = [];
   try {
     const ready: string[] = [];
