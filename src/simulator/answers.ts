@@ -34,6 +34,14 @@ type Sample = {
   cachedTokens: number;
 };
 
+type Answering = {
+  readonly request: GenerationRequest;
+  readonly samples: readonly Sample[];
+  readonly head: AnswerHead;
+  readonly options: AnswerOptions;
+  readonly response: ServerResponse;
+};
+
 /** @param id of the answer; the engine's requests derive theirs from it */
 export function answer(
   deps: { readonly engine: Engine; readonly clock: Clock },
@@ -52,7 +60,7 @@ export function answer(
     })),
   );
   const head = { id, created: Math.floor(clock.unixMs() / 1000), model: request.model };
-  const writer = writerOf(request, samples, head, options, response);
+  const writer = writerOf({ request, samples, head, options, response });
 
   let nOpen = samples.length;
   response.once('close', () => {
@@ -91,30 +99,17 @@ function answerKeyOf(request: GenerationRequest, promptTokenIds: readonly number
 
 const FORMS = { responses: responsesWriter, messages: messagesWriter, generate: generateWriter } as const;
 
-function writerOf(
-  request: GenerationRequest,
-  samples: readonly Sample[],
-  head: AnswerHead,
-  options: AnswerOptions,
-  response: ServerResponse,
-): AnswerWriter {
+function writerOf(answering: Answering): AnswerWriter {
+  const { request, samples, head, options, response } = answering;
   if (request.api !== 'chat' && request.api !== 'completions') {
     const counts = (): Counts => countsOf(request, samples, options);
     const usage = (): object => usageOf(request, samples, options);
     return FORMS[request.api]({ request, samples, head, counts, usage, response });
   }
-  return request.delivery === 'stream'
-    ? streamWriter(request, samples, head, options, response)
-    : wholeWriter(request, samples, head, options, response);
+  return request.delivery === 'stream' ? streamWriter(answering) : wholeWriter(answering);
 }
 
-function wholeWriter(
-  request: GenerationRequest,
-  samples: readonly Sample[],
-  head: AnswerHead,
-  options: AnswerOptions,
-  response: ServerResponse,
-): AnswerWriter {
+function wholeWriter({ request, samples, head, options, response }: Answering): AnswerWriter {
   return {
     token: () => undefined,
     end() {
@@ -138,13 +133,7 @@ function wholeChoice(request: GenerationRequest, sample: Sample): object {
   return { ...common, text: request.echo === 'prompt' ? decodeTokens(promptIds) + text : text };
 }
 
-function streamWriter(
-  request: GenerationRequest,
-  samples: readonly Sample[],
-  head: AnswerHead,
-  options: AnswerOptions,
-  response: ServerResponse,
-): AnswerWriter {
+function streamWriter({ request, samples, head, options, response }: Answering): AnswerWriter {
   const object = request.api === 'chat' ? 'chat.completion.chunk' : 'text_completion';
   const send = (choices: readonly object[], usage: object | undefined): void => {
     response.write(`data: ${JSON.stringify({ ...head, object, choices, usage })}\n\n`);
