@@ -40,10 +40,6 @@ export class MsgpackReader {
     return this.bytes[this.pos]!;
   }
 
-  isNil(): boolean {
-    return this.peek() === 0xc0;
-  }
-
   /** @returns number of elements, −1 when the next value is no array (and nothing is read) */
   arrayHeader(): number {
     const tag = this.peek();

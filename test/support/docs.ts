@@ -43,7 +43,7 @@ export function alerts(): readonly Alert[] {
 function withAlerts(page: string): string {
   const rows = alerts().map(({ alert, expr, for: held, annotations }) => {
     const promql = expr.replaceAll('|', '\\|');
-    return `| \`${alert}\` | ${annotations.summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, 'a $1')} | \`${promql}\` for ${held} |`;
+    return `| \`${alert}\` | ${annotations.summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, '`$1`')} | \`${promql}\` for ${held} |`;
   });
   const table = ['| alert | means | PromQL |', '|---|---|---|', ...rows].join('\n');
   return page.replace(/<!-- alerts -->[^]*<!-- \/alerts -->/, `<!-- alerts -->\n${table}\n<!-- /alerts -->`);
