@@ -21,6 +21,8 @@ type Command = {
   readonly summary: string;
   /** Loaded on demand: each command pays only for what it uses. Resolves to the exit code. */
   run(args: readonly string[], io: Io): Promise<number>;
+  /** Computes all the time and would not come to hear of a signal: one ends it at once, as by default. */
+  readonly isDeaf?: true;
 };
 
 const COMMANDS: Readonly<Record<string, Command>> = {
@@ -43,6 +45,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   replay: {
     summary: 'a trace over simulated engines, several policies side by side, in virtual time',
     run: async (args, io) => (await import('./cli/replay.ts')).runReplay(args, io),
+    isDeaf: true,
   },
   doctor: {
     summary: 'ask every endpoint what works and what does not, and say what to change',
@@ -66,7 +69,7 @@ function usage(): string {
 
 async function main(): Promise<number> {
   const [name, ...args] = process.argv.slice(2);
-  const io = processIo();
+  const { io, hearSignals } = processIo();
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     (name === undefined ? io.stderr : io.stdout)(usage());
     return name === undefined ? 2 : 0;
@@ -83,24 +86,23 @@ async function main(): Promise<number> {
     io.stderr(`warmpath: unknown command ${JSON.stringify(name)}${meant}; commands are ${known.join(', ')}`);
     return 2;
   }
+  if (command.isDeaf !== true) hearSignals();
   return command.run(args, io);
 }
 
-function processIo(): Io {
+function processIo(): { readonly io: Io; hearSignals(): void } {
   const first = new AbortController();
   const second = new AbortController();
   const onSignal = (): void => {
     if (first.signal.aborted) second.abort();
     else first.abort();
   };
-  process.on('SIGINT', onSignal);
-  process.on('SIGTERM', onSignal);
   // A reader that went away (`| head`) is no failure of ours: whatever runs ends in order.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error;
     first.abort();
   });
-  return {
+  const io: Io = {
     stdout: (line) => void process.stdout.write(`${line}\n`),
     stderr: (line) => void process.stderr.write(`${line}\n`),
     stdin: process.stdin,
@@ -110,6 +112,7 @@ function processIo(): Io {
     hurry: second.signal,
     surviveRejections: (onRejection) => void process.on('unhandledRejection', onRejection),
   };
+  return { io, hearSignals: () => ['SIGINT', 'SIGTERM'].forEach((name) => process.on(name, onSignal)) };
 }
 
 /** Pipes are asynchronous: leave only when everything written has gone out. */

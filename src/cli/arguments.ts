@@ -1,5 +1,7 @@
 /** What a command is asked to do, values of its options, and what every command that runs on waits for. */
+import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { errorText } from '../errors.ts';
+import { nearestName } from '../wording.ts';
 
 export type Asked<T> =
   | { readonly kind: 'plan'; readonly plan: T }
@@ -22,6 +24,20 @@ export function readPlan<T extends object>(
   }
   io.stdout(help);
   return { kind: 'exit', code: 0 };
+}
+
+/** `parseArgs`, with what was probably meant. @throws Error with the words of a mistake */
+export function parseOptions<T extends ParseArgsConfig>(config: T): ReturnType<typeof parseArgs<T>> {
+  try {
+    return parseArgs(config);
+  } catch (error) {
+    const unknown = /^Unknown option '([^']*)'/.exec(errorText(error))?.[1];
+    if (unknown === undefined) throw error;
+    const known = Object.keys(config.options ?? {}).map((name) => `--${name}`);
+    const nearest = nearestName(unknown, known);
+    const meant = nearest === null ? `expected some of ${known.join(', ')}` : `the nearest known one is ${nearest}`;
+    throw new Error(`unknown option "${unknown}", ${meant}`);
+  }
 }
 
 /** @throws Error with the words of a mistake, as the others here */

@@ -1,10 +1,9 @@
 /** `warmpath demo`: arguments in, table or JSON out. What happens in between is demo/demo.ts. */
-import { parseArgs } from 'node:util';
 import { demo, type DemoAddresses } from '../demo/demo.ts';
 import { findEnvoy, type EnvoyBinary } from '../demo/envoy-binary.ts';
 import { reportJson, reportTable, type DemoReport } from '../demo/report.ts';
 import { errorText, WarmpathError } from '../errors.ts';
-import { aborted, integer, readPlan } from './arguments.ts';
+import { aborted, integer, parseOptions, readPlan } from './arguments.ts';
 
 const HELP = `usage: warmpath demo [options]
 
@@ -96,7 +95,7 @@ function keptLines({ listener, admin, pods }: DemoAddresses): string {
 }
 
 function readArguments(args: readonly string[]): Arguments | 'help' {
-  const { values } = parseArgs({
+  const { values } = parseOptions({
     args: [...args],
     options: {
       pods: { type: 'string', default: '4' },

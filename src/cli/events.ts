@@ -1,6 +1,5 @@
 /** `warmpath events`: KV events as JSON lines, live from a publisher or decoded from one payload. Trusts and stores nothing. */
 import { open } from 'node:fs/promises';
-import { parseArgs } from 'node:util';
 import { systemClock } from '../clock.ts';
 import { WarmpathError, errorText } from '../errors.ts';
 import { createKvEventDecoder, DEFAULT_DECODE_LIMITS } from '../kvevents/decode.ts';
@@ -10,7 +9,7 @@ import type { ApplyOutcome } from '../kvevents/event-stream.ts';
 import { createRedials } from '../kvevents/redials.ts';
 import { createReplayPermits } from '../kvevents/replay-permits.ts';
 import { createZmtp } from '../kvevents/zmtp.ts';
-import { aborted, readPlan } from './arguments.ts';
+import { aborted, parseOptions, readPlan } from './arguments.ts';
 
 const HELP = `usage: warmpath events ENDPOINT [--replay ENDPOINT] [--tokens]
        warmpath events --decode FILE|- [--tokens]
@@ -51,7 +50,7 @@ type Plan = { readonly tokens: TokenOutput } & (
 );
 
 function readArguments(args: readonly string[]): Plan | 'help' {
-  const { values, positionals } = parseArgs({
+  const { values, positionals } = parseOptions({
     args: [...args],
     allowPositionals: true,
     options: {

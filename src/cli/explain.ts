@@ -1,9 +1,8 @@
 /** `warmpath explain`: asks a running Warmpath where a request would go, and prints its answer. */
 import { readFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
 import { errorText } from '../errors.ts';
 import { showGot } from '../wording.ts';
-import { readPlan } from './arguments.ts';
+import { parseOptions, readPlan } from './arguments.ts';
 
 const DEFAULT_ADMIN = 'http://127.0.0.1:9090';
 
@@ -80,7 +79,7 @@ async function ask(url: URL, question: object, io: ExplainIo): Promise<number> {
 type Plan = { readonly file: string; readonly path: string; readonly url: URL };
 
 function readArguments(args: readonly string[]): Plan | 'help' {
-  const { values, positionals } = parseArgs({
+  const { values, positionals } = parseOptions({
     args: [...args],
     allowPositionals: true,
     options: {

@@ -1,5 +1,4 @@
 /** `--config FILE --set key=value --help`, the same for every command that needs the whole configuration. */
-import { parseArgs } from 'node:util';
 import { loadConfig, type Config, type ConfigInput, type ConfigKey, type Where } from '../config.ts';
 import type { ParsedList } from '../endpoints/endpoint-list.ts';
 import { parseFile, parseInline } from '../endpoints/static-endpoints.ts';
@@ -7,6 +6,7 @@ import { errorText } from '../errors.ts';
 import type { FileText } from '../file-follower.ts';
 import { parseSeedFile } from '../load/engine-seed-file.ts';
 import { showGot } from '../wording.ts';
+import { parseOptions } from './arguments.ts';
 
 export type OptionsIo = {
   stdout(line: string): void;
@@ -48,7 +48,7 @@ export function loadOptions(
   let values: { config?: string; set?: string[]; help?: boolean };
   let given: ReadonlySet<string>;
   try {
-    const parsed = parseArgs({
+    const parsed = parseOptions({
       args: [...args],
       options: {
         config: { type: 'string' },

@@ -2,7 +2,6 @@
 import { createReadStream } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
-import { parseArgs } from 'node:util';
 import { errorText, WarmpathError } from '../errors.ts';
 import { ORACLE_POLICY, OWN_POLICY, POLICIES } from '../replay/policies/policies.ts';
 import { replay, type Crash, type RouterDeath, type ScaleOut, type Scenario } from '../replay/replay.ts';
@@ -11,7 +10,7 @@ import { svgPlot } from '../replay/svg-plot.ts';
 import { syntheticWorkload, WORKLOAD_NAMES } from '../replay/synthetic-workloads.ts';
 import { polynomialTiming, simpleTiming, TIMING_NAMES, type TimingName } from '../replay/timing.ts';
 import { readMooncakeTrace, TRACE_BLOCK_TOKENS, type Workload } from '../replay/workload.ts';
-import { integer, number, oneOf, positive, readPlan } from './arguments.ts';
+import { integer, number, oneOf, parseOptions, positive, readPlan } from './arguments.ts';
 
 export type ReplayIo = {
   stdout(line: string): void;
@@ -104,8 +103,19 @@ async function loadWorkload({ source, nRequests, scenario }: Plan): Promise<Work
   }
 }
 
+/** Engines' metrics are read all the time, so that a trace of years would be replayed for hours. */
+const MAX_DAYS = 366;
+const DAY_MS = 24 * 3_600_000;
+
 /** A request larger than a whole cache would wait for ever. */
-function checkFits(workload: Workload, { timing, cacheBlocks }: Scenario): void {
+function checkFits(workload: Workload, { timing, cacheBlocks, speed }: Scenario): void {
+  const days = workload.requests.at(-1)!.arrivalMs / speed / DAY_MS;
+  if (days > MAX_DAYS) {
+    throw new WarmpathError(
+      'usage_invalid',
+      `${workload.name} at --speed ${speed} lasts ${Math.ceil(days)} days, limit ${MAX_DAYS}: do its timestamps begin at 0?`,
+    );
+  }
   if (timing.holds === 'prefill') return;
   const most = (cacheBlocks - 1) * timing.blockTokens;
   const tooLong = workload.requests.find(({ promptTokens, outputTokens }) => promptTokens + outputTokens > most);
@@ -172,7 +182,7 @@ function tableLines(title: string, rows: readonly { policy: string; summary: Sum
 }
 
 function readArguments(args: readonly string[]): Plan | 'help' {
-  const { values, positionals } = parseArgs({
+  const { values, positionals } = parseOptions({
     args: [...args],
     allowPositionals: true,
     options: {
@@ -221,8 +231,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       speed: positive('--speed', values.speed),
       eventDelayMs: number('--event-delay-ms', values['event-delay-ms'], 0, 3_600_000),
       eventLoss: number('--event-loss', values['event-loss'], 0, 1),
-      crashes: values.crash.map((text) => crash(text, engineSpeeds.length)),
-      scaleOuts: values['scale-out'].map(scaleOut),
+      ...fleetFaults(values.crash, values['scale-out'], engineSpeeds.length),
       replicas: integer('--replicas', values.replicas, 1, 64),
       routerDeaths: routerDeaths(values['router-death']),
       seed: integer('--seed', values.seed, 0, 2 ** 31),
@@ -270,13 +279,41 @@ function crash(text: string, nEngines: number): Crash {
   if (!match) throw new Error(`--crash must be ENGINE@SECOND or ENGINE@SECOND-SECOND, got "${text}"`);
   const engine = Number(match[1]);
   if (engine >= nEngines) throw new Error(`--crash names engine ${engine}, expected 0 to ${nEngines - 1}`);
-  if (nEngines === 1 && match[3] === undefined)
-    throw new Error('--crash would leave no engine; say when it comes back');
   const restartAtMs = match[3] === undefined ? null : 1000 * Number(match[3]);
   if (restartAtMs !== null && restartAtMs <= 1000 * Number(match[2])) {
     throw new Error(`--crash must come back after it goes, got "${text}"`);
   }
   return { engine, atMs: 1000 * Number(match[2]), restartAtMs };
+}
+
+/** A request always has an engine to go to. */
+function fleetFaults(
+  crashTexts: readonly string[],
+  scaleOutTexts: readonly string[],
+  nEngines: number,
+): Pick<Scenario, 'crashes' | 'scaleOuts'> {
+  const backAtMs = new Map<number, number>();
+  const crashes = crashTexts.map((text) => {
+    const one = crash(text, nEngines);
+    if (one.atMs < (backAtMs.get(one.engine) ?? 0)) {
+      throw new Error(`--crash of an engine must be in order, each after it is back, got "${text}"`);
+    }
+    backAtMs.set(one.engine, one.restartAtMs ?? Infinity);
+    return one;
+  });
+  const scaleOuts = scaleOutTexts.map(scaleOut);
+  // In the order in which a replay applies what happens at the same moment.
+  const changes = crashes.flatMap(({ atMs, restartAtMs }) => [
+    { atMs, engines: -1 },
+    ...(restartAtMs === null ? [] : [{ atMs: restartAtMs, engines: 1 }]),
+  ]);
+  changes.push(...scaleOuts);
+  let nAlive = nEngines;
+  for (const { atMs, engines } of changes.sort((a, b) => a.atMs - b.atMs)) {
+    nAlive += engines;
+    if (nAlive <= 0) throw new Error(`--crash must leave an engine, got none from second ${atMs / 1000} on`);
+  }
+  return { crashes, scaleOuts };
 }
 
 /** What Envoy needs to see it with the health checks of `envoy/`. */
@@ -294,7 +331,7 @@ function routerDeaths(texts: readonly string[]): RouterDeath[] {
     }
     freeFromMs = backAtMs ?? Infinity;
     if (freeFromMs < atMs + UNNOTICED_MS) {
-      throw new Error(`--router-death must last ${UNNOTICED_MS / 1000} s, until it is noticed, got "${text}"`);
+      throw new Error(`--router-death must last at least ${UNNOTICED_MS / 1000} s, until it is noticed, got "${text}"`);
     }
     return { atMs, unnoticedMs: UNNOTICED_MS, backAtMs };
   });
@@ -303,5 +340,5 @@ function routerDeaths(texts: readonly string[]): RouterDeath[] {
 function scaleOut(text: string): ScaleOut {
   const match = /^(\d+)@(\d+(?:\.\d+)?)$/.exec(text);
   if (!match) throw new Error(`--scale-out must be ENGINES@SECOND, got "${text}"`);
-  return { engines: integer('--scale-out', match[1]!, 1, 1000), atMs: 1000 * Number(match[2]) };
+  return { engines: integer('--scale-out ENGINES', match[1]!, 1, 1000), atMs: 1000 * Number(match[2]) };
 }

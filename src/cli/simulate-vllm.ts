@@ -1,6 +1,5 @@
 /** `warmpath simulate-vllm`: simulated vLLM pods on this machine until a signal ends them. */
 import { isIP, isIPv4 } from 'node:net';
-import { parseArgs } from 'node:util';
 import { errorText } from '../errors.ts';
 import {
   createSimulatedPod,
@@ -8,7 +7,7 @@ import {
   type SimulatedPod,
   type SimulatedPodAddresses,
 } from '../simulator/simulated-pod.ts';
-import { aborted, integer, oneOf, positive, readPlan } from './arguments.ts';
+import { aborted, integer, oneOf, parseOptions, positive, readPlan } from './arguments.ts';
 
 export type SimulateVllmIo = {
   stdout(line: string): void;
@@ -85,7 +84,7 @@ export async function runSimulateVllm(args: readonly string[], io: SimulateVllmI
 }
 
 function readArguments(args: readonly string[]): Plan | 'help' {
-  const { values } = parseArgs({
+  const { values } = parseOptions({
     args: [...args],
     options: {
       help: { type: 'boolean', short: 'h' },

@@ -37,6 +37,17 @@ function running(nodeArgs: readonly string[], args: readonly string[]) {
   return { child, exit, says, line };
 }
 
+describe('warmpath replay as a process', () => {
+  test('one signal ends it though it computes all the time', async () => {
+    const { child, exit, says } = warmpath(
+      ...['replay', '--workload', 'chat', '--requests', '50000', '--json', '--policies', 'random,prefix-cache,oracle'],
+    );
+    await says('"random"');
+    child.kill('SIGTERM');
+    expect(await exit).toMatchObject({ code: null, signal: 'SIGTERM', stderr: '' });
+  });
+});
+
 describe('warmpath serve as a process', () => {
   test('one signal drains and ends with 0', async () => {
     const { child, exit, says } = warmpath('serve', ...LISTEN, '--set', ENDPOINTS, '--set', 'server.drainDelayMs=0');

@@ -865,7 +865,7 @@ describe('warmpath simulate-vllm', () => {
       ['--data-parallel-size', '3', '--replay-port', '5559'],
       '--replay-port must leave 3 ports to --kv-port 5557, got 5559',
     ],
-    [['--what'], "Unknown option '--what'"],
+    [['--what'], 'unknown option "--what"'],
   ])('%j is wrong usage: exit 2 and what is wrong', async (args, message) => {
     const { out, err, exit } = await run(args);
     expect(await exit).toBe(2);

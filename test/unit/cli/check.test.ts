@@ -133,7 +133,7 @@ describe('a wrong one', () => {
   });
 
   test.each([
-    [['--bogus'], /^warmpath check: Unknown option '--bogus'/],
+    [['--bogus'], /^warmpath check: unknown option "--bogus", expected some of --config, --set, --help/],
     [['--config'], /^warmpath check: Option '--config <value>' argument missing/],
     [['file.yaml'], /^warmpath check: Unexpected argument 'file\.yaml'/],
   ])('%j is wrong usage; exit 2 and a hint', async (args, first) => {

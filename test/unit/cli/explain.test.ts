@@ -94,7 +94,7 @@ describe('what cannot be asked is told in one line', () => {
     ['no such file', () => [join(folder, 'gone')], /cannot read the request body: ENOENT/],
     ['no JSON', () => [join(folder, 'body.txt')], /body\.txt must hold JSON, the body of a request: /],
     ['no JSON on the standard input', () => ['-'], /: the standard input must hold JSON, the body of a request: /],
-    ['no such option', () => ['--nope'], /Unknown option '--nope'/],
+    ['no such option', () => ['--nope'], /unknown option "--nope", expected some of --admin, --path, --help$/],
   ])('%s', async (_, args, line) => {
     const { code, out, err } = await explain(args());
     expect([code, out, err]).toEqual([2, '', [expect.stringMatching(line)]]);

@@ -67,13 +67,45 @@ describe('what bad input gets', () => {
       ['--workload', 'chat', '--router-death', '9-30', '--router-death', '20'],
       /--router-death must be in order, each after the router is back, got "20"/,
     ],
-    [['--workload', 'chat', '--router-death', '9-10'], /--router-death must last 3 s, until it is noticed, got "9-10"/],
+    [
+      ['--workload', 'chat', '--router-death', '9-10'],
+      /--router-death must last at least 3 s, until it is noticed, got "9-10"/,
+    ],
     [['--workload', 'chat', '--crash', '9@5'], /--crash names engine 9, expected 0 to 7/],
-    [['--workload', 'chat', '--nonsense'], /--nonsense/],
+    [
+      ['--workload', 'chat', '--crash', '1@5-9', '--crash', '1@6-8'],
+      /--crash of an engine must be in order, each after it is back, got "1@6-8"/,
+    ],
+    [
+      ['--workload', 'chat', '--engines', '1', '--crash', '0@5-9'],
+      /--crash must leave an engine, got none from second 5 on/,
+    ],
+    [
+      ['--workload', 'chat', '--engines', '2', '--crash', '0@5-20', '--crash', '1@8-9', '--scale-out', '1@10'],
+      /--crash must leave an engine, got none from second 8 on/,
+    ],
+    [['--workload', 'chat', '--scale-out', '0@5'], /--scale-out ENGINES must be an integer from 1 to 1000, got "0"/],
+    [['--workload', 'chat', '--speed', '1e-300'], /chat at --speed 1e-300 lasts .* days, limit 366/],
+    [
+      ['--workload', 'chat', '--polices', 'random'],
+      /: unknown option "--polices", the nearest known one is --policies$/,
+    ],
+    [
+      ['--workload', 'chat', '--wholly-else'],
+      /: unknown option "--wholly-else", expected some of .*--policies, .*--json$/,
+    ],
   ])('%j is wrong usage, exit 2', async (args, message) => {
     const { code, stderr } = await replayed(...args);
     expect(code).toBe(2);
     expect(stderr[0]).toMatch(message);
+  });
+
+  test('times since 1970 in place of times since the start, which no replay would see the end of', async () => {
+    const { code, stderr } = await replayed(await aTrace(LINE.replace('0', '1700000000000')), '--policies', 'random');
+    expect([code, stderr]).toEqual([
+      2,
+      ['warmpath replay: trace.jsonl at --speed 1 lasts 19676 days, limit 366: do its timestamps begin at 0?'],
+    ]);
   });
 
   test('a file that is not there is no wrong usage: exit 1', async () => {
@@ -98,6 +130,13 @@ describe('what comes out', () => {
       'oracle (reads the future)',
     ]);
     expect(await readFile(svg, 'utf8')).toMatch(/^<svg[^]*prefix-cache[^]*<\/svg>\s*$/);
+  });
+
+  test('the last engine may die when others have come, and one that is back may die again', async () => {
+    const faults = ['--engines', '1', '--scale-out', '1@19', '--crash', '0@20-30', '--crash', '0@30.5-40'];
+    const { code, stdout, stderr } = await replayed(...SMALL, ...faults, '--json');
+    expect([code, stderr]).toEqual([0, []]);
+    for (const line of stdout) expect(JSON.parse(line)).toMatchObject({ unanswered: 0 });
   });
 
   test('the same for the same seed, faults and scale-out included', async () => {

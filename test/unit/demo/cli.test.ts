@@ -11,7 +11,7 @@ describe('warmpath demo', () => {
   test.each([
     [['--pods', '0'], '--pods must be an integer from 1 to 64, got "0"'],
     [['--seconds', 'long'], '--seconds must be an integer from 2 to 600, got "long"'],
-    [['--colour'], "Unknown option '--colour'"],
+    [['--colour'], 'unknown option "--colour"'],
     [['now'], 'now'],
   ])('with %j ends with code 2 and says why', async (args, message) => {
     const io = anIo();
