@@ -144,7 +144,9 @@ export function createExpectedLoad(
       const all = 1 + ratio;
       const arrivalsPerSecond = own.arrivalsPerSecond * all;
       const utilization = own.utilization * all;
-      return { ...own, requests, waitMs, unseenMs, unseenPrompts, arrivalsPerSecond, utilization };
+      const savableUtilization = own.savableUtilization * all;
+      const traffic = { arrivalsPerSecond, utilization, savableUtilization };
+      return { ...own, requests, waitMs, unseenMs, unseenPrompts, ...traffic };
     },
     asked(slot) {
       const { requests, waiting } = inFlight.load(slot);

@@ -27,6 +27,8 @@ export type Load = JoinedPass & {
   readonly arrivalsPerSecond: number;
   /** Part of the time of late that computing their prompts takes; above 1 more comes than can be served. */
   readonly utilization: number;
+  /** What of it went into tokens, which a cache could have saved: without what any prompt takes. */
+  readonly savableUtilization: number;
   /** Expected wait before a new request's prefill starts, milliseconds. */
   readonly waitMs: number;
   /** Prompts of others that come there about now without being seen, milliseconds of computing: 0 where one router sends. */
@@ -111,6 +113,8 @@ export type InFlightOptions = {
   readonly learning?: 'on' | 'off';
 };
 
+type Traffic = Pick<Load, 'arrivalsPerSecond' | 'utilization' | 'savableUtilization'>;
+
 type Prompt = {
   readonly uncachedTokens: number;
   readonly sentMs: number;
@@ -142,7 +146,9 @@ type SlotState = {
   arrivalsMs: number;
   /** Milliseconds of computing those requests ask for, weighed likewise. */
   workMs: number;
-  /** The same, unweighed. */
+  /** The part of it that is for tokens. */
+  tokensMs: number;
+  /** Milliseconds of computing sent there, unweighed. */
   sentMs: number;
   lastPass: Pass | null;
 };
@@ -169,6 +175,7 @@ const IDLE = {
   waiting: 0,
   arrivalsPerSecond: 0,
   utilization: 0,
+  savableUtilization: 0,
   waitMs: 0,
   ...NO_PASS,
   unseenMs: 0,
@@ -211,6 +218,7 @@ export function createInFlight(
         arrivals: 0,
         arrivalsMs: 0,
         workMs: 0,
+        tokensMs: 0,
         sentMs: 0,
         lastPass: null,
       };
@@ -219,12 +227,16 @@ export function createInFlight(
     return state;
   }
 
-  function traffic({ arrivals, arrivalsMs, workMs }: SlotState): Pick<Load, 'arrivalsPerSecond' | 'utilization'> {
+  function traffic({ arrivals, arrivalsMs, workMs, tokensMs }: SlotState): Traffic {
     const nowMs = clock.nowMs();
     const seenMs = nowMs - (firstMs ?? nowMs) + ARRIVALS_LEAST_MS;
     const weightMs = ARRIVALS_MEMORY_MS * (1 - Math.exp(-seenMs / ARRIVALS_MEMORY_MS));
     const perMs = faded(nowMs - arrivalsMs) / weightMs;
-    return { arrivalsPerSecond: 1000 * arrivals * perMs, utilization: workMs * perMs };
+    return {
+      arrivalsPerSecond: 1000 * arrivals * perMs,
+      utilization: workMs * perMs,
+      savableUtilization: tokensMs * perMs,
+    };
   }
 
   function leaveQueue(state: SlotState, prompt: Prompt, doneMs: number): void {
@@ -298,8 +310,10 @@ export function createInFlight(
       const fading = faded(nowMs - state.arrivalsMs);
       const { setupMs, msPerToken } = models.of(slot);
       state.arrivals = state.arrivals * fading + 1;
-      const workMs = setupMs + uncachedTokens * msPerToken;
+      const tokensMs = uncachedTokens * msPerToken;
+      const workMs = setupMs + tokensMs;
       state.workMs = state.workMs * fading + workMs;
+      state.tokensMs = state.tokensMs * fading + tokensMs;
       state.sentMs += workMs;
       burst.add(workMs, nowMs);
       const gain = promptTokensMean === 0 ? 1 : TYPICAL_GAIN;

@@ -66,7 +66,7 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   for (const { load, cachedTokens } of candidates) {
     arrivalsPerSecond += load.arrivalsPerSecond;
     waitMs += load.waitMs;
-    utilization += load.utilization / candidates.length;
+    utilization += load.savableUtilization / candidates.length;
     msPerToken += load.prefillMsPerToken / candidates.length;
     mostCached = Math.max(mostCached, cachedTokens);
   }
@@ -75,7 +75,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   const evictionCost = Math.min(MOST_EVICTION_COST, EVICTION_COST * utilization ** 2);
   const costsMs = candidates.map(({ load, cachedTokens }) => {
     const uncached = promptTokens - cachedTokens;
-    const computingMs = load.prefillSetupMs + uncached * load.prefillMsPerToken;
+    // A pass begins once for all that share it.
+    const setupMs = load.passPrompts > 0 ? 0 : load.prefillSetupMs;
+    const computingMs = setupMs + uncached * load.prefillMsPerToken;
     // A second copy of a prefix that several want serves all of them: each bears its part.
     const copied = mostCached - cachedTokens;
     const borne = uncached - copied + copied / (1 + sharers);

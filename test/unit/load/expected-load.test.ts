@@ -169,6 +169,7 @@ describe('load as a choice sees it', () => {
     // Half of the requests are the other's.
     expect(expected.of({ slot: ours! }).arrivalsPerSecond / own.arrivalsPerSecond).toBeCloseTo(2, 1);
     expect(expected.of({ slot: ours! }).utilization / own.utilization).toBeCloseTo(2, 1);
+    expect(expected.of({ slot: ours! }).savableUtilization / own.savableUtilization).toBeCloseTo(2, 1);
     expected.forget(theirs!);
     expect(expected.of({ slot: ours! })).toEqual(inFlight.load(ours!));
   });

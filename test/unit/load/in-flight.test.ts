@@ -41,6 +41,22 @@ describe('own load per endpoint', () => {
     expect(inFlight.load(0).waitMs).toBe(150);
   });
 
+  test('of the time spent on prompts only that for tokens could be saved by a cache', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    for (let i = 0; i < 3000; i++) {
+      const tokens = 100 + 200 * (i % 2);
+      const reservation = inFlight.reserve(0, tokens);
+      clock.advance(100 + tokens);
+      reservation.firstByte();
+      reservation.release();
+      clock.advance(100);
+    }
+    const { utilization, savableUtilization } = inFlight.load(0);
+    expect(utilization).toBeCloseTo(0.75, 1);
+    expect(savableUtilization).toBeCloseTo(0.5, 1);
+  });
+
   test('where streamed answers end without a first token ever seen, time drains the backlog', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);

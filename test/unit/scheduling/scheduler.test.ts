@@ -13,11 +13,14 @@ type Changes = {
   unseenPrompts?: number;
   passPrompts?: number;
   passRoomTokens?: number;
+  savableUtilization?: number;
+  setupMs?: number;
 };
 
 function aCandidate(n: number, changes: Changes = {}): Candidate {
   const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
   const { contextTokens = 0, unseenMs = 0, unseenPrompts = 0, passPrompts = 0, passRoomTokens = 0 } = changes;
+  const { savableUtilization = 0.4, setupMs = 0 } = changes;
   const load = {
     requests,
     tokens: 0,
@@ -26,12 +29,13 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
     waiting: 0,
     arrivalsPerSecond,
     utilization: 0.4,
+    savableUtilization,
     waitMs,
     unseenMs,
     unseenPrompts,
     passPrompts,
     passRoomTokens,
-    prefillSetupMs: 0,
+    prefillSetupMs: setupMs,
     prefillMsPerToken: msPerToken,
   };
   return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, load };
@@ -65,6 +69,22 @@ describe('the choice of an endpoint', () => {
     // Nothing to compute there, nobody is delayed.
     const warm = aCandidate(1, { ...shared, cachedTokens: 1600 });
     expect(choose([warm, aCandidate(2, { cachedTokens: 1600, waitMs: 250 })]).order).toEqual([0, 1]);
+  });
+
+  test('where a pass is to begin anyway, a prompt that joins it does not pay for its beginning', () => {
+    const joined = aCandidate(1, { setupMs: 100, waitMs: 250, passPrompts: 1, passRoomTokens: 0 });
+    expect(choose([joined, aCandidate(2, { setupMs: 100, waitMs: 200 })]).order).toEqual([0, 1]);
+    expect(choose([joined, aCandidate(2, { setupMs: 100, waitMs: 100 })]).order).toEqual([1, 0]);
+  });
+
+  test('a warm endpoint is waited for the longer, the more of the busy time a cache could save', () => {
+    const candidates = (savableUtilization: number): Candidate[] => [
+      aCandidate(1, { savableUtilization, cachedTokens: 1500, waitMs: 400 }),
+      aCandidate(2, { savableUtilization }),
+    ];
+    expect(choose(candidates(0.4)).order[0]).toBe(0);
+    // Just as busy, but with what every prompt takes.
+    expect(choose(candidates(0.05)).order[0]).toBe(1);
   });
 
   test('a prefix that many want at once is copied to an idle endpoint, one that nobody else wants is not', () => {

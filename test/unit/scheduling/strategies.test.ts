@@ -37,6 +37,7 @@ function anInput(endpoints: readonly Changes[], session: SessionHint | null = nu
       waiting: 0,
       arrivalsPerSecond: 0,
       utilization,
+      savableUtilization: utilization,
       waitMs,
       unseenMs: 0,
       unseenPrompts: 0,
