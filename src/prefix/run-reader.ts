@@ -42,6 +42,8 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
   /** The run read last, and a copy of its extents. */
   let runRead = 0;
   let copied = new Uint32Array(64 * 2);
+  /** Of a first run: the control word of every extent's owner, read with it. */
+  let copiedOwner = new Int32Array(64);
   let nCopied = 0;
   let previous = new Uint32Array(64);
   const lastOf = new Uint32Array(MAX_OWNERS);
@@ -60,6 +62,7 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
     const equal = countEqual(keys, words, run, 0, hashes, depth, Math.min(nBlocks - depth, length));
     if (copied.length < 2 * n) {
       copied = new Uint32Array(4 * n);
+      copiedOwner = new Int32Array(2 * n);
       previous = new Uint32Array(2 * n);
     }
     let at = lines === 0 ? record + OWN_EXTENT : lines * LINE_WORDS;
@@ -68,6 +71,8 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
       copied[i] = words[at]!;
       copied[i + 1] = words[at + 1]!;
     }
+    // While a run's extents stand still, none of its owners can have become another one under the same number.
+    if (depth === 0) for (let i = 0; i < n; i++) copiedOwner[i] = control[OWNERS + (copied[2 * i]! >>> 2)]!;
     nCopied = n;
     Atomics.store(fence, 0, 0);
     return Atomics.load(versions, record + VERSION) === version ? equal : -1;
@@ -86,7 +91,7 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
       if (local < start) continue;
       const stop = Math.min(copied[i + 1]! & 0xffff, equal);
       if (stop <= local) continue;
-      if (local === 0 && depth === 0 && !enter(owner, slots)) continue;
+      if (local === 0 && depth === 0 && !enter(owner, copiedOwner[i >> 1]!, slots)) continue;
       reach[owner] = depth + stop;
       if (stop === equal) isAnyLeft = true;
     }
@@ -95,8 +100,7 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
   }
 
   /** @returns whether the owner is wanted at all */
-  function enter(owner: number, slots: SlotMask | undefined): boolean {
-    const word = control[OWNERS + owner]!;
+  function enter(owner: number, word: number, slots: SlotMask | undefined): boolean {
     const slot = (word & 0xffff) - 1;
     if (slot < 0 || (slots !== undefined && ((slots[slot >>> 5]! >>> (slot & 31)) & 1) === 0)) return false;
     ownerWord[owner] = word;

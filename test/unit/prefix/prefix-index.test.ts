@@ -1,5 +1,5 @@
 import { Worker } from 'node:worker_threads';
-import { describe, expect, test } from '@jest/globals';
+import { describe, expect, jest, test } from '@jest/globals';
 import type { BlockHashes } from '../../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
@@ -278,5 +278,51 @@ describe('another thread', () => {
         held.map((n, slot) => (slot === at ? n : Math.min(n, 60))),
       );
     }
+  });
+
+  test('an owner that gets the number of another one between two reads is not credited with its blocks', () => {
+    const chain = chainOf(40, 1);
+    /** The look-up's atomic operation after which the writer comes; undefined = it had fewer. */
+    const matchedWhenDisturbed = (after: number): readonly number[] | undefined => {
+      const { writer, reader } = open();
+      const first = writer.openOwner(3);
+      store(writer, first, chain);
+      let nOperations = 0;
+      const disturb = (): void => {
+        if (++nOperations !== after) return;
+        writer.retireOwner(first);
+        for (let next: IndexOwner | null = null; next !== first;) {
+          if (next !== null) writer.retireOwner(next);
+          writer.sweep(1000);
+          next = writer.openOwner(5);
+        }
+      };
+      const { load, store: write } = Atomics;
+      const spies = [
+        jest.spyOn(Atomics, 'load').mockImplementation(((...args: Parameters<typeof load>) => {
+          const value = load(...args);
+          disturb();
+          return value;
+        }) as typeof load),
+        jest.spyOn(Atomics, 'store').mockImplementation(((...args: Parameters<typeof write>) => {
+          const value = write(...args);
+          disturb();
+          return value;
+        }) as typeof write),
+      ];
+      try {
+        const match = reader.longestMatch(chain);
+        return nOperations < after ? undefined : [match.blocks(3), match.blocks(5)];
+      } finally {
+        for (const spy of spies) spy.mockRestore();
+      }
+    };
+    let nDisturbed = 0;
+    for (let found = matchedWhenDisturbed(1); found !== undefined; found = matchedWhenDisturbed(nDisturbed + 1)) {
+      // Nothing is known of the first owner any more, and the other one has announced nothing.
+      expect([nDisturbed, ...found]).toEqual([nDisturbed, 0, 0]);
+      nDisturbed++;
+    }
+    expect(nDisturbed).toBeGreaterThan(3);
   });
 });
