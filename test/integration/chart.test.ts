@@ -106,7 +106,7 @@ const MATRIX: Readonly<Record<string, Values>> = {
     extraVolumes: [{ name: 'more', emptyDir: {} }],
     extraVolumeMounts: [{ name: 'more', mountPath: '/more' }],
     podAnnotations: { 'example.com/a': 'b' },
-    podLabels: { team: 'llm' },
+    podLabels: { team: 'llm', cost: 'picker' },
     commonLabels: { cost: 'shared' },
     serviceAccount: { name: 'theirs', annotations: { 'example.com/role': 'r' } },
     service: { headless: true, annotations: { 'example.com/a': 'b' } },
@@ -633,6 +633,32 @@ describe('a mistake in the values', () => {
       'a standby of the picker of a pool that is there',
       { inferencePool: { name: 'theirs' }, tls: { mode: 'selfSigned' }, standby: { enabled: true } },
       /standby\.enabled and inferencePool exclude each other/,
+    ],
+    [
+      'a name that no object can have',
+      { nameOverride: 'My_Picker' },
+      /names must begin with a lower-case letter .*, got warmpath-My_Picker from/,
+    ],
+    ['a name that no Service can have', { fullnameOverride: '1st' }, /names must begin with .*, got 1st from/],
+    [
+      'a label of the selectors for every object',
+      { commonLabels: { 'app.kubernetes.io/name': 'x' } },
+      /must not have app\.kubernetes\.io\/name: selectors are made of it/,
+    ],
+    [
+      'a label of the selectors for pods',
+      { podLabels: { 'app.kubernetes.io/instance': 'x' } },
+      /must not have app\.kubernetes\.io\/instance: selectors are made of it/,
+    ],
+    [
+      'a label that every object has',
+      { commonLabels: { 'helm.sh/chart': 'x' } },
+      /commonLabels must not have helm\.sh\/chart: every object has it already/,
+    ],
+    [
+      'more replicas at least than at most',
+      { autoscaling: { enabled: true, minReplicas: 9, maxReplicas: 2 } },
+      /minReplicas must be at most autoscaling\.maxReplicas, got 9 and 2/,
     ],
     [
       'mutual TLS behind Envoy Gateway',

@@ -35,10 +35,7 @@ spec:
     metadata:
       labels:
         {{- $selectorLabels | nindent 8 }}
-        {{- with .Values.commonLabels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-        {{- with .Values.podLabels }}
+        {{- with merge (dict) .Values.podLabels .Values.commonLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       annotations:

@@ -204,6 +204,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Mistakes that no schema sees, told before anything is rendered. */}}
 {{- define "warmpath.validate" -}}
+{{- $name := include "warmpath.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "names must begin with a lower-case letter and go on with such letters, digits and -, got %s from fullnameOverride, else nameOverride and the release's name" $name) -}}
+{{- end -}}
+{{- range $key := concat (keys .Values.commonLabels) (keys .Values.podLabels) -}}
+{{- if has $key (list "app.kubernetes.io/name" "app.kubernetes.io/instance") -}}
+{{- fail (printf "commonLabels and podLabels must not have %s: selectors are made of it (nameOverride changes the name)" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key := keys .Values.commonLabels -}}
+{{- if has $key (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- fail (printf "commonLabels must not have %s: every object has it already" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- fail (printf "autoscaling.minReplicas must be at most autoscaling.maxReplicas, got %d and %d" (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- end -}}
 {{- if and .Values.inferencePool.create (not .Values.pods.matchLabels) -}}
 {{- fail "inferencePool.create needs pods.matchLabels: a pool selects by labels with values, got none" -}}
 {{- end -}}
