@@ -670,6 +670,26 @@ describe('a mistake in the values', () => {
   });
 });
 
+describe('alerts and dashboard', () => {
+  // With a ServiceMonitor the job is the name of the Service.
+  test.each([
+    ['the usual name', {}, '.*warmpath.*'],
+    ['a name of your own', { fullnameOverride: 'picker' }, '.*(warmpath|picker).*'],
+  ])('ask for the jobs that replicas with %s are', async (_, names, jobs) => {
+    const monitored = { serviceMonitor: { enabled: true }, alerts: { enabled: true }, dashboard: { enabled: true } };
+    const manifests = await helm.template({ ...names, ...monitored });
+    const rule = find<object>(manifests, 'PrometheusRule');
+    const dashboard = manifests.find(
+      ({ kind, metadata }) => kind === 'ConfigMap' && metadata.name.endsWith('dashboard'),
+    );
+    for (const text of [JSON.stringify(rule), JSON.stringify(dashboard)]) {
+      const asked = [...text.matchAll(/job=~\\+"([^\\"]+)\\+"/g)].map((match) => match[1]);
+      expect(new Set(asked)).toEqual(new Set([jobs]));
+      expect(find<object>(manifests, 'Service').metadata.name).toMatch(new RegExp(`^${jobs}$`));
+    }
+  });
+});
+
 describe('the Role', () => {
   /** Runs discovery with the rendered configuration against an API server that grants what the rendered Role grants. */
   async function discover(

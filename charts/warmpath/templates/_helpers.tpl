@@ -90,6 +90,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* A file that asks for Prometheus' jobs of Warmpath, with the name these have here: (dict "root" . "file" "files/alerts.yaml") */}}
+{{- define "warmpath.monitoringFile" -}}
+{{- $name := include "warmpath.fullname" .root -}}
+{{- $jobs := ternary ".*warmpath.*" (printf ".*(warmpath|%s).*" $name) (contains "warmpath" $name) -}}
+{{- .root.Files.Get .file | replace ".*warmpath.*" $jobs -}}
+{{- end }}
+
 {{- define "warmpath.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "warmpath.fullname" .) .Values.serviceAccount.name -}}
