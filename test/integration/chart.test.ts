@@ -38,6 +38,8 @@ const MATRIX: Readonly<Record<string, Values>> = {
     inferencePool: { create: true, name: 'pool', targetPorts: [1, 2, 3, 4, 5, 6, 7, 8], failureMode: 'FailClose' },
   },
   'an InferencePool that is there': { inferencePool: { name: 'theirs' }, tls: { mode: 'secret', secretName: 'tls' } },
+  'an InferencePool by its key': { config: { discovery: { kubernetes: { inferencePool: 'theirs' } } } },
+  'a namespace by its key': { config: { discovery: { kubernetes: { namespace: 'models' } } } },
   'TLS by cert-manager': {
     ...THREE,
     tls: { mode: 'certManager', certManager: { issuerRef: { name: 'ca', kind: 'ClusterIssuer' } } },
@@ -661,6 +663,11 @@ describe('a mistake in the values', () => {
       /minReplicas must be at most autoscaling\.maxReplicas, got 9 and 2/,
     ],
     [
+      'a standby of the picker of a pool that its key names',
+      { config: { discovery: { kubernetes: { inferencePool: 'theirs' } } }, standby: { enabled: true } },
+      /standby\.enabled and inferencePool exclude each other/,
+    ],
+    [
       'mutual TLS behind Envoy Gateway',
       { ...THREE, tls: { mode: 'secret', secretName: 's', mutual: true } },
       /exclude each other/,
@@ -750,6 +757,7 @@ describe('the Role', () => {
     'the three values',
     'an InferencePool',
     'an InferencePool that is there',
+    'an InferencePool by its key',
     'no adapters',
     'no objectives',
   ])('of %s is exactly what discovery uses: nothing is refused, nothing is granted in vain', async (name) => {

@@ -106,7 +106,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "warmpath.podsNamespace" -}}
-{{- default .Release.Namespace .Values.pods.namespace -}}
+{{- default (default .Release.Namespace .Values.pods.namespace) (dig "discovery" "kubernetes" "namespace" "" .Values.config) -}}
 {{- end }}
 
 {{- define "warmpath.gatewayNamespace" -}}
@@ -130,6 +130,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "warmpath.inferencePool" -}}
 {{- if or .Values.inferencePool.create .Values.inferencePool.name -}}
 {{- default (include "warmpath.fullname" .) .Values.inferencePool.name -}}
+{{- else -}}
+{{- dig "discovery" "kubernetes" "inferencePool" "" .Values.config | default "" -}}
 {{- end -}}
 {{- end }}
 
@@ -235,7 +237,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail "inferencePool.create needs tls.mode: gateways reach an endpoint picker by TLS only, got none" -}}
 {{- end -}}
 {{- if and .Values.inferencePool.create (ne (include "warmpath.podsNamespace" .) .Release.Namespace) -}}
-{{- fail (printf "inferencePool.create needs pods.namespace to be the release's namespace %s: a pool refers to pods and picker of its own, got %s" .Release.Namespace .Values.pods.namespace) -}}
+{{- fail (printf "inferencePool.create needs pods.namespace to be the release's namespace %s: a pool refers to pods and picker of its own, got %s" .Release.Namespace (include "warmpath.podsNamespace" .)) -}}
 {{- end -}}
 {{- if and .Values.gateway.name .Values.gateway.httpRoute.create (not .Values.inferencePool.create) (not .Values.pods.matchLabels) -}}
 {{- fail "gateway.httpRoute.create needs pods.matchLabels: a Service selects by labels with values, got none" -}}
