@@ -215,8 +215,8 @@ function readArguments(args: readonly string[]): Plan | 'help' {
   const engineSpeeds =
     values['engine-speeds'] === undefined
       ? Array.from({ length: integer('--engines', values.engines, 1, 1000) }, () => 1)
-      : values['engine-speeds'].split(',').map((speed) => positive('--engine-speeds', speed));
-  const prefillRate = positive('--prefill-rate', values['prefill-rate'] ?? '8000');
+      : values['engine-speeds'].split(',').map((speed) => number('--engine-speeds', speed, 0.001, 1000));
+  const prefillRate = number('--prefill-rate', values['prefill-rate'] ?? '8000', 1, 1e9);
   return {
     source: sourceOf(positionals, values.workload),
     nRequests: integer('--requests', values.requests, 1, 10_000_000),

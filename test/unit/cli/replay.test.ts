@@ -61,6 +61,8 @@ describe('what bad input gets', () => {
     [['a', '--workload', 'chat'], /expected either a trace or --workload, got both/],
     [['--workload', 'chats'], /--workload must be one of .*chat.*, got "chats"/],
     [['--workload', 'chat', '--speed', '0'], /--speed must be a number above 0, got "0"/],
+    [['--workload', 'chat', '--prefill-rate', '1e-300'], /--prefill-rate must be a number from 1 to 1000000000, got/],
+    [['--workload', 'chat', '--engine-speeds', '1,0'], /--engine-speeds must be a number from 0.001 to 1000, got "0"/],
     [['--workload', 'chat', '--event-loss', '2'], /--event-loss must be a number from 0 to 1, got "2"/],
     [['--workload', 'chat', '--router-death', 'soon'], /--router-death must be SECOND or SECOND-SECOND, got "soon"/],
     [
