@@ -37,6 +37,7 @@ import { createUsageReader } from './openai/usage.ts';
 import { createOutageWatch } from './outage-watch.ts';
 import { createHashSeed } from './prefix/block-hash.ts';
 import { createLateHasher } from './prefix/late-hasher.ts';
+import { createEvictionAges } from './prefix/eviction-ages.ts';
 import { createRoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { DEFAULT_BLOCK_SIZE_TOKENS } from './picking/decision-record.ts';
 import type { StrategyOptions } from './picking/strategy-choice.ts';
@@ -92,12 +93,14 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     { ...config.load, adapterIntervalMs: config.discovery.adapterIntervalMs },
   );
   const { inFlight } = load;
-  const routed = createRoutedPrefixes(clock, {
-    keptBlocks(slot) {
-      const { capacityTokens } = load.profiles.of(slot);
-      if (capacityTokens === null) return null;
-      return Math.floor(capacityTokens / (streamAt(slot)?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS));
-    },
+  const cacheBlocks = (slot: number): number | null => {
+    const { capacityTokens } = load.profiles.of(slot);
+    if (capacityTokens === null) return null;
+    return Math.floor(capacityTokens / (streamAt(slot)?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS));
+  };
+  const routed = createRoutedPrefixes(clock, { keptBlocks: cacheBlocks });
+  const evictionAges = createEvictionAges(clock, {
+    capacityBlocks: (slot) => (load.expected.allPerOwn() > 1 ? null : cacheBlocks(slot)),
   });
   const seed = createHashSeed();
   const hasher = createLateHasher(seed);
@@ -117,6 +120,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   const missingPublishers = createMissingPublishers({ log, unixMs: () => clock.unixMs(), streamOf });
   const forgetSent = (slot: EndpointSlot): void => {
     routed.forget(slot);
+    evictionAges.forget(slot);
     ladder.forget(slot);
   };
   const slotIds = new Map<number, EndpointId>();
@@ -155,6 +159,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       endpoints,
       knowledge: knowledge.of,
       creditWeights,
+      evictionAges,
       index,
       hasher,
       ladder,

@@ -39,6 +39,7 @@ import { shed, type SheddingOptions } from './picking/shedding.ts';
 import { traceIdOf } from './picking/trace-id.ts';
 import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
 import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
+import type { EvictionAges } from './prefix/eviction-ages.ts';
 import { createPrefixForks } from './prefix/prefix-forks.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
 import type { RoutedPrefixes } from './prefix/routed-prefixes.ts';
@@ -58,6 +59,7 @@ export type PickerDeps = {
   readonly index: PrefixIndexReader;
   readonly hasher: BlockHasher;
   readonly routed: RoutedPrefixes;
+  readonly evictionAges: EvictionAges;
   readonly inFlight: Pick<InFlight, 'reserve'>;
   readonly expectedLoad: Pick<ExpectedLoad, 'of'>;
   /** Refuses connections: discovery may not know yet. */
@@ -204,6 +206,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     return { endpoint, trust, reachable, matchedBlocks, matchedTokens, creditedTokens, uncachedTokens, load };
   }
 
+  function noteUse({ chains }: Evaluation, { endpoint }: CandidateView): void {
+    const blockSize = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
+    for (const chain of chains.get(blockSize) ?? []) deps.evictionAges.used(endpoint.slot, chain);
+  }
+
   /** From here on everything is one synchronous turn. */
   function choose(
     { strategy, session }: How,
@@ -233,10 +240,14 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, fork, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
-      candidates: views.map(({ endpoint, trust, creditedTokens, load }) => ({
+      candidates: views.map(({ endpoint, trust, matchedTokens, creditedTokens, load }, index) => ({
         address: endpointKey(endpoint),
         trust,
         cachedTokens: creditedTokens,
+        evictedAgeMs: deps.evictionAges.ageMs(
+          endpoint.slot,
+          Math.ceil((promptTokens - matchedTokens) / matches[index]!.blockSizeTokens),
+        ),
         load,
       })),
       promptTokens,
@@ -309,6 +320,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       const held = holder.hold(evaluation, view, startMs);
       sessions.went(pick, view.endpoint.id);
       forks.add(evaluation.fork);
+      noteUse(evaluation, view);
       void evaluation.exact?.then((result) => holder.reconcile(evaluation, view, held, result));
       record({
         kind: 'routed',

@@ -20,7 +20,7 @@ import { createOutputPredictor } from './output-predictor.ts';
 
 export type FleetLoad = {
   readonly inFlight: InFlight;
-  readonly expected: Pick<ExpectedLoad, 'of'>;
+  readonly expected: Pick<ExpectedLoad, 'of' | 'allPerOwn'>;
   readonly metrics: Pick<EngineMetrics, 'of' | 'isDown'>;
   readonly profiles: EngineProfiles;
   /** What a promise of cached tokens is worth there. @param events null = none that are believed */

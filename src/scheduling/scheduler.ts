@@ -12,6 +12,8 @@ export type Candidate = {
   readonly trust: Trust;
   /** Prompt tokens expected to be resident when the request starts, at most promptTokens. */
   readonly cachedTokens: number;
+  /** Since the last use of what the prompt would push out there, milliseconds; null = nothing, or not known. */
+  readonly evictedAgeMs: number | null;
   readonly load: Load;
 };
 
@@ -41,6 +43,9 @@ export type ScheduleResult = {
  */
 const EVICTION_COST = 100;
 const MOST_EVICTION_COST = 20;
+/** One cache for all would push out the oldest of all: what is younger by a factor of e is asked for again that much more often. */
+const YOUNGER_COST = 0.03;
+const LEAST_AGE_MS = 1000;
 /** For every request that waits, on average and at the endpoint itself: as many are yet to come, and will wait longer. */
 const WAITING_COST = 3;
 const OWN_WAITING_COST = 2;
@@ -73,7 +78,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   // Little's law: how many wait = how many come × how long each waits.
   const meanWaiting = (arrivalsPerSecond / candidates.length) * (waitMs / candidates.length / 1000);
   const evictionCost = Math.min(MOST_EVICTION_COST, EVICTION_COST * utilization ** 2);
-  const costsMs = candidates.map(({ load, cachedTokens }) => {
+  let oldestMs = LEAST_AGE_MS;
+  for (const { evictedAgeMs } of candidates) oldestMs = Math.max(oldestMs, evictedAgeMs ?? 0);
+  const costsMs = candidates.map(({ load, cachedTokens, evictedAgeMs }) => {
     const uncached = promptTokens - cachedTokens;
     // A pass begins once for all that share it.
     const setupMs = load.passPrompts > 0 ? 0 : load.prefillSetupMs;
@@ -83,7 +90,8 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const borne = uncached - copied + copied / (1 + sharers);
     const waiting = load.arrivalsPerSecond * (load.waitMs / 1000);
     // What is pushed out is computed again anywhere, those who wait wait here.
-    const evictionMs = borne * msPerToken * evictionCost;
+    const younger = Math.log(oldestMs / Math.max(LEAST_AGE_MS, evictedAgeMs ?? oldestMs));
+    const evictionMs = borne * msPerToken * evictionCost * (1 + YOUNGER_COST * younger);
     const queueMs = borne * load.prefillMsPerToken * (WAITING_COST * meanWaiting + OWN_WAITING_COST * waiting);
     const answersMs = Math.max(0, load.requests - load.waiting) * computingMs * ANSWERS_COST;
     const contextMs = (load.contextTokens * CONTEXT_MS_PER_TOKEN * load.prefillMsPerToken) / msPerToken;

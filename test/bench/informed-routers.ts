@@ -79,6 +79,7 @@ export function informedRouters(): CreatePolicy {
             address: engine.address,
             trust: 'exact' as const,
             cachedTokens: Math.min(nBlocks * blockTokens, request.promptTokens - 1),
+            evictedAgeMs: null,
             load: { ...load, unseenMs, unseenPrompts: unseenMs / promptMs },
           };
         });

@@ -41,6 +41,8 @@ const SCENARIO_SPEEDS = [1, 2];
  */
 const STARTS = [0, 3, 7, 12, 20, 31, 45, 60, 80, 100, 125, 150];
 const STARTS_OF_REPLICAS = 3;
+/** Of what one start moves by more than it is from its limit: the hit rate of the smallest caches by half a per cent. */
+const FEW_STARTS = 6;
 /** What Envoy needs to see that a router is gone, with the health checks of `envoy/`. */
 const UNNOTICED_MS = 3000;
 const APPROXIMATE_PEERS = PEER_POLICIES.filter((policy) => policy !== 'dynamo');
@@ -69,14 +71,21 @@ function simpleTable(trace: Workload): void {
         const peers = PEER_POLICIES.map((policy) => run(trace, policy, cell, 'simple'));
         const mean = Math.min(...peers.map(({ ttftMs }) => ttftMs.mean));
         const p90 = Math.min(...peers.map(({ ttftMs }) => ttftMs.p90));
-        const pooled = pooledLruHitRate(trace, simpleTiming(PREFILL_RATE, trace.blockTokens), engines * cacheBlocks);
+        const nStarts = cacheBlocks === CACHE_BLOCKS[0] ? FEW_STARTS : 1;
+        const hits = STARTS.slice(0, nStarts).map((first) => {
+          const start = beginningWith(trace, first);
+          const { hitRate } = first === 0 ? own : run(start, OWN_POLICY, cell, 'simple');
+          return (
+            hitRate / pooledLruHitRate(start, simpleTiming(PREFILL_RATE, trace.blockTokens), engines * cacheBlocks)
+          );
+        });
+        const hitsOfPooled = sum(hits) / nStarts;
         const most = mean > SATURATED_MS ? 0.8 : TIE;
-        const reached =
-          own.ttftMs.mean <= most * mean && own.ttftMs.p90 <= TIE * p90 && own.hitRate >= 0.98 * pooled - 5e-4;
+        const reached = own.ttftMs.mean <= most * mean && own.ttftMs.p90 <= TIE * p90 && hitsOfPooled >= 0.98 - 5e-4;
         print(
           `${pad(engines, 7)} ${pad(cacheBlocks, 6)} ${pad(cell.speed, 6)} | ${pad(mean, 15)} ${pad(p90, 8)} | ` +
             `${pad(own.ttftMs.mean, 9)} ${pad(own.ttftMs.p90, 8)} | ${ratio(own.ttftMs.mean / mean, 16)} ` +
-            `${ratio(own.ttftMs.p90 / p90, 5)} | ${(own.hitRate / pooled).toFixed(3).padStart(12)} | ${verdict(reached)}`,
+            `${ratio(own.ttftMs.p90 / p90, 5)} | ${hitsOfPooled.toFixed(3).padStart(12)} | ${verdict(reached)}`,
         );
       }
     }
@@ -84,25 +93,36 @@ function simpleTable(trace: Workload): void {
 }
 
 function polynomialTable(trace: Workload): void {
-  print('engines  speed  policy                reuse %  TTFT mean      p95  E2E mean | ÷ tuned: TTFT   E2E |');
+  print(
+    'engines  speed  policy                reuse %  TTFT mean      p95  E2E mean | ÷ tuned: TTFT   E2E | over starts: TTFT E2E',
+  );
   for (const [engines, speed, tunedTtftMs, tunedE2eMs] of POLYNOMIAL_ROWS) {
+    const cell = { engines, speed, cacheBlocks: POLYNOMIAL_CACHE_BLOCKS };
     for (const policy of ['round-robin', 'dynamo', OWN_POLICY]) {
-      const { hitRate, ttftMs, e2eMs } = run(
-        trace,
-        policy,
-        { engines, speed, cacheBlocks: POLYNOMIAL_CACHE_BLOCKS },
-        'polynomial',
-      );
+      const summary = run(trace, policy, cell, 'polynomial');
+      const { hitRate, ttftMs, e2eMs } = summary;
       print(
         `${pad(engines, 7)} ${pad(speed, 6)}  ${policy.padEnd(20)} ${(100 * hitRate).toFixed(1).padStart(8)} ` +
           `${pad(ttftMs.mean, 10)} ${pad(ttftMs.p95, 8)} ${pad(e2eMs.mean, 9)} | ` +
           (policy !== OWN_POLICY || tunedTtftMs === null
             ? ''
-            : `${(ttftMs.mean / tunedTtftMs).toFixed(3).padStart(13)} ${(e2eMs.mean / tunedE2eMs).toFixed(3)} | ` +
-              verdict(ttftMs.mean <= tunedTtftMs && e2eMs.mean <= tunedE2eMs)),
+            : besideTuned(summary, tunedTtftMs, tunedE2eMs, cell, trace)),
       );
     }
   }
+}
+
+function besideTuned(own: Summary, tunedTtftMs: number, tunedE2eMs: number, cell: Cell, trace: Workload): string {
+  const later = STARTS.slice(1, FEW_STARTS).map((first) =>
+    run(beginningWith(trace, first), OWN_POLICY, cell, 'polynomial'),
+  );
+  const ratios = (runs: readonly Summary[]): string => {
+    const ttft = sum(runs.map(({ ttftMs }) => ttftMs.mean / tunedTtftMs)) / runs.length;
+    const e2e = sum(runs.map(({ e2eMs }) => e2eMs.mean / tunedE2eMs)) / runs.length;
+    return `${ttft.toFixed(3).padStart(13)} ${e2e.toFixed(3)}`;
+  };
+  const reached = own.ttftMs.mean <= tunedTtftMs && own.e2eMs.mean <= tunedE2eMs;
+  return `${ratios([own])} | ${ratios([own, ...later])} | ${verdict(reached)}`;
 }
 
 function scenarioTable(trace: Workload): void {

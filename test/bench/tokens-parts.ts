@@ -8,6 +8,7 @@ import { createInFlight } from '../../src/load/in-flight.ts';
 import type { DecisionRecord } from '../../src/picking/decision-record.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import { createPrefixIndexMemory, openPrefixIndexReader } from '../../src/prefix/prefix-index.ts';
+import { createEvictionAges } from '../../src/prefix/eviction-ages.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import { createTokenizerLadder } from '../../src/tokenizer/tokenizer-ladder.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
@@ -86,6 +87,7 @@ export function anIdlePicker(
       index: openPrefixIndexReader(createPrefixIndexMemory({ maxBytes: 1 << 20 })),
       hasher,
       routed: createRoutedPrefixes(clock),
+      evictionAges: createEvictionAges(clock, { capacityBlocks: () => null }),
       ...ownLoad(clock),
       tokenizer,
       ladder: createTokenizerLadder({ hasher, clock }, { memoMaxBytes: 1 << 20, budgetMs }),

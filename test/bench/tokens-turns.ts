@@ -10,6 +10,7 @@ import {
   openPrefixIndexReader,
   openPrefixIndexWriter,
 } from '../../src/prefix/prefix-index.ts';
+import { createEvictionAges } from '../../src/prefix/eviction-ages.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import { createRandom, exponential } from '../../src/replay/random.ts';
 import { createVirtualClock } from '../../src/replay/virtual-clock.ts';
@@ -116,6 +117,7 @@ export async function multiTurn(nConversations: number): Promise<void> {
     index: openPrefixIndexReader(memory),
     hasher,
     routed: createRoutedPrefixes(clock),
+    evictionAges: createEvictionAges(clock, { capacityBlocks: () => null }),
     ...ownLoad(clock),
     recordEnd: () => undefined,
   };

@@ -14,6 +14,7 @@ import {
   openPrefixIndexReader,
   openPrefixIndexWriter,
 } from '../../src/prefix/prefix-index.ts';
+import { createEvictionAges } from '../../src/prefix/eviction-ages.ts';
 import { createRoutedPrefixes } from '../../src/prefix/routed-prefixes.ts';
 import { below, createRandom } from '../../src/replay/random.ts';
 import { knownNames } from '../../src/scheduling/strategy-names.ts';
@@ -123,6 +124,7 @@ function aPicker(
       index: openPrefixIndexReader(memory),
       hasher,
       routed,
+      evictionAges: createEvictionAges(clock, { capacityBlocks: () => null }),
       inFlight,
       expectedLoad: { of: ({ slot }) => inFlight.load(slot) },
       isDown: (id) => down.has(id),

@@ -7,6 +7,7 @@ import { createCacheTrust, creditedTokens, type CacheEvidence, type CreditWeight
 import { createExpectedLoad } from '../../load/expected-load.ts';
 import { createInFlight, type LoadReservation } from '../../load/in-flight.ts';
 import type { BlockHashes } from '../../prefix/block-hash.ts';
+import { createEvictionAges } from '../../prefix/eviction-ages.ts';
 import { createPrefixForks, forkKey } from '../../prefix/prefix-forks.ts';
 import { createRoutedPrefixes, type Booking } from '../../prefix/routed-prefixes.ts';
 import { schedule } from '../../scheduling/scheduler.ts';
@@ -24,6 +25,9 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
   const proofs = new Map<number, EventProof>();
   const held = new Map<number, Held>();
   const forks = createPrefixForks(clock);
+  const evictionAges = createEvictionAges(clock, {
+    capacityBlocks: () => (expectedLoad.allPerOwn() > 1 ? null : cacheBlocks),
+  });
   const slotOf = ({ id }: EngineProbe): EndpointSlot => id as EndpointSlot;
 
   function weightsOf(engine: EngineProbe): CreditWeights {
@@ -49,6 +53,10 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
           address: engine.address,
           trust: TRUST[events],
           cachedTokens: creditedTokens(cached, weightsOf(engine)),
+          evictedAgeMs: evictionAges.ageMs(
+            slotOf(engine),
+            Math.ceil((request.promptTokens - Math.max(routedTokens, announcedTokens)) / blockTokens),
+          ),
           load: expectedLoad.of({ slot: slotOf(engine) }),
         };
       });
@@ -64,6 +72,7 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       });
       forks.add(fork);
       const chosen = engines[order[0]!]!;
+      evictionAges.used(slotOf(chosen), hashes);
       const { cachedTokens, promisedTokens } = candidates[order[0]!]!;
       held.set(request.index, {
         load: inFlight.reserve(slotOf(chosen), request.promptTokens - cachedTokens, {
@@ -114,6 +123,7 @@ export const createWarmpath: CreatePolicy = ({ clock, blockTokens, cacheBlocks, 
       proofs.delete(engine.id);
       trust.forget(slotOf(engine));
       routed.forget(slotOf(engine));
+      evictionAges.forget(slotOf(engine));
       inFlight.forget(slotOf(engine));
       expectedLoad.forget(slotOf(engine));
     },

@@ -22,6 +22,7 @@ function tokensServed(tokensPerMs: readonly number[], loadPart: number): number[
         address: `10.0.0.${slot}:8000`,
         trust: 'exact' as const,
         cachedTokens: 0,
+        evictedAgeMs: null,
         load: inFlight.load(slot),
       }));
       const tieKey = Math.floor(random() * 2 ** 32);

@@ -15,12 +15,13 @@ type Changes = {
   passRoomTokens?: number;
   savableUtilization?: number;
   setupMs?: number;
+  evictedAgeMs?: number | null;
 };
 
 function aCandidate(n: number, changes: Changes = {}): Candidate {
   const { cachedTokens = 0, waitMs = 0, requests = 0, arrivalsPerSecond = 0, msPerToken = 0.125 } = changes;
   const { contextTokens = 0, unseenMs = 0, unseenPrompts = 0, passPrompts = 0, passRoomTokens = 0 } = changes;
-  const { savableUtilization = 0.4, setupMs = 0 } = changes;
+  const { savableUtilization = 0.4, setupMs = 0, evictedAgeMs = null } = changes;
   const load = {
     requests,
     tokens: 0,
@@ -38,7 +39,7 @@ function aCandidate(n: number, changes: Changes = {}): Candidate {
     prefillSetupMs: setupMs,
     prefillMsPerToken: msPerToken,
   };
-  return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, load };
+  return { address: `10.0.0.${n}:8000`, trust: 'exact', cachedTokens, evictedAgeMs, load };
 }
 
 function choose(candidates: readonly Candidate[], promptTokens = 1600, tieKey = 7, sharers = 0) {
@@ -46,6 +47,15 @@ function choose(candidates: readonly Candidate[], promptTokens = 1600, tieKey = 
 }
 
 describe('the choice of an endpoint', () => {
+  test('a cold prompt goes where what it pushes out was unused for longest', () => {
+    const aged = (n: number, evictedAgeMs: number | null): Candidate => aCandidate(n, { evictedAgeMs });
+    for (let tieKey = 0; tieKey < 20; tieKey++) {
+      expect(choose([aged(1, 20_000), aged(2, 90_000), aged(3, 30_000)], 16_000, tieKey).order[0]).toBe(1);
+    }
+    const ofNobody = choose([aged(1, null), aged(2, null)]).costsMs;
+    expect(choose([aged(1, 50_000), aged(2, 50_000)]).costsMs).toEqual(ofNobody);
+  });
+
   test('the warm endpoint wins among idle ones', () => {
     const { order, reason } = choose([aCandidate(1), aCandidate(2, { cachedTokens: 1200 }), aCandidate(3)]);
     expect(order[0]).toBe(1);

@@ -29,6 +29,7 @@ function anInput(endpoints: readonly Changes[], session: SessionHint | null = nu
     address: `10.0.0.${n + 1}:8000`,
     trust: 'exact' as const,
     cachedTokens,
+    evictedAgeMs: null,
     load: {
       requests,
       tokens: 0,
