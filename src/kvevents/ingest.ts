@@ -68,7 +68,7 @@ export type Ingest = {
   nLost(): number;
 };
 
-const DEFAULTS = { maxParallelReplays: 8, listen: null, reportMs: 50, stream: {} };
+const DEFAULTS = { maxParallelReplays: 8, listen: null, reportMs: 200, stream: {} };
 /** The thread beats every 50 ms; taking over a long list of sources, or a large batch, takes it a part of a second. */
 const SILENCE = { doubtMs: 3000, giveUpMs: 10_000 };
 const WATCH_MS = 250;
