@@ -16,8 +16,13 @@ const COMMA = 0x2c;
 const ZERO = 0x30;
 const SPACE = 0x20;
 const CLOSE_BRACKET = 0x5d;
-/** An id and its separator take as many at least in most lists, so that room found by it seldom has to grow. */
-const BYTES_PER_ID = 3;
+/** How long ids are is told by the first of a list. */
+const SAMPLED_BYTES = 256;
+/** A digit and a separator. */
+const LEAST_BYTES_PER_ID = 2;
+const SPARE_PART = 0.1;
+/** Room that is not used is given back only where it is more than that part: another array costs more than a little memory. */
+const MOST_UNUSED = 0.3;
 /** Of an id, so that it never leaves the range of a small integer, and a separator fits behind it. */
 const PLAIN_DIGITS = 9;
 
@@ -27,8 +32,7 @@ type Ids = { tokenIds: Uint32Array; n: number };
 export function readTokenIds(scanner: JsonScanner): TokenIdsResult {
   const { bytes, pos, end } = scanner;
   const close = bytes.indexOf(CLOSE_BRACKET, pos);
-  const room = Math.ceil(((close < 0 ? end : close) - pos) / BYTES_PER_ID);
-  const ids: Ids = { tokenIds: new Uint32Array(room), n: 0 };
+  const ids: Ids = { tokenIds: new Uint32Array(roomFor(bytes, pos, close < 0 ? end : close)), n: 0 };
   let wrong: TokenIdsResult | null = null;
   const complete = scanner.array(() => {
     // Most elements are read here, the general path below takes one that is spelt otherwise, or the last.
@@ -39,9 +43,19 @@ export function readTokenIds(scanner: JsonScanner): TokenIdsResult {
     if (id !== null) wrong = { kind: 'not_ids', index: ids.n, position, got: id.got };
     return false;
   });
-  const tokenIds = ids.tokenIds.slice(0, ids.n);
+  const isTight = ids.n >= (1 - MOST_UNUSED) * ids.tokenIds.length;
+  const tokenIds = isTight ? ids.tokenIds.subarray(0, ids.n) : ids.tokenIds.slice(0, ids.n);
   if (complete) return { kind: 'ids', tokenIds };
   return wrong ?? { kind: 'problem', tokenIds };
+}
+
+/** So many ids, and a few more, lie between two places if those behind are as long as the first. */
+function roomFor(bytes: Uint8Array, from: number, to: number): number {
+  const sampledTo = Math.min(to, from + SAMPLED_BYTES);
+  let nIds = 1;
+  for (let at = from; at < sampledTo; at++) if (bytes[at] === COMMA) nIds++;
+  const bytesPerId = Math.max(LEAST_BYTES_PER_ID, (sampledTo - from) / nIds);
+  return Math.ceil(((to - from) / bytesPerId) * (1 + SPARE_PART)) + 1;
 }
 
 /**

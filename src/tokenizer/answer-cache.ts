@@ -73,7 +73,7 @@ export function requestKey({ api, body }: InferenceRequest): string {
 
 function bytesOf({ chains }: TokenAnswer): number {
   return chains.reduce(
-    (sum, { tokenIds, features }) => sum + tokenIds.byteLength + features.length * FEATURE_BYTES,
+    (sum, { tokenIds, features }) => sum + tokenIds.buffer.byteLength + features.length * FEATURE_BYTES,
     ENTRY_BYTES,
   );
 }
