@@ -48,6 +48,8 @@ type Sequence = {
   /** Blocks held: the first of `request.blocks`, then ones without a name. */
   named: number;
   anonymous: number;
+  /** Of the pass under way: no prompt tokens of it are computed. */
+  isDecoding: boolean;
 };
 
 export type EngineOptions = {
@@ -106,6 +108,7 @@ export class SimulatedEngine {
       cachedTokens: -1,
       named: 0,
       anonymous: 0,
+      isDecoding: false,
     });
   }
 
@@ -166,6 +169,7 @@ export class SimulatedEngine {
       const isDecode = sequence.computed >= sequence.request.promptTokens && length - sequence.computed === 1;
       const nTokens = isDecode ? 1 : Math.min(length - sequence.computed, budget);
       if (!this.compute(sequence, nTokens)) break;
+      sequence.isDecoding = isDecode;
       if (!isDecode) nPrefill += nTokens;
       if (!isDecode || timing.decodeTokens === 'in budget') budget -= nTokens;
     }
@@ -179,16 +183,19 @@ export class SimulatedEngine {
       nPrefill += nTokens;
       budget -= nTokens;
     }
+    let nDecodes = 0;
     let contextTokens = 0;
     this.ready.length = 0;
     for (const sequence of this.running) {
       const length = sequence.request.promptTokens + sequence.generated;
       if (sequence.computed < length) continue;
       this.ready.push(sequence);
+      if (!sequence.isDecoding && timing.firstToken === 'with its prompt') continue;
+      nDecodes += 1;
       contextTokens += length;
     }
     const capacityTokens = this.cache.capacity * timing.blockTokens;
-    const passMs = timing.passMs(nPrefill, this.ready.length, contextTokens, capacityTokens) / this.speed;
+    const passMs = timing.passMs(nPrefill, nDecodes, contextTokens, capacityTokens) / this.speed;
     if (passMs === 0) return false;
     this.counters.passes += 1;
     this.counters.busyMs += passMs;
@@ -233,6 +240,7 @@ export class SimulatedEngine {
     const length = request.promptTokens + sequence.generated;
     const nTokens = Math.min(length - cached, budget);
     if (!this.hold(sequence, Math.ceil(cached / blockTokens), length)) return 0;
+    sequence.isDecoding = false;
     sequence.computed = cached + nTokens;
     this.nameBlocks(sequence);
     this.counters.queriedTokens += request.promptTokens;

@@ -14,8 +14,10 @@ export type TimingModel = {
   readonly maxPrefillTokens: number;
   /** Whether a decoding request's token counts against `maxPrefillTokens`. */
   readonly decodeTokens: 'in budget' | 'beside budget';
+  /** What the first token costs: a step of decoding like every other, or nothing beside the prompt's last tokens. */
+  readonly firstToken: 'decoded' | 'with its prompt';
   readonly maxSequences: number;
-  /** @param contextTokens tokens of all requests that get a token in this pass */
+  /** @param contextTokens tokens of the requests that are decoded */
   passMs(nPrefillTokens: number, nDecodes: number, contextTokens: number, capacityTokens: number): number;
 };
 
@@ -40,6 +42,7 @@ export function simpleTiming(prefillTokensPerSecond: number, blockTokens: number
     holds: 'prefill',
     maxPrefillTokens: SIMPLE_CHUNK_TOKENS,
     decodeTokens: 'beside budget',
+    firstToken: 'decoded',
     maxSequences: 256,
     passMs: (nPrefillTokens, nDecodes) =>
       Math.max((nPrefillTokens + nDecodes) * msPerToken, nDecodes > 0 ? DECODE_STEP_MS : 0),
@@ -57,6 +60,7 @@ export const polynomialTiming: TimingModel = {
   holds: 'sequence',
   maxPrefillTokens: 8192,
   decodeTokens: 'in budget',
+  firstToken: 'with its prompt',
   maxSequences: 256,
   passMs(nPrefillTokens, nDecodes, contextTokens, capacityTokens) {
     const t = nPrefillTokens;
