@@ -26,6 +26,7 @@ import {
 } from './picking/decision-record.ts';
 import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
 import {
+  chainsOf,
   createPromptMatcher,
   credit,
   matched,
@@ -38,7 +39,7 @@ import { createSessions, type Session } from './picking/sessions.ts';
 import { shed, type SheddingOptions } from './picking/shedding.ts';
 import { traceIdOf } from './picking/trace-id.ts';
 import { createStrategyChoice, type StrategyOptions } from './picking/strategy-choice.ts';
-import type { BlockHasher, BlockHashes } from './prefix/block-hash.ts';
+import type { BlockHasher } from './prefix/block-hash.ts';
 import type { EvictionAges } from './prefix/eviction-ages.ts';
 import { createPrefixForks } from './prefix/prefix-forks.ts';
 import type { PrefixIndexReader } from './prefix/prefix-index.ts';
@@ -46,7 +47,6 @@ import type { RoutedPrefixes } from './prefix/routed-prefixes.ts';
 import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
 import { rank, type EngineSignals } from './scheduling/strategies.ts';
 import { usesPrompt, type Strategy } from './scheduling/strategy-names.ts';
-import type { MemoClaim } from './tokenizer/token-memo.ts';
 import type { PromptView, TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
 import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
 
@@ -140,8 +140,15 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 
   /** Whether the memo claims anything of the prompt; where it does not, there is nothing to choose by before the tokens. */
   function isClaimed(prompt: PromptView, { endpoints: candidates }: Selected): boolean {
-    const sizes = new Set(candidates.map((one) => deps.knowledge(one).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS));
-    return [...sizes].some((size) => ladder.claims(prompt, size).some((claim) => claim?.believed === true));
+    let asked = 0;
+    for (const candidate of candidates) {
+      const size = blockSizeOf(deps.knowledge(candidate));
+      // Nearly always that of all of them.
+      if (size === asked) continue;
+      asked = size;
+      if (ladder.claims(prompt, size).some((claim) => claim?.believed === true)) return true;
+    }
+    return false;
   }
 
   async function tokenize(
@@ -188,7 +195,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     matches: PromptMatches,
     promptTokens: number,
     routedTokens: (slot: EndpointSlot) => number,
-  ): Omit<CandidateView, 'costMs'> {
+  ): WeighedView {
     const { blockSizeTokens, knownTokens } = matches;
     const match = matched(matches, endpoint.slot, trust);
     const { matchedBlocks, matchedTokens: ofBlocks } = match;
@@ -203,12 +210,22 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const load = expectedLoad.of(endpoint);
     const reachable = !isDown(endpoint.id);
     const uncachedTokens = promptTokens - creditedTokens;
-    return { endpoint, trust, reachable, matchedBlocks, matchedTokens, creditedTokens, uncachedTokens, load };
+    return {
+      endpoint,
+      trust,
+      reachable,
+      matchedBlocks,
+      matchedTokens,
+      creditedTokens,
+      uncachedTokens,
+      load,
+      costMs: NaN,
+    };
   }
 
-  function noteUse({ chains }: Evaluation, { endpoint }: CandidateView): void {
-    const blockSize = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
-    for (const chain of chains.get(blockSize) ?? []) deps.evictionAges.used(endpoint.slot, chain);
+  function noteUse(evaluation: Evaluation, { endpoint }: CandidateView): void {
+    const blockSize = blockSizeOf(deps.knowledge(endpoint));
+    for (const chain of chainsOf(evaluation, blockSize)) deps.evictionAges.used(endpoint.slot, chain);
   }
 
   /** From here on everything is one synchronous turn. */
@@ -221,11 +238,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   ): Evaluation {
     const knowledge = candidates.map((endpoint) => deps.knowledge(endpoint));
     const owner = { request, model, adapter };
-    const sizes = new Map<number, PromptMatches>();
-    const matches = candidates.map((_, index) => {
-      const blockSize = knowledge[index]!.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
-      let found = sizes.get(blockSize);
-      if (!found) sizes.set(blockSize, (found = matcher.match(owner, tokenChains, prompt, blockSize)));
+    const blocks: PromptMatches[] = [];
+    const matches = knowledge.map((known) => {
+      const blockSize = blockSizeOf(known);
+      let found = blocks.find((one) => one.blockSizeTokens === blockSize);
+      if (!found) blocks.push((found = matcher.match(owner, tokenChains, prompt, blockSize)));
       return found;
     });
     const isExact = tokenChains.length > 0;
@@ -265,14 +282,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       random: deps.random,
     });
     const { order, nReachable } = reachableFirst(ranked, (index) => views[index]!.reachable);
-    const addresses = addressesOf(order.slice(0, nReachable).map((index) => candidates[index]!));
-    const chains = new Map<number, readonly BlockHashes[]>();
-    const claims = new Map<number, readonly (MemoClaim | null)[]>();
-    for (const [blockSize, found] of sizes) {
-      chains.set(blockSize, found.hashes);
-      claims.set(blockSize, found.claims);
-    }
     const holdsAllKnown = views.map(({ matchedTokens }, i) => matchedTokens >= matches[i]!.knownTokens);
+    views.forEach((view, index) => (view.costMs = costsMs[index]!));
     return {
       kind: 'evaluation',
       request,
@@ -282,15 +293,14 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       tokenizeFailure,
       promptTokens,
       blockSizeTokens: matches[order[0]!]?.blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS,
-      candidates: views.map((view, index) => ({ ...view, costMs: costsMs[index]! })),
+      candidates: views,
       order,
-      named: addresses.slice(0, 1 + options.fallbackEndpoints),
+      named: addressesOf(candidates, order, nReachable, 1 + options.fallbackEndpoints),
       strategy: strategy.text,
       reason,
       doubtMs: rung === 'exact' ? 0 : rung === 'memo' ? doubtMs(input, order, holdsAllKnown) : Infinity,
-      chains,
+      blocks,
       fork,
-      claims,
       prompt,
       exact,
     };
@@ -299,8 +309,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   async function decide(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const evaluation = await evaluate(pick, signal);
     if (evaluation.kind === 'error') return evaluation;
-    const waitsMs = evaluation.candidates.map(({ load }) => load.waitMs);
-    return shed(options.shedding, pick, waitsMs, evaluation.model) ?? evaluation;
+    let leastWaitMs = Infinity;
+    for (const { load } of evaluation.candidates) leastWaitMs = Math.min(leastWaitMs, load.waitMs);
+    return shed(options.shedding, pick, leastWaitMs, evaluation.model) ?? evaluation;
   }
 
   return {
@@ -354,8 +365,15 @@ function rungOf(
   return views.some(({ matchedTokens }) => matchedTokens > 0) ? 'text' : 'load';
 }
 
+function blockSizeOf({ blockSizeTokens }: EndpointKnowledge): number {
+  return blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
+}
+
 /** By what a request is weighed. */
 type How = { readonly strategy: Strategy; readonly session: Session | null };
+
+/** A view whose cost comes last: it depends on all of them. */
+type WeighedView = Omit<CandidateView, 'costMs'> & { costMs: number };
 
 type TokenizerAnswer = {
   readonly chains: readonly TokenChain[];
@@ -380,7 +398,7 @@ function reachableFirst(
   isReachable: (index: number) => boolean,
 ): { readonly order: readonly number[]; readonly nReachable: number } {
   const reachable = order.filter(isReachable);
-  if (reachable.length === 0) return { order, nReachable: order.length };
+  if (reachable.length === 0 || reachable.length === order.length) return { order, nReachable: order.length };
   return {
     order: [...reachable, ...order.filter((index) => !isReachable(index))],
     nReachable: reachable.length,
@@ -391,11 +409,19 @@ function reachableFirst(
  * Each once, the choice first. One header names the rank for all of them, so that the fallbacks of a rank are the endpoints
  * that have it as well.
  */
-function addressesOf(order: readonly Endpoint[]): readonly string[] {
-  const rank = order[0]?.rank ?? null;
-  const named = new Set<string>();
-  for (const endpoint of order) if (rank === null || endpoint.rank === rank) named.add(endpoint.address);
-  return [...named];
+function addressesOf(
+  candidates: readonly Endpoint[],
+  order: readonly number[],
+  nReachable: number,
+  most: number,
+): readonly string[] {
+  const { rank } = candidates[order[0]!]!;
+  const named: string[] = [];
+  for (let i = 0; i < nReachable && named.length < most; i++) {
+    const endpoint = candidates[order[i]!]!;
+    if ((rank === null || endpoint.rank === rank) && !named.includes(endpoint.address)) named.push(endpoint.address);
+  }
+  return named;
 }
 
 /**

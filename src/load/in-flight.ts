@@ -113,8 +113,6 @@ export type InFlightOptions = {
   readonly learning?: 'on' | 'off';
 };
 
-type Traffic = Pick<Load, 'arrivalsPerSecond' | 'utilization' | 'savableUtilization'>;
-
 type Prompt = {
   readonly uncachedTokens: number;
   readonly sentMs: number;
@@ -227,16 +225,11 @@ export function createInFlight(
     return state;
   }
 
-  function traffic({ arrivals, arrivalsMs, workMs, tokensMs }: SlotState): Traffic {
-    const nowMs = clock.nowMs();
+  /** What the weighed sums of a slot are to be multiplied with, for what came per millisecond of late. */
+  function perMsOf({ arrivalsMs }: SlotState, nowMs: number): number {
     const seenMs = nowMs - (firstMs ?? nowMs) + ARRIVALS_LEAST_MS;
     const weightMs = ARRIVALS_MEMORY_MS * (1 - Math.exp(-seenMs / ARRIVALS_MEMORY_MS));
-    const perMs = faded(nowMs - arrivalsMs) / weightMs;
-    return {
-      arrivalsPerSecond: 1000 * arrivals * perMs,
-      utilization: workMs * perMs,
-      savableUtilization: tokensMs * perMs,
-    };
+    return faded(nowMs - arrivalsMs) / weightMs;
   }
 
   function leaveQueue(state: SlotState, prompt: Prompt, doneMs: number): void {
@@ -267,9 +260,7 @@ export function createInFlight(
   }
 
   /** Milliseconds until everything sent is computed; takes out what nobody will report. */
-  function backlogMs(slot: number, state: SlotState): number {
-    const { setupMs, msPerToken } = models.of(slot);
-    const nowMs = clock.nowMs();
+  function backlogMs(state: SlotState, { setupMs, msPerToken }: PrefillModel, nowMs: number): number {
     if (state.nWaiting > 0) heedEvents(state, nowMs);
     while (state.nWaiting > 0) {
       const first = state.queue[state.head]!;
@@ -284,23 +275,44 @@ export function createInFlight(
     return 0;
   }
 
-  function passToJoin({ queue, head, nWaiting, freeSinceMs }: SlotState, { setupMs, msPerToken }: PrefillModel) {
+  function passToJoin(
+    { queue, head, nWaiting, freeSinceMs }: SlotState,
+    { setupMs, msPerToken }: PrefillModel,
+    nowMs: number,
+  ): JoinedPass {
     if (nWaiting === 0) return NO_PASS;
     const beganMs = Math.max(freeSinceMs, queue[head]!.sentMs);
-    return joinedPass(queue, head, budgetTokens, beganMs, clock.nowMs(), (tokens) => setupMs + tokens * msPerToken);
+    return joinedPass(queue, head, budgetTokens, beganMs, nowMs, (tokens) => setupMs + tokens * msPerToken);
   }
 
   return {
+    // Once per candidate and decision: one object, without any on the way to it.
     load(slot) {
-      const { setupMs, msPerToken } = models.of(slot);
-      const learnt = { prefillSetupMs: setupMs, prefillMsPerToken: msPerToken };
+      const model = models.of(slot);
       const state = slots.get(slot);
-      if (!state) return { ...IDLE, ...learnt };
-      const waitMs = backlogMs(slot, state);
-      const { requests, tokens, outputTokens, contextTokens, nWaiting: waiting } = state;
-      const sums = { requests, tokens, outputTokens, contextTokens, waiting };
-      const pass = passToJoin(state, { setupMs, msPerToken });
-      return { ...sums, ...traffic(state), waitMs, ...pass, unseenMs: 0, unseenPrompts: 0, ...learnt };
+      if (!state) return { ...IDLE, prefillSetupMs: model.setupMs, prefillMsPerToken: model.msPerToken };
+      const nowMs = clock.nowMs();
+      // First, since it takes prompts out of the queue.
+      const waitMs = backlogMs(state, model, nowMs);
+      const { passPrompts, passRoomTokens } = passToJoin(state, model, nowMs);
+      const perMs = perMsOf(state, nowMs);
+      return {
+        requests: state.requests,
+        tokens: state.tokens,
+        outputTokens: state.outputTokens,
+        contextTokens: state.contextTokens,
+        waiting: state.nWaiting,
+        arrivalsPerSecond: 1000 * state.arrivals * perMs,
+        utilization: state.workMs * perMs,
+        savableUtilization: state.tokensMs * perMs,
+        waitMs,
+        passPrompts,
+        passRoomTokens,
+        unseenMs: 0,
+        unseenPrompts: 0,
+        prefillSetupMs: model.setupMs,
+        prefillMsPerToken: model.msPerToken,
+      };
     },
     reserve(slot, uncachedTokens, details = {}) {
       const { answer = 'streamed', outputTokens = 0, promptTokens = uncachedTokens, computedTokens } = details;

@@ -43,6 +43,15 @@ export type CandidateView = {
   readonly costMs: number;
 };
 
+/** The prompts of a request in blocks of one size. */
+export type PromptBlocks = {
+  readonly blockSizeTokens: number;
+  /** One chain per prompt: the whole of it, or what the memo knows; empty where nothing is known. A reservation books them. */
+  readonly hashes: readonly BlockHashes[];
+  /** What the memo claimed of them, to be judged by the exact answer. */
+  readonly claims: readonly (MemoClaim | null)[];
+};
+
 export type Evaluation = {
   readonly kind: 'evaluation';
   readonly request: InferenceRequest | null;
@@ -62,12 +71,10 @@ export type Evaluation = {
   readonly reason: Ranking['reason'];
   /** What exact tokens could still save, in the scheduler's milliseconds: 0 where they are known, infinite where nothing is. */
   readonly doubtMs: number;
-  /** Hashes per block size, one chain per prompt; what a reservation books. */
-  readonly chains: ReadonlyMap<number, readonly BlockHashes[]>;
+  /** One entry per block size among the candidates: nearly always one. */
+  readonly blocks: readonly PromptBlocks[];
   /** Where what is cached of the prompt ends. */
   readonly fork: ForkKey | null;
-  /** What the memo claimed of them, to be judged by the exact answer. */
-  readonly claims: ReadonlyMap<number, readonly (MemoClaim | null)[]>;
   readonly prompt: PromptView | null;
   /** The answer of the tokenizer, perhaps still to come; null where none was asked. */
   readonly exact: Promise<TokenizeResult> | null;

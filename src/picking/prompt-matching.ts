@@ -10,10 +10,9 @@ import { forkKey, type ForkKey } from '../prefix/prefix-forks.ts';
 import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
 import type { Medium, PrefixMatch } from '../prefix/prefix-match.ts';
 import type { RoutedMatch, RoutedPrefixes } from '../prefix/routed-prefixes.ts';
-import type { MemoClaim } from '../tokenizer/token-memo.ts';
 import type { PromptView, TokenizerLadder } from '../tokenizer/tokenizer-ladder.ts';
 import type { TokenChain } from '../tokenizer/tokenizer.ts';
-import type { CandidateView } from './decision-record.ts';
+import type { CandidateView, Evaluation, PromptBlocks } from './decision-record.ts';
 
 /** Whose blocks a prompt's tokens make. */
 export type PromptOwner = {
@@ -23,18 +22,15 @@ export type PromptOwner = {
   readonly adapter: string | null;
 };
 
-export type PromptMatches = ChainMatches & {
-  /** Of the longest chain, as far as a cache can serve it. */
-  readonly knownTokens: number;
-  /** Null where the memo knows nothing. */
-  readonly promptTokens: number | null;
-  readonly claims: readonly (MemoClaim | null)[];
-};
+export type PromptMatches = PromptBlocks &
+  ChainMatches & {
+    /** Of the longest chain, as far as a cache can serve it. */
+    readonly knownTokens: number;
+    /** Null where the memo knows nothing. */
+    readonly promptTokens: number | null;
+  };
 
-export type ChainMatches = {
-  readonly blockSizeTokens: number;
-  /** One chain per prompt: the whole of it, or what the memo knows; empty where nothing is known. */
-  readonly hashes: readonly BlockHashes[];
+export type ChainMatches = Omit<PromptBlocks, 'claims'> & {
   /** Largest number of blocks an engine serves from its cache, per chain: the last token is always computed. */
   readonly usableBlocks: readonly number[];
   readonly announced: readonly PrefixMatch[];
@@ -139,6 +135,11 @@ export function prefixTraits(
     fork: forkKey(chain, nCached),
     sharers: among.reduce((sum, { slot }) => sum + onTheWay[longest]!.bookings(slot, nCached), 0),
   };
+}
+
+/** The chains of an evaluated request in blocks of that size. */
+export function chainsOf({ blocks }: Pick<Evaluation, 'blocks'>, blockSizeTokens: number): readonly BlockHashes[] {
+  return blocks.find((one) => one.blockSizeTokens === blockSizeTokens)?.hashes ?? [];
 }
 
 /** What is said to be at an endpoint of the longest match. */

@@ -21,7 +21,7 @@ import {
   type EndRecord,
   type Evaluation,
 } from './decision-record.ts';
-import { matched, type PromptMatcher } from './prompt-matching.ts';
+import { chainsOf, matched, type PromptMatcher } from './prompt-matching.ts';
 
 export type HolderDeps = {
   readonly clock: Clock;
@@ -77,7 +77,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     const blockSizeTokens = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
     const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
-    const chains = evaluation.chains.get(blockSizeTokens) ?? [];
+    const chains = chainsOf(evaluation, blockSizeTokens);
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
       answer,
       outputTokens: forecast.outputTokens ?? 0,
@@ -160,13 +160,11 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     const { endpoint } = view;
     const { trust, blockSizeTokens } = deps.knowledge(endpoint);
     const ownSize = blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
-    for (const [blockSize, claimed] of evaluation.claims) {
+    for (const { blockSizeTokens: blockSize, hashes, claims } of evaluation.blocks) {
       const chains =
-        evaluation.rung === 'exact'
-          ? evaluation.chains.get(blockSize)!
-          : matcher.hash({ request, model, adapter }, result.chains, blockSize);
+        evaluation.rung === 'exact' ? hashes : matcher.hash({ request, model, adapter }, result.chains, blockSize);
       const answers = chains.map((hashes, i) => ({ nTokens: result.chains[i]!.tokenIds.length, hashes }));
-      const verdict = ladder.learn(prompt, blockSize, answers, claimed);
+      const verdict = ladder.learn(prompt, blockSize, answers, claims);
       if (verdict.claimedBlocks > 0) record({ kind: 'judged', model, ...verdict });
       if (evaluation.rung === 'exact' || blockSize !== ownSize) continue;
       held.unbook();

@@ -14,15 +14,14 @@ export type SheddingOptions = {
 
 const OBJECTIVE_HEADERS = ['x-gateway-inference-objective', 'x-llm-d-inference-objective'];
 
-/** @param waitsMs of every endpoint that could serve the request, never empty */
+/** @param leastWaitMs of all endpoints that could serve the request */
 export function shed(
   { sheddableObjectives, priorityOf, shedWaitMs }: SheddingOptions,
   pick: Pick<PickRequest, 'header'>,
-  waitsMs: readonly number[],
+  leastWaitMs: number,
   model: string,
 ): PickError | null {
-  const least = Math.min(...waitsMs);
-  if (least <= shedWaitMs) return null;
+  if (leastWaitMs <= shedWaitMs) return null;
   const objective = OBJECTIVE_HEADERS.map((name) => pick.header(name)?.trim()).find((value) => value !== undefined);
   if (objective === undefined) return null;
   const isSheddable = /^-\d{1,9}$/.test(objective)
@@ -38,6 +37,6 @@ export function shed(
     message: 'Every endpoint is busy, and requests of this objective give way. Try again later.',
     reason: 'shed',
     model,
-    retryAfterSeconds: Math.max(1, Math.ceil((least - shedWaitMs) / 1000)),
+    retryAfterSeconds: Math.max(1, Math.ceil((leastWaitMs - shedWaitMs) / 1000)),
   };
 }

@@ -61,7 +61,7 @@ const NEAR_TIE_MS = 1;
 
 /** Ranks every candidate; pure, O(n log n) in the number of candidates. */
 export function schedule(input: ScheduleInput): ScheduleResult {
-  const { candidates, promptTokens, tieKey, sharers } = input;
+  const { candidates, promptTokens, sharers } = input;
   if (candidates.length === 0) return { order: [], costsMs: [], reason: 'no candidate' };
   let arrivalsPerSecond = 0;
   let waitMs = 0;
@@ -80,7 +80,9 @@ export function schedule(input: ScheduleInput): ScheduleResult {
   const evictionCost = Math.min(MOST_EVICTION_COST, EVICTION_COST * utilization ** 2);
   let oldestMs = LEAST_AGE_MS;
   for (const { evictedAgeMs } of candidates) oldestMs = Math.max(oldestMs, evictedAgeMs ?? 0);
-  const costsMs = candidates.map(({ load, cachedTokens, evictedAgeMs }) => {
+  // No function per candidate: numbers it shares with the loops around it would lie on the heap, each change a new one.
+  const costsMs: number[] = [];
+  for (const { load, cachedTokens, evictedAgeMs } of candidates) {
     const uncached = promptTokens - cachedTokens;
     // A pass begins once for all that share it.
     const setupMs = load.passPrompts > 0 ? 0 : load.prefillSetupMs;
@@ -98,27 +100,42 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const unseenMs = load.unseenMs + UNSEEN_PROMPTS_COST * load.unseenPrompts * computingMs;
     // Those that share its pass get their first tokens at the end of it, too.
     const passMs = load.passPrompts * Math.min(uncached, load.passRoomTokens) * load.prefillMsPerToken;
-    return load.waitMs + computingMs + passMs + evictionMs + queueMs + answersMs + contextMs + unseenMs;
-  });
-  const order = candidates.map((_, index) => index);
-  order.sort((a, b) => costsMs[a]! - costsMs[b]!);
-  const best = candidates[order[0]!]!.load;
-  const promptMs = best.prefillSetupMs + promptTokens * best.prefillMsPerToken;
-  const limitMs = costsMs[order[0]!]! + NEAR_TIE_PART * promptMs + NEAR_TIE_MS;
-  let nTied = 1;
-  while (nTied < order.length && costsMs[order[nTied]!]! <= limitMs) nTied += 1;
-  if (nTied > 1) {
-    const tied = order.slice(0, nTied).map((index) => {
-      const { address, load } = candidates[index]!;
-      // Of a prompt that is not shown nothing can be told but how many requests there are.
-      const requests = promptTokens === 0 ? load.requests : 0;
-      return { index, requests, weight: rendezvousWeight(tieKey, address) };
-    });
-    tied.sort((a, b) => a.requests - b.requests || b.weight - a.weight);
-    for (let i = 0; i < nTied; i++) order[i] = tied[i]!.index;
+    costsMs.push(load.waitMs + computingMs + passMs + evictionMs + queueMs + answersMs + contextMs + unseenMs);
   }
+  const leastMs = Math.min(...costsMs);
+  const best = candidates[costsMs.indexOf(leastMs)]!.load;
+  const promptMs = best.prefillSetupMs + promptTokens * best.prefillMsPerToken;
+  const limitMs = leastMs + NEAR_TIE_PART * promptMs + NEAR_TIE_MS;
+  let nTied = 0;
+  for (const costMs of costsMs) if (costMs <= limitMs) nTied += 1;
+  const order = nTied > 1 ? tiedFirst(input, costsMs, limitMs) : byCost(costsMs);
   const reason = candidates.length === 1 ? 'only candidate' : nTied > 1 ? 'near tie' : 'lowest cost';
   return { order, costsMs, reason };
+}
+
+function byCost(costsMs: readonly number[]): number[] {
+  return costsMs.map((_, index) => index).sort((a, b) => compare(costsMs[a]!, costsMs[b]!));
+}
+
+/** Among those up to the limit the order is that of their weights. */
+function tiedFirst(
+  { candidates, promptTokens, tieKey }: ScheduleInput,
+  costsMs: readonly number[],
+  limitMs: number,
+): number[] {
+  const isTied = (index: number): boolean => costsMs[index]! <= limitMs;
+  const weights = candidates.map(({ address }, index) => (isTied(index) ? rendezvousWeight(tieKey, address) : 0));
+  // Of a prompt that is not shown nothing can be told but how many requests there are.
+  const requests = (index: number): number => (promptTokens === 0 ? candidates[index]!.load.requests : 0);
+  const byTie = (a: number, b: number): number => requests(a) - requests(b) || compare(weights[b]!, weights[a]!);
+  return costsMs
+    .map((_, index) => index)
+    .sort((a, b) => (isTied(a) && isTied(b) && byTie(a, b)) || compare(costsMs[a]!, costsMs[b]!));
+}
+
+/** Ascending. */
+function compare(a: number, b: number): number {
+  return a < b ? -1 : Number(a > b);
 }
 
 /** Highest random weight (rendezvous) hashing: FNV-1a of the address, started from the key, finished by murmur3's mixer. */
