@@ -134,7 +134,6 @@ const RULES: Readonly<Record<string, Rule>> = {
       'openai/',
       'tokenizer/tokenizer.ts',
       'tokenizer/tokenizer-ladder.ts',
-      'tokenizer/token-memo.ts',
       'prefix/',
       'scheduling/',
       'load/',
