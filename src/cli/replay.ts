@@ -40,7 +40,8 @@ simulated engines with several policies side by side, in virtual time. docs/desi
   --crash E@S[-S]        engine E (from 0) dies at second S and comes back, cold, at the second one; repeatable
   --scale-out N@S        N more engines at second S; repeatable
   --replicas N           routers that share the requests and do not talk to each other (default 1)
-  --router-death S[-S]   the (first) router dies at second S and one that stood by takes over; back at the second one; repeatable
+  --standby              the first of them decides alone, the others stand by
+  --router-death S[-S]   the first router dies at second S and the others take over; back at the second one; repeatable
   --svg FILE             also draw a plot
   --json                 one JSON line per policy
 
@@ -202,6 +203,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       crash: { type: 'string', multiple: true, default: [] },
       'scale-out': { type: 'string', multiple: true, default: [] },
       replicas: { type: 'string', default: '1' },
+      standby: { type: 'boolean', default: false },
       'router-death': { type: 'string', multiple: true, default: [] },
       svg: { type: 'string' },
       json: { type: 'boolean', default: false },
@@ -232,8 +234,7 @@ function readArguments(args: readonly string[]): Plan | 'help' {
       eventDelayMs: number('--event-delay-ms', values['event-delay-ms'], 0, 3_600_000),
       eventLoss: number('--event-loss', values['event-loss'], 0, 1),
       ...fleetFaults(values.crash, values['scale-out'], engineSpeeds.length),
-      replicas: integer('--replicas', values.replicas, 1, 64),
-      routerDeaths: routerDeaths(values['router-death']),
+      ...routers(integer('--replicas', values.replicas, 1, 64), values.standby, values['router-death']),
       seed: integer('--seed', values.seed, 0, 2 ** 31),
     },
     svgFile: values.svg ?? null,
@@ -318,6 +319,20 @@ function fleetFaults(
 
 /** What Envoy needs to see it with the health checks of `envoy/`. */
 const UNNOTICED_MS = 3000;
+
+/** While the first router is away there is another one to ask. */
+function routers(
+  replicas: number,
+  standby: boolean,
+  deathTexts: readonly string[],
+): Pick<Scenario, 'replicas' | 'deciding' | 'routerDeaths'> {
+  if (replicas === 1 && (standby || deathTexts.length > 0)) {
+    throw new Error(
+      `${standby ? '--standby' : '--router-death'} needs another router: expected --replicas 2 or more, got 1`,
+    );
+  }
+  return { replicas, deciding: standby ? 'first' : 'all', routerDeaths: routerDeaths(deathTexts) };
+}
 
 function routerDeaths(texts: readonly string[]): RouterDeath[] {
   let freeFromMs = 0;

@@ -20,14 +20,14 @@ import type { Workload } from './workload.ts';
 export type Crash = { readonly engine: number; readonly atMs: number; readonly restartAtMs: number | null };
 export type ScaleOut = { readonly engines: number; readonly atMs: number };
 /**
- * A router that decides dies. One that has stood by takes over its requests: it has followed events and metrics all the
- * time, and knows nothing of what was sent by others.
+ * The first router dies. The others share its requests: they have followed events and metrics all the time, and know nothing
+ * of what was sent by it.
  */
 export type RouterDeath = {
   readonly atMs: number;
-  /** Until the data plane knows; meanwhile it sends where it has sent least itself. */
+  /** Until the data plane knows; meanwhile it sends the share of the first one where it has sent least itself. */
   readonly unnoticedMs: number;
-  /** It decides again, having learnt what engines hold and nothing else; null = never. */
+  /** It is back, having learnt what engines hold and nothing else; null = never. */
   readonly backAtMs: number | null;
 };
 
@@ -44,9 +44,11 @@ export type Scenario = {
   /** Times in milliseconds of the replay. */
   readonly crashes: readonly Crash[];
   readonly scaleOuts: readonly ScaleOut[];
-  /** Routers that share the requests in turn and do not talk to each other. */
+  /** Routers that do not talk to each other. */
   readonly replicas: number;
-  /** Of the first router. One after the other; with any, there is one more router, which stands by. */
+  /** `all` share the requests in turn; `first` decides while it lives, and the others stand by. */
+  readonly deciding: 'all' | 'first';
+  /** One after the other. At least two replicas. */
   readonly routerDeaths: readonly RouterDeath[];
   readonly seed: number;
 };
@@ -114,9 +116,10 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     routers.push(router);
     return router;
   };
-  /** Those that share the requests. */
-  const deciders = Array.from({ length: scenario.replicas }, () => addRouter(createPolicy, 0));
-  const standby = scenario.routerDeaths.length > 0 ? addRouter(createPolicy, 0) : null;
+  const [first, ...others] = Array.from({ length: scenario.replicas }, () => addRouter(createPolicy, 0));
+  const decidingWith = (first: Router): Router[] => (scenario.deciding === 'all' ? [first, ...others] : [first]);
+  /** They share the requests. */
+  let deciders = decidingWith(first!);
   const choosers: Router[] = [];
   const requests: EngineRequest[] = workload.requests.map(({ index, promptTokens, outputTokens, blocks }) => ({
     index,
@@ -297,7 +300,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
     const [gone] = deciders;
     routers = routers.filter((router) => router !== gone);
     readings = readings.filter(({ router }) => router !== gone);
-    deciders[0] = addRouter(createLeastRequest, nowMs);
+    deciders = decidingWith(addRouter(createLeastRequest, nowMs));
   }
 
   function bringBackRouter(nowMs: number): void {
@@ -308,7 +311,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
       router.policy.onBlocks?.(slot.probe, slot.engine.cache.blockIds(), { sentMs: nowMs, comes: 'next' });
     }
     readings.sort((a, b) => a.dueMs - b.dueMs);
-    deciders[0] = router;
+    deciders = decidingWith(router);
   }
 
   const faults: Fault[] = [];
@@ -327,7 +330,7 @@ export function replay(workload: Workload, createPolicy: CreatePolicy, scenario:
   }
   for (const { atMs, unnoticedMs, backAtMs } of scenario.routerDeaths) {
     faults.push({ atMs, apply: () => killRouter(atMs) });
-    faults.push({ atMs: atMs + unnoticedMs, apply: () => void (deciders[0] = standby!) });
+    faults.push({ atMs: atMs + unnoticedMs, apply: () => void (deciders = others) });
     if (backAtMs !== null) faults.push({ atMs: backAtMs, apply: () => bringBackRouter(backAtMs) });
   }
   faults.sort((a, b) => a.atMs - b.atMs);

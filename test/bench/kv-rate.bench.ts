@@ -59,6 +59,7 @@ function rowOf(workload: Workload, speed: number, stepTokens: number): string {
     crashes: [],
     scaleOuts: [],
     replicas: 1,
+    deciding: 'all',
     routerDeaths: [],
     seed: 1,
   });

@@ -176,20 +176,25 @@ function scenarioTable(trace: Workload): void {
     const crashed = own({ crashes: [{ engine: 3, atMs: halfMs, restartAtMs: halfMs + 60_000 }] });
     row('crash, back after a minute: mean at the end ÷ without', atTheEnd(crashed, calm, ttft), 1.05);
     row('crash: hits without ÷ hits at the end', atTheEnd(calm, crashed, hits), 1.02);
-    for (const [lasts, backAtMs] of [
-      ['for good', null],
-      ['for a minute', halfMs + 60_000],
+    for (const [replicas, lasts, backAtMs] of [
+      [2, 'for good', null],
+      [2, 'for a minute', halfMs + 60_000],
+      [3, 'for a minute', halfMs + 60_000],
+      [4, 'for a minute', halfMs + 60_000],
     ] as const) {
-      const death = own({ routerDeaths: [{ atMs: halfMs, unnoticedMs: UNNOTICED_MS, backAtMs }] });
-      row(`router away ${lasts}, one stood by: mean ÷ never`, meanOf(death) / meanOf(calm), 1.05);
-      row(`  at the end ÷ never`, atTheEnd(death, calm, ttft), 1.05);
-      row(`  in the twelfth of the time behind it ÷ never`, between(12, 14, death, calm, ttft), null);
+      const routerDeaths = [{ atMs: halfMs, unnoticedMs: UNNOTICED_MS, backAtMs }];
+      const death = own({ replicas, deciding: 'first', routerDeaths });
+      row(`${replicas} routers, one decides, away ${lasts}: mean ÷ one`, meanOf(death) / meanOf(calm), 1.05);
+      row(`  at the end ÷ one`, atTheEnd(death, calm, ttft), 1.05);
+      row(`  in the twelfth of the time behind it ÷ one`, between(12, 14, death, calm, ttft), null);
     }
     const one = meanOf(each(fewStarts, {}));
     const evenlyOne = meanOf(each(evenStarts, {}));
     for (const replicas of [2, 3, 4]) {
       const several = meanOf(each(fewStarts, { replicas }));
-      row(`${replicas} routers that do not talk: mean ÷ one router`, several / one, 1.05);
+      const apart = { replicas, deciding: 'first' } as const;
+      row(`${replicas} routers, one decides: mean ÷ one router`, meanOf(each(fewStarts, apart)) / one, 1.05);
+      row(`${replicas} routers, all decide: mean ÷ one router`, several / one, 1.05);
       const informed = fewStarts.map((start) => run(start, informedRouters(), cell(speed), 'simple', { replicas }));
       row(`  that know all but this very moment`, meanOf(informed) / one, 1.05);
       row(`  requests not at the same moment`, meanOf(each(evenStarts, { replicas })) / evenlyOne, 1.05);
@@ -277,6 +282,7 @@ function run(
     crashes: [],
     scaleOuts: [],
     replicas: 1,
+    deciding: 'all',
     routerDeaths: [],
     seed: 1,
     ...changes,

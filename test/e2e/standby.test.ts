@@ -1,4 +1,4 @@
-/** One Warmpath decides and one stands by, as two priorities of Envoy's cluster: what envoy/gateway/standby.yaml is translated to. */
+/** One Warmpath decides and two stand by, as two priorities of Envoy's cluster: what envoy/gateway/standby.yaml is translated to. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -23,7 +23,7 @@ type Replica = {
 let folder: string;
 let pods: RunningPod[];
 let first: Replica;
-let standby: Replica;
+let standbys: Replica[];
 let envoy: EnvoyProcess;
 const endings: (() => Promise<unknown>)[] = [];
 
@@ -34,8 +34,8 @@ beforeAll(async () => {
   endings.push(() => Promise.all(pods.map(({ pod }) => pod.stop())));
   first = await startReplica('first');
   endings.push(() => first.end('SIGKILL'));
-  standby = await startReplica('standby');
-  endings.push(() => standby.end('SIGKILL'));
+  standbys = await Promise.all([startReplica('standby-1'), startReplica('standby-2')]);
+  endings.push(() => Promise.all(standbys.map((standby) => standby.end('SIGKILL'))));
   envoy = await startTestEnvoy(
     {
       template: 'buffered',
@@ -137,10 +137,10 @@ function asEnvoyGateway({ static_resources: { listeners, clusters } }: Filters):
   });
   cluster['load_assignment'] = {
     cluster_name: 'warmpath',
-    endpoints: [first, standby].map((replica, priority) => ({
-      locality: { region: replica.name },
-      lb_endpoints: [member(replica)],
-      load_balancing_weight: 1,
+    endpoints: [[first], standbys].map((replicas, priority) => ({
+      locality: { region: replicas[0]!.name },
+      lb_endpoints: replicas.map(member),
+      load_balancing_weight: replicas.length,
       priority,
     })),
   };
@@ -153,6 +153,11 @@ async function decisions({ addresses }: Replica): Promise<number> {
   const text = await (await fetch(`http://${addresses.admin}/metrics`)).text();
   const counts = [...text.matchAll(/^warmpath_decisions_total\{.*\} (\d+)$/gm)];
   return counts.reduce((sum, [, count]) => sum + Number(count), 0);
+}
+
+async function decisionsOfStandbys(): Promise<number> {
+  const counts = await Promise.all(standbys.map(decisions));
+  return counts.reduce((sum, count) => sum + count, 0);
 }
 
 type Traffic = {
@@ -190,7 +195,7 @@ async function unpicked(): Promise<number> {
   return [...counters.values()][0]!;
 }
 
-/** A long prompt that one pod holds now, as both replicas have heard. */
+/** A long prompt that one pod holds now, as all replicas have heard. */
 async function warmPrompt(topic: string): Promise<object> {
   const body = aChat(longText(topic, 800));
   expect((await chat(envoy.listenerAddress, body)).status).toBe(200);
@@ -207,17 +212,18 @@ async function warmPrompt(topic: string): Promise<object> {
       .join();
   };
   await eventually(async () => {
-    const [one, other] = [await holder(first), await holder(standby)];
-    return one !== '' && !one.includes(',') && one === other ? 'done' : `the first says ${one}, the standby ${other}`;
+    const [one, ...others] = await Promise.all([first, ...standbys].map(holder));
+    const agree = one !== '' && !one!.includes(',') && others.every((other) => other === one);
+    return agree ? 'done' : `the first says ${one}, the others ${others.join(' and ')}`;
   });
   return body;
 }
 
 /** Requests that only the first replica decides are only counted there. */
 async function onlyFirstDecides(): Promise<void> {
-  const before = [await decisions(first), await decisions(standby)];
+  const before = [await decisions(first), await decisionsOfStandbys()];
   for (let i = 0; i < 20; i++) await chat(envoy.listenerAddress, aChat(longText(`calm${i % 3}x`, 40)));
-  const after = [await decisions(first), await decisions(standby)];
+  const after = [await decisions(first), await decisionsOfStandbys()];
   expect(after.map((count, i) => count - before[i]!)).toEqual([20, 0]);
 }
 
@@ -226,13 +232,13 @@ async function firstComesBack(): Promise<void> {
   await eventually(async () => ((await decisions(first)) > 0 ? 'done' : 'the first one is not asked again'));
 }
 
-test('while the first one is ready it decides everything, and the standby knows what pods hold all the same', async () => {
+test('while the first one is ready it decides everything, and the others know what pods hold all the same', async () => {
   await onlyFirstDecides();
-  await warmPrompt('both');
-  expect(await decisions(standby)).toBe(0);
+  await warmPrompt('all');
+  expect(await decisionsOfStandbys()).toBe(0);
 });
 
-test('SIGTERM: every request is decided, the standby finds the warm pod at once, and all come back to the first', async () => {
+test('SIGTERM: every request is decided, those that stood by find the warm pod at once, and all come back to the first', async () => {
   const warm = await warmPrompt('term');
   const unpickedBefore = await unpicked();
   const traffic = startTraffic();
@@ -240,7 +246,7 @@ test('SIGTERM: every request is decided, the standby finds the warm pod at once,
     await delay(50);
     await first.end('SIGTERM');
     await traffic.settled();
-    expect(await decisions(standby)).toBeGreaterThan(10);
+    expect(await decisionsOfStandbys()).toBeGreaterThan(10);
     const { status, cachedTokens } = await chat(envoy.listenerAddress, warm);
     expect(status).toBe(200);
     expect(cachedTokens).toBeGreaterThan(700);
@@ -253,14 +259,14 @@ test('SIGTERM: every request is decided, the standby finds the warm pod at once,
   await onlyFirstDecides();
 }, 60_000);
 
-test('SIGKILL: every request is answered, without a choice until it is seen, then by the standby and the warm pod', async () => {
+test('SIGKILL: every request is answered, without a choice until it is seen, then by one that stood by and the warm pod', async () => {
   const warm = await warmPrompt('kill');
   const traffic = startTraffic();
   try {
     await delay(50);
     await first.end('SIGKILL');
-    const decidedBefore = await decisions(standby);
-    await eventually(async () => ((await decisions(standby)) > decidedBefore ? 'done' : 'the standby is not asked'));
+    const decidedBefore = await decisionsOfStandbys();
+    await eventually(async () => ((await decisionsOfStandbys()) > decidedBefore ? 'done' : 'no standby is asked'));
     await traffic.settled();
     const unpickedBefore = await unpicked();
     const { status, cachedTokens } = await chat(envoy.listenerAddress, warm);
@@ -275,4 +281,23 @@ test('SIGKILL: every request is answered, without a choice until it is seen, the
     expect([...new Set(answers)]).toEqual(['200']);
   }
   await onlyFirstDecides();
+}, 60_000);
+
+test('with the first one and a standby gone, the other one decides everything', async () => {
+  const [gone, left] = standbys;
+  await gone!.end('SIGKILL');
+  standbys = [left!];
+  await onlyFirstDecides();
+  await first.end('SIGTERM');
+  const [decidedBefore, unpickedBefore] = [await decisions(left!), await unpicked()];
+  // The dead standby refuses one connection before Envoy leaves it out.
+  await eventually(async () => {
+    const { status } = await chat(envoy.listenerAddress, aChat(longText('left', 40)));
+    expect(status).toBe(200);
+    return (await decisions(left!)) > decidedBefore ? 'done' : 'the one that is left is not asked';
+  });
+  const [decided, went] = [await decisions(left!), await unpicked()];
+  for (let i = 0; i < 20; i++) await chat(envoy.listenerAddress, aChat(longText(`left${i % 3}x`, 40)));
+  expect([(await decisions(left!)) - decided, (await unpicked()) - went]).toEqual([20, 0]);
+  expect(went - unpickedBefore).toBeLessThanOrEqual(1);
 }, 60_000);

@@ -69,7 +69,9 @@ const MATRIX: Readonly<Record<string, Values>> = {
     autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9 },
     podDisruptionBudget: { maxUnavailable: '25%' },
   },
+  'all decide': { ...THREE, standby: { enabled: false } },
   'a standby': { ...THREE, standby: { enabled: true } },
+  'two that stand by': { ...THREE, replicas: 3, standby: { enabled: true } },
   'a standby, TLS and rules of your own': {
     standby: { enabled: true },
     fullnameOverride: 'picker',
@@ -287,12 +289,14 @@ describe('three values', () => {
       'ClientTrafficPolicy',
       'ConfigMap',
       'Deployment',
+      'Deployment',
       'EnvoyExtensionPolicy',
       'HTTPRoute',
       'NetworkPolicy',
       'PodDisruptionBudget',
       'Role',
       'RoleBinding',
+      'Service',
       'Service',
       'Service',
       'ServiceAccount',
@@ -352,20 +356,23 @@ describe('the Deployment', () => {
   ])('finds its certificate where %s puts it', (name, secretName) => {
     const { tls } = configOf(ofCase(name)).server;
     expect(tls).toMatchObject({ certFile: '/etc/warmpath/tls/tls.crt', keyFile: '/etc/warmpath/tls/tls.key' });
-    const { volumes } = find<Deployment>(ofCase(name), 'Deployment').spec.template.spec;
-    expect(volumes.find((volume) => volume.name === 'tls')!.secret).toMatchObject({ secretName });
+    for (const { spec } of deploymentsOf(ofCase(name))) {
+      const { volumes } = spec.template.spec;
+      expect(volumes.find((volume) => volume.name === 'tls')!.secret).toMatchObject({ secretName });
+    }
   });
 });
 
 describe('the NetworkPolicy', () => {
   type Rule = {
-    from?: { namespaceSelector: { matchLabels: Record<string, string> } }[];
+    from?: { namespaceSelector?: { matchLabels: Record<string, string> } }[];
     ports: { port: number | string }[];
   };
   const ingressOf = (name: string): readonly (readonly [string, string])[] => {
     const { ingress } = find<{ spec: { ingress: Rule[] } }>(ofCase(name), 'NetworkPolicy').spec;
     return ingress.map(({ from, ports }) => [
-      from?.map(({ namespaceSelector }) => Object.values(namespaceSelector.matchLabels).join()).join() ?? 'anybody',
+      from?.map(({ namespaceSelector: of }) => (of ? Object.values(of.matchLabels).join() : 'replicas')).join() ??
+        'anybody',
       ports.map(({ port }) => port).join(),
     ]);
   };
@@ -374,6 +381,7 @@ describe('the NetworkPolicy', () => {
     expect(ingressOf('the three values')).toEqual([
       ['envoy-gateway-system,llm', 'grpc,admin'],
       ['monitoring', 'admin'],
+      ['replicas', 'grpc'],
       ['anybody', 'health'],
     ]);
     expect(ingressOf('a gateway, a route and pods elsewhere')[0]).toEqual([
@@ -399,8 +407,27 @@ describe('a standby', () => {
   const siblingOf = (deployment: Deployment): string | undefined =>
     deployment.spec.template.spec.containers[0]!.args.find((arg) => arg.startsWith('kvEvents.siblings='));
 
+  test('is there by itself where it can take over and requests go on until it does', () => {
+    expect(ofCase('the three values')).toEqual(ofCase('a standby'));
+    const withStandby = [...rendered].filter(([, manifests]) =>
+      manifests.some(({ kind, metadata }) => kind === 'Deployment' && metadata.name.endsWith('-standby')),
+    );
+    expect(withStandby.map(([name]) => name)).toEqual([
+      'the three values',
+      'a gateway, a route and pods elsewhere',
+      'a route of your own',
+      'TLS by cert-manager',
+      'a standby',
+      'two that stand by',
+      'a standby, TLS and rules of your own',
+      'a standby and siblings by another name',
+    ]);
+    // Among those without: full duplex and fail-closed, a pool, one replica, replicas that come and go, nothing attached.
+    expect(rendered.size).toBeGreaterThan(withStandby.length + 5);
+  });
+
   test('is a Deployment and a Service more; the first one keeps its names and its selector, so it is turned on and off in place', () => {
-    const [one, two] = [ofCase('the three values'), ofCase('a standby')].map((manifests) =>
+    const [one, two] = [ofCase('all decide'), ofCase('a standby')].map((manifests) =>
       manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`).sort(),
     );
     expect(two!.filter((object) => !one!.includes(object))).toEqual([
@@ -410,27 +437,31 @@ describe('a standby', () => {
     expect(one!.filter((object) => !two!.includes(object))).toEqual([]);
     const selectorOf = (name: string): unknown =>
       named<{ spec: { selector: unknown } }>(name, 'Deployment', 'warmpath').spec.selector;
-    expect(selectorOf('a standby')).toEqual(selectorOf('the three values'));
+    expect(selectorOf('a standby')).toEqual(selectorOf('all decide'));
     for (const kind of ['Service', 'Role', 'ServiceAccount', 'HTTPRoute', 'BackendTrafficPolicy']) {
-      expect(named('a standby', kind, 'warmpath')).toEqual(named('the three values', kind, 'warmpath'));
+      expect(named('a standby', kind, 'warmpath')).toEqual(named('all decide', kind, 'warmpath'));
     }
   });
 
-  test.each(['a standby', 'a standby, TLS and rules of your own'])(
-    '%s: one pod each, and no selector finds both',
-    (name) => {
-      const deployments = deploymentsOf(ofCase(name));
-      expect(deployments.map(({ spec }) => spec.replicas)).toEqual([1, 1]);
-      for (const { spec, metadata } of deployments) {
-        const { selector } = named<Service>(name, 'Service', metadata.name).spec;
-        const found = deployments.filter((deployment) => selects({ matchLabels: selector }, labelsOf(deployment)));
-        expect(found.map((deployment) => deployment.metadata.name)).toEqual([metadata.name]);
-        const own = (spec as unknown as { selector: Selector }).selector;
-        expect(deployments.filter((deployment) => selects(own, labelsOf(deployment)))).toHaveLength(1);
-        expect(spec.strategy.rollingUpdate).toEqual({ maxUnavailable: 0, maxSurge: 1 });
-      }
-    },
-  );
+  test.each([
+    ['a standby', [1, 1]],
+    ['a standby, TLS and rules of your own', [1, 1]],
+    ['two that stand by', [1, 2]],
+  ])('%s: %j pods, and no selector finds both kinds', (name, replicas) => {
+    const deployments = deploymentsOf(ofCase(name));
+    const replicasOf = new Map(
+      deployments.map(({ metadata, spec }) => [metadata.name.endsWith('-standby'), spec.replicas]),
+    );
+    expect([replicasOf.get(false), replicasOf.get(true)]).toEqual(replicas);
+    for (const { spec, metadata } of deployments) {
+      const { selector } = named<Service>(name, 'Service', metadata.name).spec;
+      const found = deployments.filter((deployment) => selects({ matchLabels: selector }, labelsOf(deployment)));
+      expect(found.map((deployment) => deployment.metadata.name)).toEqual([metadata.name]);
+      const own = (spec as unknown as { selector: Selector }).selector;
+      expect(deployments.filter((deployment) => selects(own, labelsOf(deployment)))).toHaveLength(1);
+      expect(spec.strategy.rollingUpdate).toEqual({ maxUnavailable: 0, maxSurge: 1 });
+    }
+  });
 
   test('of the two at most one is taken away at once, and both are behind the NetworkPolicy and seen by Prometheus', () => {
     const name = 'a standby';
@@ -458,7 +489,7 @@ describe('a standby', () => {
     type Refs = { spec: { extProc: [{ backendRefs: object[] }] } };
     const refsOf = (name: string, object: string): object[] =>
       named<Refs>(name, 'EnvoyExtensionPolicy', object).spec.extProc[0].backendRefs;
-    expect(refsOf('the three values', 'warmpath')).toEqual([{ name: 'warmpath', port: 9002 }]);
+    expect(refsOf('all decide', 'warmpath')).toEqual([{ name: 'warmpath', port: 9002 }]);
     expect(refsOf('a standby', 'warmpath')).toEqual([
       { name: 'warmpath', port: 9002 },
       { name: 'warmpath-standby', port: 9002, fallback: true },
@@ -527,6 +558,9 @@ describe('a standby', () => {
     const notes = await helm.notes({ ...THREE, standby: { enabled: true } });
     expect(notes).toContain('One replica decides, warmpath; warmpath-standby is asked while it is not ready.');
     expect(notes).toContain('rollout status deployment/warmpath-standby');
+    expect(await helm.notes({ ...THREE, replicas: 3, standby: { enabled: true } })).toContain(
+      'One replica decides, warmpath; the 2 of warmpath-standby are asked while it is not ready.',
+    );
     expect(await helm.notes({ standby: { enabled: true } })).toContain('the second with priority 1');
   });
 });
@@ -618,8 +652,13 @@ describe('a mistake in the values', () => {
     ],
     [
       'engines that connect to one of two, of which one stands by',
-      { replicas: 1, standby: { enabled: true }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
-      /kvEvents\.listen needs one replica: .*; got standby\.enabled\. Let engines bind/,
+      { standby: { enabled: true }, config: { kvEvents: { listen: '0.0.0.0:5557' } } },
+      /kvEvents\.listen needs one replica: .*; got replicas 2\. Let engines bind/,
+    ],
+    [
+      'a standby without a second replica',
+      { replicas: 1, standby: { enabled: true } },
+      /standby\.enabled needs replicas 2 or more: one decides, the others stand by; got 1/,
     ],
     [
       'a standby beside replicas that come and go',
@@ -816,7 +855,7 @@ describe('the checks themselves', () => {
       /targetRef/,
     ],
   ])('%s is found', (_, kind, change, message) => {
-    const manifest = structuredClone(find<Manifest>(ofCase('the three values'), kind));
+    const manifest = structuredClone(find<Manifest>(ofCase('all decide'), kind));
     change(manifest.spec as Record<string, never>);
     expect(problemsOf(JSON.parse(JSON.stringify(manifest)) as Manifest).join('\n')).toMatch(message);
   });

@@ -114,15 +114,15 @@ describe('the Envoy Gateway manifests', () => {
 
 describe('the chart', () => {
   const three: Values = { pods: { matchLabels: { app: 'vllm' } }, gateway: { name: 'llm' } };
+  const allDecide: Values = { ...three, standby: { enabled: false } };
   const cases: readonly (readonly [string, Values])[] = [
-    ['buffered.yaml', three],
+    ['buffered.yaml', allDecide],
     ['full-duplex.yaml', { ...three, gateway: { name: 'llm', bodyMode: 'FullDuplexStreamed', maxBodySize: '1Mi' } }],
   ];
-  const withStandby: Values = { ...three, standby: { enabled: true } };
   const rendered = new Map<string, readonly Manifest[]>();
   beforeAll(async () => {
     const helm = await createHelm();
-    for (const [file, values] of [...cases, ['standby.yaml', withStandby] as const])
+    for (const [file, values] of [...cases, ['standby.yaml', three] as const])
       rendered.set(file, await helm.template(values));
   }, 600_000);
 

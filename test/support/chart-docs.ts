@@ -37,6 +37,7 @@ const RULES: Readonly<Record<string, Schema>> = {
   'image.pullPolicy': { enum: ['Always', 'IfNotPresent', 'Never'] },
   'image.pullSecrets': strings,
   replicas: { type: 'integer', minimum: 0 },
+  'standby.enabled': { enum: ['auto', true, false] },
   'autoscaling.minReplicas': { type: 'integer', minimum: 1 },
   'autoscaling.maxReplicas': { type: 'integer', minimum: 1 },
   'autoscaling.targetCPUUtilizationPercentage': { type: 'integer', minimum: 1, maximum: 100 },
@@ -163,7 +164,7 @@ export function chartReadme(): string {
   );
   return `# Helm chart
 
-Warmpath beside your model servers: two replicas that find the pods through the API server and answer Envoy.
+Warmpath beside your model servers: two replicas that find the pods through the API server, one that answers Envoy and one that stands by.
 
 \`\`\`sh
 helm install warmpath charts/warmpath --namespace llm \\
@@ -182,7 +183,7 @@ Gateway 1.8 or newer: the route, the choice of the pod, the limits. Without \`ga
 | pods without a model label | \`config.discovery.kubernetes.modelLabel\`, or the annotation \`warmpath.dev/model\` |
 | an HTTPRoute you have | \`gateway.httpRoute.create=false\`, \`gateway.httpRoute.name\` |
 | a Gateway that has a ClientTrafficPolicy | \`gateway.clientTrafficPolicy.create=false\`; take the settings over from [envoy/gateway](../../envoy/gateway/README.md) |
-| one replica that decides, one that stands by | \`standby.enabled=true\`; [docs/operations.md](../../docs/operations.md#how-many-replicas) says when |
+| replicas that all decide | \`standby.enabled=false\`; [docs/operations.md](../../docs/operations.md#how-many-replicas) says when |
 | an InferencePool | \`inferencePool.create=true\`, \`tls.mode=selfSigned\`, \`pods.matchLabels\`; a gateway that takes a pool as backend |
 | beside an AIBrix gateway | \`config.routing.compatTargetPodHeader=true\`; [docs/migrating.md](../../docs/migrating.md) |
 | Prometheus operator, Grafana | \`serviceMonitor.enabled\`, \`alerts.enabled\`, \`dashboard.enabled\` |

@@ -185,20 +185,19 @@ async function main(): Promise<void> {
       ],
       STANDBY,
     ],
-    ['the chart', [...around, ...(await helm.template(values))], BUFFERED],
+    ['the chart', [...around, ...(await helm.template(values))], STANDBY],
     [
-      'the chart with a standby',
-      [...around, ...(await helm.template({ ...values, standby: { enabled: true } }))],
-      STANDBY,
+      'the chart, all deciding',
+      [...around, ...(await helm.template({ ...values, standby: { enabled: false } }))],
+      BUFFERED,
     ],
     [
-      'the chart with a standby, by TLS',
+      'the chart, by TLS',
       [
         ...around,
         secret('tls', 'llm'),
         ...(await helm.template({
           ...values,
-          standby: { enabled: true },
           tls: { mode: 'secret', secretName: 'tls' },
         })),
       ],

@@ -15,8 +15,8 @@ metadata:
   labels:
     {{- include "warmpath.labels" . | nindent 4 }}
 spec:
-  {{- if .Values.standby.enabled }}
-  replicas: 1
+  {{- if include "warmpath.standby" . }}
+  replicas: {{ ternary (sub (int .Values.replicas) 1) 1 (eq $role.role "standby") }}
   {{- else if not .Values.autoscaling.enabled }}
   replicas: {{ .Values.replicas }}
   {{- end }}

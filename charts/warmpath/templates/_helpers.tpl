@@ -16,6 +16,18 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 |
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* `true` where one replica decides and the others stand by; empty = all decide. */}}
+{{- define "warmpath.standby" -}}
+{{- if eq (toString .Values.standby.enabled) "auto" -}}
+{{- $attached := and .Values.gateway.name .Values.gateway.extensionPolicy.create (not (include "warmpath.inferencePool" .)) -}}
+{{- /* Until it is seen that the first one is gone, a request has to be able to go on without a choice. */ -}}
+{{- $goesOn := and (eq .Values.gateway.bodyMode "Buffered") .Values.gateway.extensionPolicy.failOpen -}}
+{{- if and $attached $goesOn (not .Values.autoscaling.enabled) (ge (int .Values.replicas) 2) -}}true{{- end -}}
+{{- else if .Values.standby.enabled -}}
+true
+{{- end -}}
+{{- end }}
+
 {{/* Pods of the standby have a name of their own, so that no selector of the first ones finds them. */}}
 {{- define "warmpath.standbyLabels" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 55 | trimSuffix "-" }}-standby
@@ -37,7 +49,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* Selector of every replica, whatever its role. */}}
 {{- define "warmpath.anyRole" -}}
-{{- if .Values.standby.enabled -}}
+{{- if include "warmpath.standby" . -}}
 matchLabels:
   app.kubernetes.io/instance: {{ .Release.Name }}
 matchExpressions:
@@ -57,7 +69,7 @@ matchLabels:
 {{- $other := dict "root" .root "role" (include "warmpath.otherRole" .) -}}
 {{- with .root -}}
 {{- $canAsk := and (ne .Values.tls.mode "selfSigned") (not .Values.tls.mutual) (dig "kvEvents" "enabled" true .Values.config) -}}
-{{- if and .Values.standby.enabled $canAsk (not (dig "kvEvents" "siblings" "" .Values.config)) -}}
+{{- if and (include "warmpath.standby" .) $canAsk (not (dig "kvEvents" "siblings" "" .Values.config)) -}}
 {{- $port := ternary (include "warmpath.port" (list . "grpcListen" 9002)) "9002" .Values.service.headless -}}
 {{- printf "%s.%s.svc:%s" (include "warmpath.roleName" $other) .Release.Namespace $port -}}
 {{- end -}}
@@ -67,7 +79,7 @@ matchLabels:
 {{/* What the values say, and the two roles on two nodes where there are two. */}}
 {{- define "warmpath.affinity" -}}
 {{- $affinity := deepCopy .root.Values.affinity -}}
-{{- if .root.Values.standby.enabled -}}
+{{- if include "warmpath.standby" .root -}}
 {{- $other := include "warmpath.roleLabels" (dict "root" .root "role" (include "warmpath.otherRole" .)) | fromYaml -}}
 {{- $terms := dig "podAntiAffinity" "preferredDuringSchedulingIgnoredDuringExecution" list $affinity -}}
 {{- range $weight, $key := dict "100" "kubernetes.io/hostname" "50" "topology.kubernetes.io/zone" -}}
@@ -170,7 +182,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $given := default dict .Values.config.discovery -}}
 {{- if ne (default "kubernetes" $given.mode) "static" -}}{{- $_ := set $discovery "kubernetes" $kubernetes -}}{{- end -}}
 {{- $base := dict "discovery" $discovery -}}
-{{- if .Values.standby.enabled -}}
+{{- if include "warmpath.standby" . -}}
 {{- /* All requests come back at once to a first replica that was away: not before it has caught up. */ -}}
 {{- $_ := set $base "kvEvents" (dict "readyWhen" "replayed") -}}
 {{- end -}}
@@ -266,16 +278,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "gateway.extensionPolicy.messageTimeout must be above Warmpath's own deadline of %d ms (server.decisionDeadlineMs, else tokenizer.budgetMs + 300), got %s" $deadlineMs $timeout) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.standby.enabled .Values.autoscaling.enabled -}}
+{{- if and (include "warmpath.standby" .) .Values.autoscaling.enabled -}}
 {{- fail "standby.enabled and autoscaling.enabled exclude each other: with a standby one replica decides; where one is not enough, let all of several serve" -}}
 {{- end -}}
-{{- if and .Values.standby.enabled (include "warmpath.inferencePool" .) -}}
+{{- if and (include "warmpath.standby" .) (lt (int .Values.replicas) 2) -}}
+{{- fail (printf "standby.enabled needs replicas 2 or more: one decides, the others stand by; got %d" (int .Values.replicas)) -}}
+{{- end -}}
+{{- if and (include "warmpath.standby" .) (include "warmpath.inferencePool" .) -}}
 {{- fail "standby.enabled and inferencePool exclude each other: a pool names one Service as its picker, without a second choice. Take replicas: 1, or 2 that both serve" -}}
 {{- end -}}
 {{- $many := "" -}}
-{{- if .Values.standby.enabled -}}
-{{- $many = "standby.enabled" -}}
-{{- else if .Values.autoscaling.enabled -}}
+{{- if .Values.autoscaling.enabled -}}
 {{- if gt (int .Values.autoscaling.maxReplicas) 1 -}}{{- $many = printf "autoscaling.maxReplicas %d" (int .Values.autoscaling.maxReplicas) -}}{{- end -}}
 {{- else if gt (int .Values.replicas) 1 -}}
 {{- $many = printf "replicas %d" (int .Values.replicas) -}}

@@ -64,13 +64,21 @@ describe('what bad input gets', () => {
     [['--workload', 'chat', '--prefill-rate', '1e-300'], /--prefill-rate must be a number from 1 to 1000000000, got/],
     [['--workload', 'chat', '--engine-speeds', '1,0'], /--engine-speeds must be a number from 0.001 to 1000, got "0"/],
     [['--workload', 'chat', '--event-loss', '2'], /--event-loss must be a number from 0 to 1, got "2"/],
-    [['--workload', 'chat', '--router-death', 'soon'], /--router-death must be SECOND or SECOND-SECOND, got "soon"/],
+    [['--workload', 'chat', '--standby'], /--standby needs another router: expected --replicas 2 or more, got 1/],
     [
-      ['--workload', 'chat', '--router-death', '9-30', '--router-death', '20'],
+      ['--workload', 'chat', '--router-death', '9'],
+      /--router-death needs another router: expected --replicas 2 or more/,
+    ],
+    [
+      ['--workload', 'chat', '--replicas', '2', '--router-death', 'soon'],
+      /--router-death must be SECOND or SECOND-SECOND, got "soon"/,
+    ],
+    [
+      ['--workload', 'chat', '--replicas', '2', '--router-death', '9-30', '--router-death', '20'],
       /--router-death must be in order, each after the router is back, got "20"/,
     ],
     [
-      ['--workload', 'chat', '--router-death', '9-10'],
+      ['--workload', 'chat', '--replicas', '2', '--router-death', '9-10'],
       /--router-death must last at least 3 s, until it is noticed, got "9-10"/,
     ],
     [['--workload', 'chat', '--crash', '9@5'], /--crash names engine 9, expected 0 to 7/],
@@ -143,7 +151,7 @@ describe('what comes out', () => {
 
   test('the same for the same seed, faults and scale-out included', async () => {
     const faults = ['--crash', '1@20-40', '--scale-out', '2@30', '--event-delay-ms', '500', '--event-loss', '0.2'];
-    faults.push('--router-death', '10-25', '--router-death', '35');
+    faults.push('--replicas', '3', '--standby', '--router-death', '10-25', '--router-death', '35');
     const [first, second] = [
       await replayed(...SMALL, ...faults, '--json'),
       await replayed(...SMALL, ...faults, '--json'),

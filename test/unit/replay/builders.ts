@@ -23,6 +23,7 @@ export function aScenario(changes: Partial<Scenario> & { engines?: number } = {}
     crashes: [],
     scaleOuts: [],
     replicas: 1,
+    deciding: 'all',
     routerDeaths: [],
     seed: 1,
     ...others,

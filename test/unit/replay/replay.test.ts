@@ -101,7 +101,12 @@ describe('a replay', () => {
     const { requests } = replay(
       aWorkload(lines),
       createPolicy,
-      aScenario({ engines: 1, routerDeaths: [{ atMs: 5000, unnoticedMs: 6000, backAtMs: 25_000 }] }),
+      aScenario({
+        engines: 1,
+        replicas: 2,
+        deciding: 'first',
+        routerDeaths: [{ atMs: 5000, unnoticedMs: 6000, backAtMs: 25_000 }],
+      }),
     );
     expect(requests.filter(({ ttftMs }) => ttftMs < 0)).toEqual([]);
     expect(told).toEqual([
@@ -124,6 +129,32 @@ describe('a replay', () => {
       '2 sees the end of 4',
     ]);
   });
+
+  test.each([
+    ['all decide', 'all', ['0', '1', '2', '-', '1', '2', '1', '2', '2', '3', '1']],
+    ['the first decides', 'first', ['0', '0', '0', '-', '1', '2', '1', '2', '3', '3', '3']],
+  ] as const)(
+    'where %s, the others share the requests of a router that dies, until it is back',
+    (_, deciding, expected) => {
+      const chosen: string[] = [];
+      let nRouters = 0;
+      const createPolicy: CreatePolicy = () => {
+        const router = String(nRouters++);
+        return {
+          choose: (request, engines) => {
+            chosen[request.index] = router;
+            return engines[0]!;
+          },
+        };
+      };
+      const seconds = [0, 1, 2, 3, 10, 11, 12, 13, 21, 22, 23];
+      const lines = seconds.map((second, i) => ({ at: 1000 * second, prompt: 512, ids: [i] }));
+      const routerDeaths = [{ atMs: 2500, unnoticedMs: 6000, backAtMs: 20_000 }];
+      replay(aWorkload(lines), createPolicy, aScenario({ engines: 1, replicas: 3, deciding, routerDeaths }));
+      // Nobody chooses for what comes before it is noticed.
+      expect(Array.from(seconds, (_, i) => chosen[i] ?? '-')).toEqual(expected);
+    },
+  );
 
   test('the pooled cache is a plain LRU over everything, in the order of arrival', () => {
     const workload = aWorkload([
