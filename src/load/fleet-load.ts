@@ -68,6 +68,8 @@ export type EndedRequest = {
   readonly promptTokens: number;
   /** Of an exact prompt: tokens the endpoint was expected to have. Null = the prompt was not known. */
   readonly promisedTokens: number | null;
+  /** Generated side by side. */
+  readonly nAnswers: number;
   readonly usage: { readonly completionTokens: number; readonly cachedTokens: number | null } | null;
   readonly decidedMs: number;
   readonly firstByteMs: number | null;
@@ -171,7 +173,8 @@ export function createFleetLoad(
     },
     ended(request) {
       const { endpoint, model, outcome, promptTokens, promisedTokens, usage } = request;
-      const { decidedMs, firstByteMs, endMs, answer } = request;
+      const { decidedMs, firstByteMs, endMs, answer, nAnswers } = request;
+      const isSeenGrowing = firstByteMs !== null && answer === 'streamed' && nAnswers === 1;
       if (firstByteMs !== null || outcome === 'completed') {
         const foundTokens = usage?.cachedTokens ?? promisedTokens ?? 0;
         const computedTokens = promptTokens - foundTokens + (usage?.completionTokens ?? 0);
@@ -184,7 +187,7 @@ export function createFleetLoad(
       if (usage !== null) outputs.observe(model, promptTokens, usage.completionTokens);
       profiles.served(endpoint.slot, {
         answerMs: endMs - decidedMs,
-        decodeMs: firstByteMs === null || answer === 'whole' ? null : endMs - firstByteMs,
+        decodeMs: isSeenGrowing ? endMs - firstByteMs : null,
         promptTokens,
         completionTokens: usage?.completionTokens ?? null,
       });

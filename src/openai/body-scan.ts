@@ -45,6 +45,7 @@ const FIELD_NAMES = [
   'text_1',
   'data_1',
   'stream',
+  'n',
   'max_tokens',
   'max_completion_tokens',
   'max_output_tokens',

@@ -9,7 +9,7 @@ import { isUtf8 } from 'node:buffer';
 import { apiOf, type Api, type KnownApi } from './api.ts';
 import { bad, type BadRequest } from './bad-request.ts';
 import { scanBody, type FieldName, type Scan } from './body-scan.ts';
-import { describe, integerOf, isFlag, isTrue } from './field-values.ts';
+import { describe, integerOf, isFlag, isTrue, type FieldValue } from './field-values.ts';
 import { JsonScanner, kindText, textOfString, type ByteRange, type JsonProblem } from './json-scan.ts';
 import { modelOfMultipart } from './multipart.ts';
 import { promptOf, type Prompt } from './request-prompt.ts';
@@ -26,6 +26,8 @@ export type InferenceRequest = {
   readonly cacheSalt: string | null;
   /** Under whichever name the API has for it, null when absent. */
   readonly maxTokens: number | null;
+  /** Answers asked for to each prompt. */
+  readonly nAnswers: number;
   /** Body exactly as received; never modified, not even after the decision: a late tokenizer call may still send it. */
   readonly body: Uint8Array;
   /** Where the value of a field that is present and not null stands in `body`; the last one of several. */
@@ -100,10 +102,16 @@ function understand(api: KnownApi, body: Uint8Array, scan: Scan, cut: 'yes' | 'n
       prompt,
       cacheSalt: salt === undefined ? null : textOfString(body, salt) || null,
       maxTokens: maxTokensValue,
+      nAnswers: answersAskedFor(body, fields.get('n')),
       body,
       fields,
     },
   };
+}
+
+/** What is no number of answers the engine will refuse. */
+function answersAskedFor(body: Uint8Array, n: FieldValue | undefined): number {
+  return n === undefined ? 1 : Math.max(1, integerOf(body, n) ?? 1);
 }
 
 /** Nothing is known of this path, so nothing in it can be wrong: at most a model is found. */
@@ -127,6 +135,7 @@ function unread(body: Uint8Array | null, model = ''): ParsedRequest {
       prompt: { kind: 'none' },
       cacheSalt: null,
       maxTokens: null,
+      nAnswers: 1,
       body: body ?? new Uint8Array(0),
       fields: new Map(),
     },

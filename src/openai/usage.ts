@@ -9,7 +9,7 @@
 export type Usage = {
   readonly promptTokens: number;
   readonly completionTokens: number;
-  /** `prompt_tokens_details.cached_tokens`; null when the engine does not say. */
+  /** `prompt_tokens_details.cached_tokens`, at most all of the prompt; null when the engine does not say. */
   readonly cachedTokens: number | null;
 };
 
@@ -36,8 +36,11 @@ export function createUsageReader(contentType: string | undefined): UsageReader 
       consume(chunk, 0, chunk.length);
     },
     result() {
-      const { promptTokens, completionTokens, cachedTokens } = seen;
-      return promptTokens === null ? null : { promptTokens, completionTokens: completionTokens ?? 0, cachedTokens };
+      const { promptTokens, completionTokens, cachedTokens: cached } = seen;
+      if (promptTokens === null) return null;
+      // Where several answers are asked for SGLang adds up what each of them found.
+      const cachedTokens = cached === null ? null : Math.min(cached, promptTokens);
+      return { promptTokens, completionTokens: completionTokens ?? 0, cachedTokens };
     },
   };
 }
@@ -60,6 +63,8 @@ const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
 
 const MAX_USAGE_BYTES = 16 * 1024;
+/** Beyond any context: a larger count is no count, and every mean and total would keep it. */
+const MAX_TOKENS = 100_000_000;
 const MAX_KEY_BYTES = 16;
 
 function consumerFor(contentType: string, finder: UsageFinder): Consume | null {
@@ -218,5 +223,5 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 }
 
 function countOf(value: unknown): number | null {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0 ? value : null;
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= MAX_TOKENS ? value : null;
 }

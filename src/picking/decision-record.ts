@@ -121,6 +121,9 @@ export type EndRecord = {
   /** The same where the whole prompt was known, else null. */
   readonly promisedTokens: number | null;
   readonly predictedOutputTokens: number | null;
+  /** Answers to all prompts of the request, generated side by side. */
+  readonly nAnswers: number;
+  /** Cached tokens are null also where the engine says those of one of several answers. */
   readonly usage: Usage | null;
   /** Milliseconds of the clock: request complete, decided, first byte of the answer (null = not seen), end. */
   readonly receivedMs: number;

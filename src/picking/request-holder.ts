@@ -7,6 +7,7 @@ import type { Endpoint } from '../endpoints/endpoint.ts';
 import type { Reservation } from '../extproc/picker.ts';
 import type { FleetLoad } from '../load/fleet-load.ts';
 import type { InFlight } from '../load/in-flight.ts';
+import type { InferenceRequest } from '../openai/request.ts';
 import type { Usage } from '../openai/usage.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
 import type { PrefixIndexReader } from '../prefix/prefix-index.ts';
@@ -17,6 +18,7 @@ import {
   DEFAULT_BLOCK_SIZE_TOKENS,
   type CandidateView,
   type DecisionRecord,
+  type DecisionRung,
   type EndpointKnowledge,
   type EndRecord,
   type Evaluation,
@@ -72,6 +74,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
     const { model, promptTokens, strategy, rung } = evaluation;
     const { endpoint, matchedTokens, uncachedTokens } = view;
+    const nAnswers = evaluation.request === null ? 1 : answersTo(evaluation.request);
     const decidedMs = clock.nowMs();
     let firstByteMs: number | null = null;
     const blockSizeTokens = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
@@ -108,10 +111,10 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         load.firstByte();
       },
       observe: (seen) => {
-        usage = seen;
+        usage = nAnswers === 1 ? seen : { ...seen, cachedTokens: null };
       },
       release(outcome) {
-        if (!load.release(computedTokens(usage))) return;
+        if (!load.release(computedTokens(usage, promptTokens, rung))) return;
         const { trust, coverage } = deps.knowledge(endpoint);
         // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
         const isServed = outcome === 'completed' || outcome === 'assumed';
@@ -131,6 +134,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
           predictedCachedTokens: matchedTokens,
           promisedTokens: rung === 'exact' ? matchedTokens : null,
           predictedOutputTokens: forecast.outputTokens,
+          nAnswers,
           usage,
           receivedMs,
           decidedMs,
@@ -181,7 +185,28 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
   return { hold, reconcile };
 }
 
-/** What the engine really computed of the prompt, where it says so. */
-function computedTokens(usage: Usage | null): number | undefined {
-  return usage === null || usage.cachedTokens === null ? undefined : usage.promptTokens - usage.cachedTokens;
+/** Of several, engines tell what the last one found (vLLM) or add up what each did (SGLang): neither is what was predicted. */
+function answersTo({ prompt, nAnswers }: InferenceRequest): number {
+  const nPrompts =
+    prompt.kind === 'tokens' ? prompt.tokenIds.length : prompt.kind === 'texts' ? prompt.ranges.length : 1;
+  return nPrompts * nAnswers;
+}
+
+/** Engines may count other tokens of a template than were seen here. */
+const TEMPLATE_PART = 0.1;
+const TEMPLATE_TOKENS = 64;
+/** A length told from bytes may be so many times too short, as where every byte is a token. */
+const MOST_UNDERESTIMATED = 4;
+
+/**
+ * What the engine really computed of the prompt, where it says so. A count that cannot be of this prompt says nothing: vLLM's
+ * responses API adds up all rounds with its tools, and one absurd number would be learnt as the speed of every engine.
+ */
+function computedTokens(usage: Usage | null, promptTokens: number, rung: DecisionRung): number | undefined {
+  if (usage === null || usage.cachedTokens === null) return undefined;
+  const isOfPrompt =
+    rung === 'exact'
+      ? Math.abs(usage.promptTokens - promptTokens) <= TEMPLATE_PART * promptTokens + TEMPLATE_TOKENS
+      : usage.promptTokens <= MOST_UNDERESTIMATED * promptTokens + TEMPLATE_TOKENS;
+  return isOfPrompt ? usage.promptTokens - usage.cachedTokens : undefined;
 }

@@ -8,6 +8,7 @@ import type { CreditWeights } from '../../src/load/cache-trust.ts';
 import { createInFlight } from '../../src/load/in-flight.ts';
 import { createEngineBlocks, type EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
 import { textOfString } from '../../src/openai/json-scan.ts';
+import type { Usage } from '../../src/openai/usage.ts';
 import { createBlockHasher, createHashSeed } from '../../src/prefix/block-hash.ts';
 import {
   createPrefixIndexMemory,
@@ -676,6 +677,51 @@ describe('a reservation', () => {
     clock.advance(2000);
     expect(routed.stats().nBlocks).toBe(0);
   });
+
+  test.each<[string, object, Usage]>([
+    ['a count that is not of this prompt', {}, { promptTokens: 100_000, completionTokens: 1, cachedTokens: 0 }],
+    ['rounds with tools added up', {}, { promptTokens: 2000, completionTokens: 9, cachedTokens: 1500 }],
+    ['what the last of four answers found', { n: 4 }, { promptTokens: 480, completionTokens: 4, cachedTokens: 464 }],
+    ['nothing of a prompt', {}, { promptTokens: 0, completionTokens: 0, cachedTokens: 0 }],
+  ])('learns the speed of an engine from no usage that says %s', async (_, fields, told) => {
+    const learnt = await Promise.all(
+      [null, told].map(async (usage) => {
+        const { picker, inFlight, clock, endpoints, ends } = aPicker({ specs: [aSpec(1)] });
+        for (let i = 0; i < 40; i++) {
+          const prompt = String.fromCharCode(65 + i).repeat(480 + 16 * i);
+          const body = { model: 'demo', prompt, stream: true, ...fields };
+          const decision = await picker.pick(aRequest(body), signal);
+          if (decision.kind !== 'routed') throw new Error('expected a choice');
+          clock.advance(20 + prompt.length / 10);
+          decision.reservation.firstByte();
+          if (usage !== null) decision.reservation.observe(usage);
+          decision.reservation.release('completed');
+        }
+        expect(ends).toHaveLength(40);
+        const { prefillSetupMs, prefillMsPerToken } = inFlight.load(endpoints.all()[0]!.slot);
+        return { prefillSetupMs, prefillMsPerToken };
+      }),
+    );
+    expect(learnt[1]).toEqual(learnt[0]);
+  });
+
+  test.each<[string, object, number | null]>([
+    ['one answer', {}, 400],
+    ['one answer, in words', { n: 1 }, 400],
+    ['four answers', { n: 4 }, null],
+    ['two prompts', { prompt: [TEXT, `${TEXT} too`] }, null],
+    ['tokens of two prompts', { prompt: [[1, 2, 3], [4]] }, null],
+  ])(
+    'of %s compares what the engine found with the promise where it is that of the prompt',
+    async (_, fields, cached) => {
+      const { picker, ends } = aPicker();
+      const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT, ...fields }), signal);
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      decision.reservation.observe({ promptTokens: 480, completionTokens: 4, cachedTokens: 400 });
+      decision.reservation.release('completed');
+      expect(ends[0]!.usage).toEqual({ promptTokens: 480, completionTokens: 4, cachedTokens: cached });
+    },
+  );
 
   test('of a served request is forgotten at once where events have confirmed its blocks, else after a grace', async () => {
     for (const [confirmed, nBlocks] of [

@@ -54,7 +54,13 @@ describe('the path', () => {
 
 describe('a chat request', () => {
   test('tells its model, its stream flag, its limit and its salt', () => {
-    const request = aChatRequest({ stream: true, max_tokens: 5, max_completion_tokens: 7, cache_salt: 'a\u00e9"' });
+    const request = aChatRequest({
+      stream: true,
+      n: 3,
+      max_tokens: 5,
+      max_completion_tokens: 7,
+      cache_salt: 'a\u00e9"',
+    });
     expect(request).toMatchObject({
       api: 'chat',
       model: 'demo-model',
@@ -62,13 +68,21 @@ describe('a chat request', () => {
       prompt: { kind: 'messages', ranges: [expect.anything()] },
       cacheSalt: 'a\u00e9"',
       maxTokens: 7,
+      nAnswers: 3,
     });
   });
 
   test('without the optional fields, or with null in them, has their defaults', () => {
-    const absent = { stream: false, cacheSalt: null, maxTokens: null };
+    const absent = { stream: false, cacheSalt: null, maxTokens: null, nAnswers: 1 };
     expect(aChatRequest()).toMatchObject(absent);
-    const nulls = { stream: null, cache_salt: null, max_tokens: null, max_completion_tokens: null, tools: null };
+    const nulls = {
+      stream: null,
+      n: null,
+      cache_salt: null,
+      max_tokens: null,
+      max_completion_tokens: null,
+      tools: null,
+    };
     const request = aChatRequest(nulls);
     expect(request).toMatchObject(absent);
     expect(request.fields.has('tools')).toBe(false);

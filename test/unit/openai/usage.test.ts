@@ -117,6 +117,16 @@ describe('usage', () => {
       { input_tokens: 6, cache_read_input_tokens: 48, cache_creation_input_tokens: 0, output_tokens: 2 },
       { promptTokens: 54, completionTokens: 2, cachedTokens: 48 },
     ],
+    [
+      'of several answers with more found than there is, as SGLang adds it up',
+      { prompt_tokens: 30, completion_tokens: 8, prompt_tokens_details: { cached_tokens: 64 } },
+      { promptTokens: 30, completionTokens: 8, cachedTokens: 30 },
+    ],
+    [
+      'with numbers beyond any context',
+      { prompt_tokens: 30, completion_tokens: 1e300, prompt_tokens_details: { cached_tokens: 100_000_001 } },
+      { promptTokens: 30, completionTokens: 0, cachedTokens: null },
+    ],
   ])('%s is understood', (_, wire, result) => {
     expect(read(JSON_TYPE, JSON.stringify({ usage: wire }))).toEqual(result);
     expect(read(SSE_TYPE, events({ usage: wire }))).toEqual(result);
