@@ -249,11 +249,11 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const routedTokens = isExact || prompt === null ? () => 0 : ladder.routedTokens(prompt);
     const promptTokens = isExact
       ? tokenChains.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
-      : (matches[0]!.promptTokens ?? prompt?.promptTokens ?? 0);
+      : (claimedTokens(blocks) ?? prompt?.promptTokens ?? 0);
     const views = candidates.map((endpoint, index) =>
       viewOf(endpoint, knowledge[index]!.trust, matches[index]!, promptTokens, routedTokens),
     );
-    const rung = rungOf(strategy, tokenChains, matches[0]!, views);
+    const rung = rungOf(strategy, tokenChains, blocks, views);
     const warmest = views.reduce((best, view, i) => (view.matchedTokens > views[best]!.matchedTokens ? i : best), 0);
     const { tieKey, fork, sharers } = prefixTraits(matches[warmest]!, views[warmest]!.matchedTokens, candidates);
     const input: ScheduleInput = {
@@ -356,13 +356,20 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 function rungOf(
   strategy: Strategy,
   tokenChains: readonly TokenChain[],
-  { hashes }: PromptMatches,
+  blocks: readonly PromptMatches[],
   views: readonly Pick<CandidateView, 'matchedTokens'>[],
 ): DecisionRung {
   if (!usesPrompt(strategy)) return strategy.parts[0]!.name === 'random' ? 'random' : 'load';
   if (tokenChains.length > 0) return 'exact';
-  if (hashes.some((chain) => chain.length > 0)) return 'memo';
+  if (blocks.some(({ hashes }) => hashes.some((chain) => chain.length > 0))) return 'memo';
   return views.some(({ matchedTokens }) => matchedTokens > 0) ? 'text' : 'load';
+}
+
+/** Tokens of the whole prompt by the longest claim: the memo may know its blocks of one size and not of another. */
+function claimedTokens(blocks: readonly PromptMatches[]): number | null {
+  let most: number | null = null;
+  for (const { promptTokens } of blocks) if (promptTokens !== null && promptTokens > (most ?? 0)) most = promptTokens;
+  return most;
 }
 
 function blockSizeOf({ blockSizeTokens }: EndpointKnowledge): number {

@@ -91,6 +91,7 @@ function aPicker(
     tokenizer?: Tokenizer;
     trust?: EndpointKnowledge['trust'];
     coverage?: EndpointKnowledge['coverage'];
+    blockSizeOf?: (name: string) => number | null;
     weights?: CreditWeights;
     routing?: Partial<PickerOptions>;
   } = {},
@@ -100,6 +101,7 @@ function aPicker(
     tokenizer = characterTokenizer,
     trust = 'exact',
     coverage = 'whole',
+    blockSizeOf = () => BLOCK,
     weights = { fresh: 1, delivered: 1 },
     routing = {},
   } = options;
@@ -120,7 +122,7 @@ function aPicker(
     {
       clock,
       endpoints,
-      knowledge: () => ({ trust, blockSizeTokens: BLOCK, coverage }),
+      knowledge: ({ name }) => ({ trust, blockSizeTokens: blockSizeOf(name), coverage }),
       creditWeights: () => weights,
       index: openPrefixIndexReader(memory),
       hasher,
@@ -652,6 +654,38 @@ describe('with how much knowledge', () => {
     }
     released(await picker.pick(aChat(1), signal));
     expect(rungsOf(records)).toEqual(['load', 'load', 'load', 'text']);
+  });
+
+  test('claims of one block size count where nothing is known in that of the first endpoint, as of a pod that is new', async () => {
+    let nCalls = 0;
+    const { picker, endpoints, inFlight } = aPicker({
+      specs: [aSpec(2)],
+      blockSizeOf: (name) => (name === 'pod-2' ? 64 : null),
+      tokenizer: {
+        tokenize: (...call) =>
+          nCalls++ === 0 ? characterTokenizer.tokenize(...call) : Promise.resolve({ kind: 'none', reason: 'error' }),
+        close: () => Promise.resolve(),
+      },
+    });
+    const aLongChat = (nMessages: number): PickRequest => {
+      const messages = Array.from({ length: nMessages }, (_, i) => ({ role: 'user', content: `${i}`.repeat(2000) }));
+      return aRequest({ model: 'demo', messages }, { path: '/v1/chat/completions' });
+    };
+    await picker.pick(aLongChat(3), signal);
+    endpoints.replace([aSpec(1), aSpec(2)]);
+    const evaluation = await picker.evaluate(aLongChat(4), signal);
+    if (evaluation.kind !== 'evaluation') throw new Error('expected an evaluation');
+    const { rung, promptTokens, candidates } = evaluation;
+    expect(rung).toBe('memo');
+    expect(candidates.map(({ endpoint }) => endpoint.name)).toEqual(['pod-1', 'pod-2']);
+    expect(candidates[1]!.matchedTokens).toBeGreaterThan(5000);
+    expect(promptTokens).toBeGreaterThan(8000);
+    for (const { uncachedTokens, costMs } of candidates) {
+      expect(uncachedTokens).toBeGreaterThan(0);
+      expect(costMs).toBeGreaterThan(0);
+    }
+    await picker.pick(aLongChat(4), signal);
+    for (const { slot } of endpoints.all()) expect(inFlight.load(slot).tokens).toBeGreaterThanOrEqual(0);
   });
 
   test('an explanation teaches nothing', async () => {
