@@ -309,8 +309,13 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   async function decide(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
     const evaluation = await evaluate(pick, signal);
     if (evaluation.kind === 'error') return evaluation;
+    const { candidates, order } = evaluation;
+    // Nobody waits at an endpoint that refuses connections: it counts where all do, as for the choice.
+    const isReachable = candidates[order[0]!]!.reachable;
     let leastWaitMs = Infinity;
-    for (const { load } of evaluation.candidates) leastWaitMs = Math.min(leastWaitMs, load.waitMs);
+    for (const { load, reachable } of candidates) {
+      if (reachable === isReachable) leastWaitMs = Math.min(leastWaitMs, load.waitMs);
+    }
     return shed(options.shedding, pick, leastWaitMs, evaluation.model) ?? evaluation;
   }
 

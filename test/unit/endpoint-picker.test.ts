@@ -973,4 +973,14 @@ describe('work that gives way', () => {
     for (const { slot } of endpoints.all().slice(1)) inFlight.reserve(slot, 40_000);
     expect((await picker.pick(withObjective('batch'), signal)).kind).toBe('routed');
   });
+
+  test('one that refuses connections has none to offer, unless all of them do', async () => {
+    const { picker, inFlight, endpoints, down } = aPicker({ routing });
+    const [dead, ...others] = endpoints.all();
+    for (const { slot } of others) inFlight.reserve(slot, 40_000);
+    down.add(dead!.id);
+    expect(await picker.pick(withObjective('batch'), signal)).toMatchObject({ status: 429 });
+    for (const { id } of others) down.add(id);
+    expect((await picker.pick(withObjective('batch'), signal)).kind).toBe('routed');
+  });
 });
