@@ -25,6 +25,9 @@ export const STRATEGY_ALIASES: Readonly<Record<string, StrategyName>> = { 'prefi
 /** Without a score per endpoint these cannot be part of a mix. */
 const NOT_MIXED: ReadonlySet<StrategyName> = new Set(['random', 'power-of-two', 'aibrix-prefix-cache']);
 
+/** All names with weights fit in. Clients write it, and what is kept of a request has it. */
+const MAX_TEXT = 500;
+
 /** One strategy, or several with weights > 0. */
 export type Strategy = {
   readonly text: string;
@@ -39,7 +42,9 @@ export type ParsedStrategy =
 /** @param text a name, an alias, or `name:weight,name` with weight 1 where none is given; weight 0 = left out */
 export function parseStrategy(text: string): ParsedStrategy {
   const parts: { name: StrategyName; weight: number }[] = [];
+  if (text.length > MAX_TEXT) return mistake(`at most ${MAX_TEXT} characters`);
   const pieces = text.split(',').map((piece) => piece.trim());
+  const seen = new Set<StrategyName>();
   for (const piece of pieces) {
     const [word = '', weightText = '1', ...rest] = piece.split(':').map((one) => one.trim());
     const name = Object.hasOwn(STRATEGY_ALIASES, word) ? STRATEGY_ALIASES[word]! : (word as StrategyName);
@@ -47,6 +52,8 @@ export function parseStrategy(text: string): ParsedStrategy {
     if (rest.length > 0 || !/^\d{1,6}(?:\.\d{1,6})?$/.test(weightText))
       return mistake('a mix like a:2,b with weights ≥ 0');
     if (pieces.length > 1 && NOT_MIXED.has(name)) return mistake(`a mix without ${[...NOT_MIXED].join(', ')}`);
+    if (seen.has(name)) return mistake('a mix that names no strategy twice');
+    seen.add(name);
     if (Number(weightText) > 0) parts.push({ name, weight: Number(weightText) });
   }
   if (parts.length === 0) return mistake('a mix with at least one weight above 0');
