@@ -121,14 +121,21 @@ export function scanBody(api: Api, body: Uint8Array): Scan {
   return { fields, prompt, items, problem: complete ? null : scanner.problem };
 }
 
-/** Where the elements of the list at the scanner stand. */
+/** Elements of one list told apart; millions of empty ones fit into a body. */
+export const MAX_ELEMENTS = 4096;
+
+/** Where the elements of the list at the scanner stand; what comes after so many is one range with the last of them. */
 export function readElements(scanner: JsonScanner): ByteRange[] {
   const ranges: ByteRange[] = [];
+  let restEnd = 0;
   scanner.array(() => {
     const start = scanner.pos;
     const complete = scanner.skipValue();
-    ranges.push({ start, end: scanner.pos });
+    if (ranges.length < MAX_ELEMENTS) ranges.push({ start, end: scanner.pos });
+    restEnd = scanner.pos;
     return complete;
   });
+  const last = ranges[MAX_ELEMENTS - 1];
+  if (last !== undefined) ranges[MAX_ELEMENTS - 1] = { start: last.start, end: restEnd };
   return ranges;
 }

@@ -53,6 +53,8 @@ export class JsonScanner {
   problem: JsonProblem | null = null;
   /** Containers inside each other, at most, in the values skipped so far. */
   deepest = 0;
+  /** Values in the value skipped last, itself and those inside of it. */
+  nValues = 0;
   /** The same memory in words, from the first aligned byte on. */
   readonly #words: Int32Array;
   readonly #wordsAt: number;
@@ -120,6 +122,7 @@ export class JsonScanner {
   /** One value of any kind, validated to its end. Depth costs memory, never stack. */
   skipValue(): boolean {
     let depth = 0;
+    let nValues = 0;
     for (;;) {
       const byte = this.#skipSpace();
       if (byte === OPEN_BRACE || byte === OPEN_BRACKET) {
@@ -136,7 +139,11 @@ export class JsonScanner {
       }
       // A value is complete: close what it closes, then go on to the next element.
       for (;;) {
-        if (depth === 0) return true;
+        nValues++;
+        if (depth === 0) {
+          this.nValues = nValues;
+          return true;
+        }
         const inObject = this.#containers[depth - 1] === IN_OBJECT;
         const next = this.#skipSpace();
         if (next === COMMA) {

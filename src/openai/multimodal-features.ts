@@ -47,6 +47,11 @@ type Lists<T> = Map<string, readonly (T | null)[]>;
 type Place = { readonly offset: number; readonly length: number };
 
 const MAX_PER_TOKEN = 4;
+const MAX_MODALITIES = 64;
+/** Of one modality; more are none at all. */
+const MAX_ITEMS = 4096;
+/** Of an identifier, in UTF-8 with its quotes: a digest has 64, and a name of the client's own is hashed for every block. */
+const MAX_IDENTIFIER_BYTES = 1024;
 
 function readLists<T>(scanner: JsonScanner, readOne: (scanner: JsonScanner) => T | null): Lists<T> {
   const lists = new Map<string, (T | null)[]>();
@@ -56,11 +61,14 @@ function readLists<T>(scanner: JsonScanner, readOne: (scanner: JsonScanner) => T
   }
   scanner.object((modality) => {
     lists.delete(modality);
-    if (scanner.peekKind() !== 'array') return scanner.skipValue();
+    const isOneTooMany = lists.size >= MAX_MODALITIES;
+    if (isOneTooMany) lists.set('', [null]);
+    if (isOneTooMany || scanner.peekKind() !== 'array') return scanner.skipValue();
     const list: (T | null)[] = [];
     lists.set(modality, list);
-    return scanner.array(() => {
-      list.push(readOne(scanner));
+    return scanner.array((index) => {
+      if (index > MAX_ITEMS) return scanner.skipValue();
+      list.push(index < MAX_ITEMS ? readOne(scanner) : null);
       return scanner.problem === null;
     });
   });
@@ -70,7 +78,7 @@ function readLists<T>(scanner: JsonScanner, readOne: (scanner: JsonScanner) => T
 function readText(scanner: JsonScanner): string | null {
   const kind = scanner.peekKind();
   const start = scanner.pos;
-  if (!scanner.skipValue() || kind !== 'string') return null;
+  if (!scanner.skipValue() || kind !== 'string' || scanner.pos - start > MAX_IDENTIFIER_BYTES) return null;
   return textOfString(scanner.bytes, { start, end: scanner.pos });
 }
 

@@ -11,7 +11,7 @@
  *
  * The arithmetic of pieces is in hash-pieces.ts, and once more, faster and with the same results, in hash-pieces-wasm.ts.
  */
-import { randomFillSync } from 'node:crypto';
+import { hash, randomFillSync } from 'node:crypto';
 import type { ExtraKey, MultimodalFeature } from '../tokenizer/tokenizer.ts';
 import { createPlainPieces, PIECE } from './hash-pieces.ts';
 import { createFastPieces, MAX_FAST_BLOCK_TOKENS } from './hash-pieces-wasm.ts';
@@ -61,6 +61,8 @@ const TAG_ROOT = 1;
 const TAG_EXTRA_KEYS = 2;
 const KEY_IS_STRING = 1;
 const KEY_IS_PAIR = 2;
+/** Characters absorbed one by one: names, digests and most salts. */
+const MAX_PLAIN_TEXT = 512;
 
 /** @param random fills the words; the system's random source unless a test needs repeatable keys */
 export function createHashSeed(random: (words: Uint32Array) => void = randomFillSync): HashSeed {
@@ -233,8 +235,14 @@ function leadsWith(ofBlock: readonly ExtraKey[], loraName: string | null): 0 | 1
   return loraName !== null && ofBlock[0] === loraName ? 1 : 0;
 }
 
+/** Clients choose salts, megabytes if they like: a long text is known by its digest. */
 function pushText(words: number[], text: string): void {
   words.push(text.length);
+  if (text.length > MAX_PLAIN_TEXT) {
+    const digest = hash('sha256', Buffer.from(text, 'utf16le'), 'buffer');
+    for (let at = 0; at < digest.length; at += 4) words.push(digest.readUInt32LE(at));
+    return;
+  }
   for (let i = 0; i < text.length; i++) words.push(text.charCodeAt(i));
 }
 

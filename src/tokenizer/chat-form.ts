@@ -11,6 +11,8 @@ import { parseRequest, type InferenceRequest } from '../openai/request.ts';
 
 /** What is written here again is walked through by recursion. Python's parser ends at about a thousand. */
 const MAX_DEPTH = 500;
+/** And built as objects, on the thread that serves: as many take some ten milliseconds, a hundred times those of a long chat. */
+const MAX_VALUES = 50_000;
 
 type Fields = Readonly<Record<string, unknown>>;
 type Message = Record<string, unknown>;
@@ -30,7 +32,7 @@ export function asChat(request: InferenceRequest, inlineSystem: InlineSystem = '
   if (request.api !== 'responses' && request.api !== 'messages') return null;
   const scanner = new JsonScanner(request.body);
   scanner.skipValue();
-  if (scanner.deepest > MAX_DEPTH) return null;
+  if (scanner.deepest > MAX_DEPTH || scanner.nValues > MAX_VALUES) return null;
   const fields = JSON.parse(Buffer.from(request.body).toString('utf8')) as Fields;
   const messages = request.api === 'messages' ? ofMessagesApi(fields, inlineSystem) : ofResponsesApi(fields);
   if (messages === null) return null;
@@ -209,7 +211,10 @@ function chatPart(part: unknown): unknown {
 /** Adds to an assistant's turn what it does not have yet. */
 function joined(turn: Message, { tool_calls: toolCalls, reasoning, content }: Message): boolean {
   if (Array.isArray(toolCalls)) {
-    turn['tool_calls'] = [...listOf(turn['tool_calls']), ...listOf(toolCalls)];
+    // Not a new list for every call: a body holds hundreds of thousands of them.
+    const calls = turn['tool_calls'];
+    if (Array.isArray(calls)) calls.push(...listOf(toolCalls));
+    else turn['tool_calls'] = toolCalls;
     return true;
   }
   const [key, value] = reasoning === undefined ? ['content', content] : ['reasoning', reasoning];

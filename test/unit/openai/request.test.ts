@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { readFileSync, readdirSync } from 'node:fs';
+import { MAX_ELEMENTS } from '../../../src/openai/body-scan.ts';
 import { MAX_PROMPTS } from '../../../src/openai/prompt.ts';
 import { apiOf } from '../../../src/openai/api.ts';
 import { parseRequest, type FieldName, type InferenceRequest } from '../../../src/openai/request.ts';
@@ -11,6 +12,12 @@ import {
   aRequest,
   parse,
 } from '../../support/requests.ts';
+
+function aRequestOf(path: string, body: string): InferenceRequest {
+  const parsed = parse(path, body);
+  if (parsed.kind !== 'request') throw new Error(parsed.message);
+  return parsed.request;
+}
 
 function textOfField({ body, fields }: InferenceRequest, name: FieldName): string | undefined {
   const range = fields.get(name);
@@ -135,6 +142,26 @@ describe('a chat request', () => {
     expect(prompt.ranges.map(({ start, end }) => JSON.parse(Buffer.from(body).toString('utf8', start, end)))).toEqual(
       messages,
     );
+  });
+});
+
+describe('a list of more messages than any chat has', () => {
+  test.each([
+    ['/v1/chat/completions', 'messages'],
+    ['/v1/messages', 'messages'],
+    ['/v1/messages', 'system'],
+    ['/v1/responses', 'input'],
+  ])('costs no memory for each of them (%s, %s)', (path, field) => {
+    const nAtLeast = 20_000;
+    const others = field === 'system' ? '"messages":[{}],' : '';
+    const body = `{"model":"m",${others}"${field}":[${'{} ,'.repeat(nAtLeast)} {"last":1} ]}`;
+    const { prompt } = aRequestOf(path, body);
+    const { ranges } = prompt as InferenceRequest['prompt'] & { kind: 'messages' };
+    expect(ranges.length).toBeLessThanOrEqual(MAX_ELEMENTS + 1);
+    // All of them are there: the last that is told apart goes on to their end.
+    const { start, end } = ranges[MAX_ELEMENTS - 1]!;
+    expect(body.slice(start, end)).toMatch(/^\{\} ,\{\} ,.*,\{\} , \{"last":1\}$/s);
+    expect(body.slice(ranges[MAX_ELEMENTS - 2]!.start, start)).toBe('{} ,');
   });
 });
 
@@ -445,6 +472,14 @@ describe('a request of the messages API', () => {
 });
 
 describe('a request with tokens in', () => {
+  const imagesNamed = (...names: string[]): object => ({
+    mm_hashes: { i: names },
+    mm_placeholders: { i: names.map(() => ({ offset: 0, length: 0 })) },
+  });
+  const kinds = (n: number): object => ({
+    mm_hashes: {},
+    mm_placeholders: Object.fromEntries(Array.from({ length: n }, (_, i) => [`kind ${i}`, []])),
+  });
   const ask = (fields: object): InferenceRequest =>
     aRequest('/inference/v1/generate', { model: 'm', token_ids: [1, 2, 3], ...fields });
 
@@ -463,6 +498,12 @@ describe('a request with tokens in', () => {
         },
       },
     });
+  });
+
+  test('may have as many images, named as it likes, as an engine takes', () => {
+    const names = Array.from({ length: 4096 }, (_, i) => `${i}`.padStart(i === 0 ? 1000 : 64));
+    expect(ask({ features: imagesNamed(...names) }).prompt).toMatchObject({ features: { length: 4096 } });
+    expect(ask({ features: kinds(64) }).prompt).toMatchObject({ kind: 'tokens' });
   });
 
   test('is one chain, with the images its tokens stand for', () => {
@@ -491,6 +532,9 @@ describe('a request with tokens in', () => {
     ['stand before the prompt', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [{ offset: -1, length: 1 }] } }],
     ['have no place', { mm_hashes: { i: ['h'] }, mm_placeholders: { i: [null] } }],
     ['have a name of every object', { mm_hashes: {}, mm_placeholders: { constructor: [{ offset: 0, length: 1 }] } }],
+    ['have a name as long as a body', imagesNamed('h'.repeat(2000))],
+    ['are more than any engine takes', imagesNamed(...Array.from({ length: 5000 }, () => 'h'))],
+    ['are of more kinds than there are', kinds(100)],
     [
       'lie one on the other without end',
       {

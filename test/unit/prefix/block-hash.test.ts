@@ -61,6 +61,22 @@ describe('block keys', () => {
     }
   });
 
+  test('a salt of megabytes is told from every other, and leaves nothing of its size behind', () => {
+    const nCharacters = 8 << 20;
+    const salts = ['a', 'b'].map((last) => 's'.repeat(nCharacters - 1) + last);
+    const keyOf = (salt: string): string =>
+      hasher.blocks(tokens(16), hasher.root('m', null, 16), 16, [[salt]]).join(' ');
+    const before = process.memoryUsage().arrayBuffers;
+    const first = keyOf(salts[0]!);
+    // Its bytes for the digest, two each, may not be collected yet.
+    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(3 * nCharacters);
+    const keys = [first, keyOf(salts[1]!), ...salts.map(keyOf), keyOf('s'.repeat(nCharacters))];
+    expect(keys.slice(0, 2)).toEqual(keys.slice(2, 4));
+    expect(new Set(keys).size).toBe(3);
+    // Not even what UTF-8 can not tell apart is mixed up.
+    expect(keyOf('\ud800'.repeat(1000))).not.toBe(keyOf('\ud801'.repeat(1000)));
+  });
+
   test('lists of extra keys that read alike are told apart', () => {
     const lists: BlockExtraKeys = [
       ['ab'],

@@ -269,6 +269,17 @@ describe('a request of the responses API', () => {
     });
   });
 
+  test('with thousands of calls in one turn has all of them, and of more values than any chat nothing is built', () => {
+    const input = (n: number): object[] => [
+      { role: 'assistant', content: 'a' },
+      ...Array.from({ length: n }, (_, i) => ({ type: 'function_call', call_id: `${i}`, name: 'f', arguments: '{}' })),
+    ];
+    const [turn, ...others] = messagesOf({ input: input(8000) }) as { tool_calls: { id: string }[] }[];
+    expect(others).toEqual([]);
+    expect(turn!.tool_calls.map(({ id }) => id)).toEqual(Array.from({ length: 8000 }, (_, i) => `${i}`));
+    expect(asChat(aRequest('/v1/responses', { model: 'm', input: input(20_000) }))).toBe(null);
+  });
+
   test('with an item nobody knows is not guessed at', () => {
     const request = aRequest('/v1/responses', { model: 'm', input: [{ type: 'item_reference', id: 'x' }] });
     expect(asChat(request)).toBe(null);
