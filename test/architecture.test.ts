@@ -98,6 +98,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'errors.ts': { knows: [], uses: [] },
   'clock.ts': { knows: [], uses: [] },
   'log.ts': { knows: [], uses: [] },
+  'lru-map.ts': { knows: [], uses: [] },
   'outage-watch.ts': { knows: ['log.ts'], uses: [] },
   'file-follower.ts': { knows: ['log.ts'], uses: ['node:fs', 'node:fs/promises', 'node:path', 'node:timers/promises'] },
   'wording.ts': { knows: [], uses: [] },
@@ -142,12 +143,22 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'picking/': {
-    knows: ['clock.ts', 'extproc/picker.ts', 'openai/', 'tokenizer/', 'prefix/', 'scheduling/', 'load/', 'endpoints/'],
+    knows: [
+      'clock.ts',
+      'lru-map.ts',
+      'extproc/picker.ts',
+      'openai/',
+      'tokenizer/',
+      'prefix/',
+      'scheduling/',
+      'load/',
+      'endpoints/',
+    ],
     uses: [],
   },
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
   'tokenizer/': {
-    knows: ['clock.ts', 'log.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
+    knows: ['clock.ts', 'log.ts', 'lru-map.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
     uses: [
       '@huggingface/jinja',
       '@huggingface/tokenizers',
@@ -185,7 +196,10 @@ const RULES: Readonly<Record<string, Rule>> = {
     ],
   },
   // Slots and hashes only; the shapes of extra keys and the number of slots are the two words it shares.
-  'prefix/': { knows: ['clock.ts', 'endpoints/endpoint.ts', 'tokenizer/tokenizer.ts'], uses: ['node:crypto'] },
+  'prefix/': {
+    knows: ['clock.ts', 'lru-map.ts', 'endpoints/endpoint.ts', 'tokenizer/tokenizer.ts'],
+    uses: ['node:crypto'],
+  },
 
   // Flow (c): one change of the fleet.
   'fleet-changes.ts': { knows: ['log.ts', 'endpoints/', 'kvevents/ingest.ts', 'load/'], uses: [] },

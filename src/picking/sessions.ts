@@ -4,6 +4,7 @@
  */
 import type { EndpointId } from '../endpoints/endpoint.ts';
 import type { PickRequest } from '../extproc/picker.ts';
+import { createLruMap } from '../lru-map.ts';
 
 export type Session = { readonly key: number; readonly home: EndpointId | null };
 
@@ -19,7 +20,7 @@ const HASHED = 'x-aibrix-session-key';
 const MAX_SESSIONS = 100_000;
 
 export function createSessions(maxSessions: number = MAX_SESSIONS): Sessions {
-  const homes = new Map<number, EndpointId>();
+  const homes = createLruMap<number, EndpointId>();
 
   const remembered = (pick: Pick<PickRequest, 'header'>): number | null => {
     for (const name of REMEMBERED) {
@@ -39,9 +40,8 @@ export function createSessions(maxSessions: number = MAX_SESSIONS): Sessions {
     went(pick, to) {
       const key = remembered(pick);
       if (key === null) return;
-      homes.delete(key);
       homes.set(key, to);
-      if (homes.size > maxSessions) homes.delete(homes.keys().next().value!);
+      if (homes.size > maxSessions) homes.delete(homes.oldest()!.key);
     },
   };
 }

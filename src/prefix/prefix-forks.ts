@@ -4,6 +4,7 @@
  * than the one it is made for. Keys only, one thread, no I/O.
  */
 import type { Clock } from '../clock.ts';
+import { createLruMap } from '../lru-map.ts';
 import type { BlockHashes } from './block-hash.ts';
 
 /** Names the last block that was found. */
@@ -21,8 +22,7 @@ const MEMORY_MS = 60_000;
 const MAX_FORKS = 16_384;
 
 export function createPrefixForks(clock: Clock): PrefixForks {
-  /** Longest unused first. */
-  const forks = new Map<ForkKey, { n: number; atMs: number }>();
+  const forks = createLruMap<ForkKey, { readonly n: number; readonly atMs: number }>();
 
   function count(key: ForkKey | null): number {
     const fork = key === null ? undefined : forks.get(key);
@@ -33,14 +33,8 @@ export function createPrefixForks(clock: Clock): PrefixForks {
     count,
     add(key) {
       if (key === null) return;
-      const n = count(key) + 1;
-      forks.delete(key);
-      forks.set(key, { n, atMs: clock.nowMs() });
-      if (forks.size <= MAX_FORKS) return;
-      for (const oldest of forks.keys()) {
-        forks.delete(oldest);
-        return;
-      }
+      forks.set(key, { n: count(key) + 1, atMs: clock.nowMs() });
+      if (forks.size > MAX_FORKS) forks.delete(forks.oldest()!.key);
     },
   };
 }

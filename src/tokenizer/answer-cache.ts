@@ -6,6 +6,7 @@
  */
 import { hash } from 'node:crypto';
 import type { Clock } from '../clock.ts';
+import { createLruMap } from '../lru-map.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import type { TokenizeResult } from './tokenizer.ts';
 
@@ -22,13 +23,12 @@ type Entry = { readonly answer: TokenAnswer; readonly nBytes: number; readonly f
 /** Within it a changed template or vocabulary goes unnoticed for prompts that are repeated byte by byte. */
 const FRESH_MS = 300_000;
 /** Measured on V8: the key, the entry, its place in the map, the chain and its array. */
-const ENTRY_BYTES = 512;
+const ENTRY_BYTES = 568;
 const FEATURE_BYTES = 160;
 
 /** @param maxBytes 0: nothing is kept */
 export function createAnswerCache(clock: Clock, maxBytes: number): AnswerCache {
-  /** In order of use. */
-  const entries = new Map<string, Entry>();
+  const entries = createLruMap<string, Entry>();
   let nBytes = 0;
 
   function remove(key: string, entry: Entry): void {
@@ -44,7 +44,6 @@ export function createAnswerCache(clock: Clock, maxBytes: number): AnswerCache {
         remove(key, entry);
         return null;
       }
-      entries.delete(key);
       entries.set(key, entry);
       return entry.answer;
     },
@@ -55,9 +54,8 @@ export function createAnswerCache(clock: Clock, maxBytes: number): AnswerCache {
       if (entry.nBytes > maxBytes) return;
       entries.set(key, entry);
       nBytes += entry.nBytes;
-      for (const [oldest, of] of entries) {
-        if (nBytes <= maxBytes) return;
-        remove(oldest, of);
+      for (let oldest = entries.oldest(); oldest !== null && nBytes > maxBytes; oldest = entries.oldest()) {
+        remove(oldest.key, oldest.value);
       }
     },
     get nBytes() {

@@ -10,6 +10,7 @@
  *
  * Hashes and counts only: no text, no token. Synchronous; callers record what it returns.
  */
+import { createLruMap } from '../lru-map.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
 import { createModelAccuracy, type ModelAccuracy, type Verdict } from './memo-accuracy.ts';
 import type { PromptKeys } from './prompt-keys.ts';
@@ -75,7 +76,7 @@ type Entry = {
 };
 
 /** Measured on V8: an entry with its numbers and its place in the map; an array and its header. */
-const ENTRY_BYTES = 240;
+const ENTRY_BYTES = 300;
 const CHAIN_BYTES = 160;
 /** What follows a key may be this much denser in tokens than its prompt as a whole, plus the tokens of a template. */
 const DENSITY_MARGIN = 1.5;
@@ -84,8 +85,7 @@ const TEMPLATE_TOKENS = 16;
 const MAX_STEPS_BACK = 8;
 
 export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): TokenMemo {
-  /** In order of use. */
-  const entries = new Map<number, Entry>();
+  const entries = createLruMap<number, Entry>();
   const accuracy = createModelAccuracy(minAccuracy);
   let nBytes = 0;
   let nEvicted = 0;
@@ -113,9 +113,8 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
   }
 
   function evict(): void {
-    for (const entry of entries.values()) {
-      if (nBytes <= maxBytes) return;
-      remove(entry);
+    for (let oldest = entries.oldest(); oldest !== null && nBytes > maxBytes; oldest = entries.oldest()) {
+      remove(oldest.value);
       nEvicted += 1;
     }
   }
@@ -195,7 +194,6 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
           const before = known.chain;
           known.chain = use(chain);
           release(before);
-          entries.delete(known.key);
           entries.set(known.key, known);
         }
         follower = keyOf(hi, lo);

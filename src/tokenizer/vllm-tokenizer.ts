@@ -85,6 +85,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
   }
 
   function forgetUnused(): void {
+    if (targets.size <= MAX_TARGETS) return;
     for (const [url, target] of targets) {
       if (targets.size <= MAX_TARGETS) return;
       if (target !== null && target.outstanding > 0) continue;

@@ -156,7 +156,7 @@ describe('its memory', () => {
       const memo = createTokenMemo({ maxBytes: 1 << 24 });
       converse(memo, TEMPLATES.appending, 'one', nTurns);
       const { nBytes, nEntries } = memo.stats();
-      return nBytes - 240 * nEntries;
+      return nBytes - 300 * nEntries;
     };
     // Linear in the length of the last prompt; a chain per turn would grow with its square.
     expect(bytesAfter(20) / bytesAfter(10)).toBeLessThan(2.2);
