@@ -30,8 +30,17 @@ export type LocalTokenizerOptions = LocalModelFiles & {
 
 type Thread = { readonly worker: Worker; nOpen: number; isReady: boolean };
 
+type Pending = {
+  readonly thread: Thread;
+  settle(result: TokenizeResult): void;
+  /** The thread is done with it, also when nobody waits any more. */
+  end(result: TokenizeResult): void;
+};
+
 /** Two per thread: the next prompt lies ready when one is done. */
 const PROMPTS_PER_THREAD = 2;
+/** Plain text takes a third of it, hostile text four times as much. Twice `timeoutMs` of it are 4 MB, and a GB of a thread's memory. */
+const MS_PER_BYTE = 0.001;
 const RESPAWN_BASE_MS = 500;
 const RESPAWN_MAX_MS = 30_000;
 
@@ -40,7 +49,7 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
   const maxInFlight = options.threads * PROMPTS_PER_THREAD;
   const slots = createCallSlots(clock, { maxInFlight, maxQueued: options.maxQueued, queueMs: options.budgetMs });
   const threads = new Set<Thread>();
-  const pending = new Map<number, { readonly thread: Thread; settle(result: TokenizeResult): void }>();
+  const pending = new Map<number, Pending>();
   const respawns = new Set<Timer>();
   /** Every thread has read the same files. */
   let inlineSystem: InlineSystem = 'first';
@@ -65,13 +74,13 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
           reject(new WarmpathError('config_invalid', message.problem));
         } else {
           nDeaths = 0;
-          pending.get(message.id)?.settle(message.kind === 'done' ? resultOf(message.tokenIds) : none('error'));
+          pending.get(message.id)?.end(message.kind === 'done' ? resultOf(message.tokenIds) : none('error'));
         }
       });
       worker.on('error', (error) => log.error('tokenizer thread failed', { error: error.message }));
       worker.on('exit', () => {
         threads.delete(thread);
-        for (const one of [...pending.values()]) if (one.thread === thread) one.settle(none('error'));
+        for (const one of [...pending.values()]) if (one.thread === thread) one.end(none('error'));
         reject(new WarmpathError('worker_died', 'the tokenizer thread ended before its files were loaded'));
         if (!closed && thread.isReady) respawnLater();
       });
@@ -94,7 +103,6 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
     if (admitted !== true && !(await admitted)) return none('rejected');
     const startMs = clock.nowMs();
     const result = await send(prompt);
-    slots.leave();
     const failure = result.kind === 'none' ? result.reason : null;
     if (failure !== 'unsupported') {
       onCall('local', failure === null ? 'ok' : failure === 'timeout' ? 'timeout' : 'error', clock.nowMs() - startMs);
@@ -102,21 +110,29 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
     return result;
   }
 
+  /** Leaves the slot when the thread is done, however long that takes: what was given up still lies before it. */
   function send(prompt: LocalPrompt): Promise<TokenizeResult> {
     const ready = [...threads].filter(({ isReady }) => isReady).sort((a, b) => a.nOpen - b.nOpen);
     const thread = ready[0];
-    if (closed || thread === undefined) return Promise.resolve(none('error'));
+    if (closed || thread === undefined) {
+      slots.leave();
+      return Promise.resolve(none('error'));
+    }
     const id = nextId++;
     return new Promise((resolve) => {
       const settle = (result: TokenizeResult): void => {
-        if (!pending.delete(id)) return;
-        thread.nOpen -= 1;
         timer.cancel();
         resolve(result);
       };
+      const end = (result: TokenizeResult): void => {
+        pending.delete(id);
+        thread.nOpen -= 1;
+        slots.leave();
+        settle(result);
+      };
       const timer = clock.after(options.timeoutMs, () => settle(none('timeout')));
       thread.nOpen += 1;
-      pending.set(id, { thread, settle });
+      pending.set(id, { thread, settle, end });
       thread.worker.postMessage({ id, prompt } satisfies ToLocalWorker);
     });
   }
@@ -134,6 +150,8 @@ export function createLocalTokenizer(deps: LocalTokenizerDeps, options: LocalTok
     begin(request, _urls, urgency) {
       const prompt = localPrompt(request, inlineSystem);
       if (prompt === null) return 'unsupported';
+      // A thread at such a prompt does nothing else, long after everybody gave up.
+      if (request.body.length * MS_PER_BYTE > options.timeoutMs) return 'rejected';
       if (!slots.canEnter(urgency)) return 'rejected';
       return { api: 'local', result: call(prompt, urgency) };
     },

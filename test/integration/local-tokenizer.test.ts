@@ -4,25 +4,27 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from '@jest/globals';
-import { systemClock } from '../../src/clock.ts';
+import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
 import type { InferenceRequest } from '../../src/openai/request.ts';
 import { createLocalTokenizer, type LocalTokenizerOptions } from '../../src/tokenizer/local-tokenizer.ts';
 import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import { endAfterEach } from '../support/endings.ts';
+import { createFakeClock } from '../support/fake-clock.ts';
 import { aChatRequest, aCompletionsRequest, aRequest } from '../support/requests.ts';
+import { eventually } from '../support/running-app.ts';
 
 const FIXTURES = fileURLToPath(new URL('../fixtures/tokenizers/', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'warmpath-local-'));
 const atEnd = endAfterEach();
 afterAll(() => rmSync(folder, { recursive: true }));
 
-function aTokenizer(options: Partial<LocalTokenizerOptions> = {}) {
+function aTokenizer(options: Partial<LocalTokenizerOptions> = {}, clock: Clock = systemClock) {
   const counted: string[] = [];
   const logged: string[] = [];
   const tokenizer = createLocalTokenizer(
     {
-      clock: systemClock,
+      clock,
       log: createLog('info', (line) => logged.push(line)),
       onCall: (api, result) => counted.push(`${api} ${result}`),
     },
@@ -96,18 +98,32 @@ describe('a tokenizer of this process', () => {
     expect(logged.join()).not.toContain('secret');
   });
 
-  test('gives up on a prompt that takes too long, and refuses more than may wait', async () => {
-    const { tokenizer, ask, counted } = aTokenizer({ timeoutMs: 1, maxQueued: 0 });
+  test('gives up on a prompt that takes too long, and takes the next ones when the thread is done with it', async () => {
+    const clock = createFakeClock();
+    const { tokenizer, ask, counted } = aTokenizer({ timeoutMs: 1000, maxQueued: 0 }, clock);
     await tokenizer.start();
-    const long = (i: number): InferenceRequest => aCompletionsRequest(`${i} lazy dog`.repeat(20_000));
-    const results = await Promise.all([0, 1, 2, 3].map((i) => ask(long(i))));
-    expect(results).toEqual([
+    const given = ['0', '1', '2'].map((text) => ask(aCompletionsRequest(text)));
+    clock.advance(1000);
+    expect(await Promise.all(given)).toEqual([
       { kind: 'none', reason: 'timeout' },
       { kind: 'none', reason: 'timeout' },
-      { kind: 'none', reason: 'rejected' },
       { kind: 'none', reason: 'rejected' },
     ]);
+    // Still the same turn of the event loop, so no thread can have answered: both prompts lie before it.
+    expect(await ask(aCompletionsRequest('3'))).toEqual({ kind: 'none', reason: 'rejected' });
     expect(counted.sort()).toEqual(['local rejected', 'local rejected', 'local timeout', 'local timeout']);
+    await eventually(
+      () => ask(aCompletionsRequest('4')),
+      ({ kind }) => kind === 'tokens',
+    );
+  });
+
+  test('does not begin what no thread would end in time', async () => {
+    const { tokenizer, ask, counted } = aTokenizer({ timeoutMs: 100 }, createFakeClock());
+    await tokenizer.start();
+    expect(await ask(aCompletionsRequest('lazy dog'.repeat(20_000)))).toEqual({ kind: 'none', reason: 'rejected' });
+    expect(idsOf(await ask(aCompletionsRequest('lazy dog'.repeat(1000))))).toHaveLength(1);
+    expect(counted).toEqual(['local rejected', 'local ok']);
   });
 
   test.each<[string, Partial<LocalTokenizerOptions>, string]>([
