@@ -10,6 +10,7 @@ import type { Clock } from '../clock.ts';
 import { MAX_ENDPOINT_SLOTS } from '../endpoints/endpoint.ts';
 import type { BlockHashes } from './block-hash.ts';
 import { createBookedRuns, type BookedPath } from './booked-runs.ts';
+import { createFifo, type Fifo } from './fifo.ts';
 
 /** What becomes of a booking when its request is over. */
 export type BookingEnd =
@@ -56,6 +57,9 @@ type InGrace = {
   readonly bookedIn: number;
 };
 
+/** In the order of their end. */
+type Kept = { readonly chains: Fifo<BlockHashes>; nBlocks: number };
+
 /** 8 bytes each at most. */
 const MAX_BLOCKS = 2_000_000;
 /** Half a KiB each: of blocks, one in eight may be where chains part. */
@@ -74,8 +78,8 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   /** Changes when a slot is forgotten: older bookings then have nothing left to give back. */
   const generation = new Int32Array(MAX_ENDPOINT_SLOTS);
   /** Ended, in the order of their end; one timer for all of them. */
-  const inGrace = new Set<InGrace>();
-  const kept = new Map<number, { chains: BlockHashes[]; nBlocks: number }>();
+  const inGrace = createFifo<InGrace>();
+  const kept = new Map<number, Kept>();
   let nRefused = 0;
 
   function add(slot: number, hashes: BlockHashes): void {
@@ -94,25 +98,22 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
     // A prompt shorter than a block leaves nothing to find.
     if (hashes.length === 0) return;
     let ofSlot = kept.get(slot);
-    if (!ofSlot) kept.set(slot, (ofSlot = { chains: [], nBlocks: 0 }));
+    if (!ofSlot) kept.set(slot, (ofSlot = { chains: createFifo(), nBlocks: 0 }));
     ofSlot.chains.push(hashes);
     ofSlot.nBlocks += hashes.length / 2;
     const mostBlocks = keptBlocks?.(slot) ?? keptBlocksPerSlot;
     // Distinct blocks decide, as in the engine: ten turns of one chat are one chain, not ten. The second bound is for the
     // memory of one chain sent over and over.
-    while (
-      ofSlot.chains.length > 1 &&
-      (blocksOfSlot[slot]! > mostBlocks || ofSlot.nBlocks > KEPT_REPEATS * mostBlocks)
-    ) {
+    while (ofSlot.chains.size > 1 && (blocksOfSlot[slot]! > mostBlocks || ofSlot.nBlocks > KEPT_REPEATS * mostBlocks)) {
       dropOldest(slot, ofSlot);
     }
   }
 
-  function dropOldest(slot: number, ofSlot: { chains: BlockHashes[]; nBlocks: number }): void {
+  function dropOldest(slot: number, ofSlot: Kept): void {
     const oldest = ofSlot.chains.shift()!;
     ofSlot.nBlocks -= oldest.length / 2;
     subtract(slot, oldest);
-    if (ofSlot.chains.length === 0) kept.delete(slot);
+    if (ofSlot.chains.size === 0) kept.delete(slot);
   }
 
   const isFull = (nMore: number): boolean => nBlocks + nMore > maxBlocks || runs.nRuns >= maxRuns;
@@ -120,21 +121,21 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
   /** Memories of served requests give way to requests on their way, the largest one first. */
   function makeRoom(nMore: number): void {
     while (isFull(nMore) && kept.size > 0) {
-      let largest: [number, { chains: BlockHashes[]; nBlocks: number }] | null = null;
+      let largest: [number, Kept] | null = null;
       for (const entry of kept) if (largest === null || entry[1].nBlocks > largest[1].nBlocks) largest = entry;
       dropOldest(...largest!);
     }
   }
 
   function waitForGrace(): void {
-    for (const first of inGrace) return void clock.after(Math.max(0, first.untilMs - clock.nowMs()), endGrace);
+    const first = inGrace.first();
+    if (first !== undefined) clock.after(Math.max(0, first.untilMs - clock.nowMs()), endGrace);
   }
 
   function endGrace(): void {
     const nowMs = clock.nowMs();
-    for (const one of inGrace) {
-      if (one.untilMs > nowMs) break;
-      inGrace.delete(one);
+    for (let one = inGrace.first(); one !== undefined && one.untilMs <= nowMs; one = inGrace.first()) {
+      inGrace.shift();
       if (generation[one.slot] === one.bookedIn) subtract(one.slot, one.hashes);
     }
     waitForGrace();
@@ -159,7 +160,7 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
           if (generation[slot] !== bookedIn) return;
           if (how === 'drop') return subtract(slot, hashes);
           if (how === 'keep') return keep(slot, hashes);
-          inGrace.add({ untilMs: clock.nowMs() + graceMs, slot, hashes, bookedIn });
+          inGrace.push({ untilMs: clock.nowMs() + graceMs, slot, hashes, bookedIn });
           if (inGrace.size === 1) waitForGrace();
         },
       };
