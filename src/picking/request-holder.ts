@@ -98,6 +98,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         booking.end(isConfirmed ? 'drop' : how);
       }
     };
+    const sentIn = routed.generation(endpoint.slot);
     let booked = bookAll(chains);
     const text = evaluation.prompt === null ? null : ladder.book(evaluation.prompt, endpoint.slot);
     let usage: Usage | null = null;
@@ -152,6 +153,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         booked = [];
       },
       book(chains) {
+        // It went to a process that is gone; the slot may be another endpoint's by now.
+        if (routed.generation(endpoint.slot) !== sentIn) return;
         booked = bookAll(chains);
         if (ended !== null) endAll(ended);
       },

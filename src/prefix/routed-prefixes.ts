@@ -36,6 +36,8 @@ export type RoutedPrefixes = {
   longestMatch(hashes: BlockHashes): RoutedMatch;
   /** Forgets everything of a slot: another process is behind it. Running bookings of it end without effect. */
   forget(slot: number): void;
+  /** How often it was forgotten: what was sent there before belongs to another process. */
+  generation(slot: number): number;
   stats(): { readonly nBlocks: number; readonly nRefused: number };
 };
 
@@ -182,6 +184,7 @@ export function createRoutedPrefixes(clock: Clock, options: RoutedPrefixesOption
       nBlocks -= blocksOfSlot[slot]!;
       blocksOfSlot[slot] = 0;
     },
+    generation: (slot) => generation[slot]!,
     stats: () => ({ nBlocks, nRefused }),
   };
 }

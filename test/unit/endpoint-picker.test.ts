@@ -583,6 +583,24 @@ describe('with how much knowledge', () => {
     expect(rungsOf(records)).toEqual(['load', 'memo']);
   });
 
+  test.each(['completed', null] as const)(
+    'tokens that come after another process has taken the place are not booked there (%s)',
+    async (outcome) => {
+      const { tokenizer, answerAll } = aSlowTokenizer();
+      const { picker, clock, routed } = aPicker({ tokenizer, specs: [aSpec(1)], trust: 'fallback' });
+      const picking = picker.pick(aRequest({ model: 'demo', prompt: TEXT }), signal);
+      clock.advance(50);
+      const decision = await picking;
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      if (outcome !== null) decision.reservation.release(outcome);
+      routed.forget(0);
+      await answerAll();
+      expect(routed.stats().nBlocks).toBe(0);
+      decision.reservation.release('completed');
+      expect(routed.stats().nBlocks).toBe(0);
+    },
+  );
+
   test('while no answer comes within the budget nobody waits, and the calls go on', async () => {
     const slow = aSlowTokenizer();
     const { picker, clock, records } = aPicker({ tokenizer: slow.tokenizer });
