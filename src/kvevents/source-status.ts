@@ -45,7 +45,7 @@ export type SourceStatus = {
   readonly lastBatchUnixMs: number | null;
   /** When it was last known that nothing is missing. Goes on while an idle publisher answers, stands still with a dead one. */
   readonly lastProvenUnixMs: number | null;
-  /** Publisher's timestamp → visible in the index, of the newest live batch. */
+  /** By how much the newest live batch came later than the earliest of late, whatever the publisher's clock says. */
   readonly lagMs: number | null;
   /** Batches that are known to exist and are not applied yet. */
   readonly behind: number;

@@ -10,6 +10,7 @@ import type { KvEventDecoder } from './decode.ts';
 import type { EngineBlocksSource } from './engine-blocks.ts';
 import { createEventConnection, type EventConnectionDeps } from './event-connection.ts';
 import type { EventStreamOptions, StreamState } from './event-stream.ts';
+import { createLateness } from './lateness.ts';
 import type { Redials } from './redials.ts';
 import type { ReplayPermits } from './replay-permits.ts';
 import type { Installed } from './replayed-stream.ts';
@@ -64,6 +65,7 @@ export function createSubscriber(
   const { clock, decoder, blocks, counters } = deps;
   const log = deps.log.with({ endpoint: source.kvEvents.endpoint, rank: source.rank });
   const counts = { gaps: 0, restarts: 0, replays: 0, errors: 0 };
+  const latenessOf = createLateness(clock);
   let lagMs: number | null = null;
   let loggedState: StreamState = 'unknown';
   let hasNewStanding = false;
@@ -89,10 +91,11 @@ export function createSubscriber(
 
   const noteLag = (ts: number): void => {
     const sentUnixMs = ts < MAX_UNIX_SECONDS ? ts * 1000 : ts;
-    if (!Number.isFinite(sentUnixMs)) return;
+    // Zero is what a publisher without a clock sends.
+    if (!Number.isFinite(sentUnixMs) || sentUnixMs <= 0) return;
+    lagMs = latenessOf(sentUnixMs);
     // Clocks differ a little: a batch from the future has no lag.
-    lagMs = Math.max(0, clock.unixMs() - sentUnixMs);
-    counters.lag(lagMs);
+    counters.lag(Math.max(0, clock.unixMs() - sentUnixMs));
   };
 
   const connectionDeps: EventConnectionDeps = {

@@ -18,7 +18,7 @@ export type CreditWeights = { readonly fresh: number; readonly delivered: number
 export type CacheEvidence = {
   /** When nothing was missing for the last time; null = never. */
   readonly provenUnixMs: number | null;
-  /** How late events come. */
+  /** How much later than usual events come. */
   readonly lagMs: number | null;
   /** In the endpoint's cache by its events. */
   readonly heldTokens: number;

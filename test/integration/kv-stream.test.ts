@@ -99,6 +99,19 @@ describe('starting mid-stream', () => {
   });
 });
 
+describe('the clock of a publisher', () => {
+  test.each([
+    ['an hour behind', () => Date.now() - 3_600_000, expect.closeTo(0, -5)],
+    ['not there', () => 0, null],
+  ])('that is %s makes its batches no later', async (_, unixMs, lagMs) => {
+    const publisher = await aFollowedPublisher();
+    publisher.unixMs = unixMs;
+    await publisher.publish(stored([102], 101, tokens(2)));
+    await bench.until('applied', () => isLiveAt(2));
+    expect(status()).toMatchObject({ trust: 'exact', lagMs });
+  });
+});
+
 describe('loss', () => {
   test('a hole is fetched and applied in order', async () => {
     const publisher = await aFollowedPublisher();

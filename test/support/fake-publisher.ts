@@ -31,6 +31,8 @@ export class FakePublisher {
   /** Called for every reply; false loses it. The end marker has no sequence number. */
   sendsReply: (seq: number | null) => boolean = () => true;
   answersReplays = true;
+  /** Its clock. */
+  unixMs: () => number = Date.now;
   /** Called before every reply: frames to send in between. */
   replyNoise: () => Buffer[] | null = () => null;
   nextSeq: number;
@@ -66,12 +68,12 @@ export class FakePublisher {
   }
 
   async publish(...events: unknown[]): Promise<void> {
-    await this.send(this.number(pack(events)));
+    await this.send(this.number(this.pack(events)));
   }
 
   /** Numbered and kept for replay, but lost on its way. */
   lose(...events: unknown[]): void {
-    this.number(pack(events));
+    this.number(this.pack(events));
   }
 
   /** A payload of any kind under the next number. */
@@ -88,6 +90,10 @@ export class FakePublisher {
     this.pub.close();
     this.router.close();
     await this.sending.catch(() => undefined);
+  }
+
+  private pack(events: unknown[]): Buffer {
+    return packr.pack([this.unixMs() / 1000, events, 0]);
   }
 
   private number(payload: Buffer): { seq: number; payload: Buffer } {
@@ -144,10 +150,6 @@ async function bind(socket: Publisher | Router, endpoint: string): Promise<void>
       await nextTurn();
     }
   }
-}
-
-function pack(events: unknown[]): Buffer {
-  return packr.pack([Date.now() / 1000, events, 0]);
 }
 
 function seqFrame(seq: number): Buffer {
