@@ -15,6 +15,7 @@ export const TOKEN_FIELDS = [
   'reasoning',
   'reasoning_effort',
   'output_config',
+  'thinking',
   'chat_template',
   'chat_template_kwargs',
   'mm_processor_kwargs',

@@ -41,6 +41,20 @@ describe('answers', () => {
     expect(cache.get('99')).not.toBe(null);
   });
 
+  test('of a thousand prompts in one request count as many chains, however short', () => {
+    const cache = createAnswerCache(createFakeClock(), 1 << 20);
+    const chains = (n: number): TokenAnswer => ({
+      kind: 'tokens',
+      chains: Array.from({ length: n }, () => anAnswer(1).chains[0]!),
+    });
+    cache.put('one', chains(1));
+    const ofOne = cache.nBytes;
+    cache.put('many', chains(1001));
+    const perChain = (cache.nBytes - 2 * ofOne) / 1000;
+    // What V8 takes for a chain and its typed array, whatever is in it.
+    expect(perChain).toBeGreaterThan(200);
+  });
+
   test('are not kept where there is no room', () => {
     const cache = createAnswerCache(createFakeClock(), 0);
     cache.put('a', anAnswer(1));

@@ -42,6 +42,7 @@ describe('keys of a chat', () => {
     ['template arguments', { chat_template_kwargs: { enable_thinking: false } }],
     ['a salt', { cache_salt: 's' }],
     ['documents', { documents: [] }],
+    ['thoughts switched off, as the messages API says it', { thinking: { type: 'disabled' } }],
   ])('have nothing in common with those of a request with %s', (_, fields) => {
     expect(nShared(textKeys(chat([user('a')])), textKeys(chat([user('a')], fields)))).toBe(0);
   });
