@@ -306,8 +306,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     };
   }
 
-  async function decide(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
-    const evaluation = await evaluate(pick, signal);
+  /** Last, as it is load that decides. */
+  function unlessShed(pick: PickRequest, evaluation: Evaluation | PickError): Evaluation | PickError {
     if (evaluation.kind === 'error') return evaluation;
     const { candidates, order } = evaluation;
     // Nobody waits at an endpoint that refuses connections: it counts where all do, as for the choice.
@@ -320,10 +320,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   }
 
   return {
-    evaluate: decide,
+    evaluate: async (pick, signal) => unlessShed(pick, await evaluate(pick, signal)),
     async pick(pick, signal): Promise<Decision> {
       const startMs = clock.nowMs();
-      const evaluation = await decide(pick, signal);
+      const evaluation = unlessShed(pick, await evaluate(pick, signal));
       const durationMs = clock.nowMs() - startMs;
       const traceId = traceIdOf(pick.header('traceparent'));
       // Nobody waits for the answer: nothing was sent anywhere, so nothing is booked or counted as routed.

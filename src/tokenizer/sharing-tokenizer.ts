@@ -56,7 +56,12 @@ export function createSharingTokenizer(
     urls: readonly string[],
     urgency: Urgency,
   ): TokenizerCall | TokenizeFailure {
-    const begun = attempt(() => backend.begin(request, urls, urgency));
+    let begun: TokenizerCall | TokenizeFailure;
+    try {
+      begun = backend.begin(request, urls, urgency);
+    } catch (error) {
+      return failed(error);
+    }
     if (typeof begun === 'string') return begun;
     const result = begun.result.then(
       (ended) => {
@@ -72,14 +77,6 @@ export function createSharingTokenizer(
     const call = { api: begun.api, result };
     calls.set(key, call);
     return call;
-  }
-
-  function attempt<T>(work: () => T): T | TokenizeFailure {
-    try {
-      return work();
-    } catch (error) {
-      return failed(error);
-    }
   }
 
   /** A mistake of ours costs the request its tokens, and nobody else anything. Messages may quote the prompt. */

@@ -9,7 +9,7 @@ import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
 import { asChat } from './chat-form.ts';
 import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
-import { post, type HttpAnswer } from './http-post.ts';
+import { post, type HttpAnswer, type PostLimits } from './http-post.ts';
 import { createLatencyWindow } from './latency-window.ts';
 import type { ServerAccess } from './server-access.ts';
 import {
@@ -97,6 +97,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     keepAliveTimeout: KEEP_ALIVE_MS,
     connect: { timeout: options.timeoutMs, ca: deps.access.ca ?? undefined },
   });
+  const http = { dispatcher: pool, clock };
   const slots = createCallSlots(clock, options);
   const latencies = createLatencyWindow();
   const breaker = createCircuitBreaker({ clock, random, onState: logState }, BREAKER);
@@ -140,7 +141,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     }
   }
 
-  async function send(
+  function send(
     call: Call,
     api: HttpApi,
     path: string,
@@ -149,14 +150,26 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
   ): Promise<HttpAnswer> {
     const startMs = clock.nowMs();
     nSending++;
-    const answer = await post({ dispatcher: pool, clock }, prefix + path, deps.access.headers(), body, {
+    const limits: PostLimits = {
       timeoutMs: Math.max(1, call.deadlineMs - startMs),
       responseMaxBytes: options.responseMaxBytes,
       signal: call.signal,
+    };
+    return post(http, prefix + path, deps.access.headers(), body, limits).then((answer) => {
+      nSending--;
+      if (answer.kind !== 'given_up') note(call, api, answer, clock.nowMs() - startMs, isAbsentAt);
+      return answer;
     });
-    nSending--;
-    const durationMs = clock.nowMs() - startMs;
-    if (answer.kind === 'given_up') return answer;
+  }
+
+  /** What an answer, or none, says about the server. */
+  function note(
+    call: Call,
+    api: HttpApi,
+    answer: HttpAnswer,
+    durationMs: number,
+    isAbsentAt: (answer: HttpAnswer) => boolean,
+  ): void {
     const isOk = answer.kind === 'answer' && answer.status === 200;
     if (isOk) latencies.note(durationMs);
     if (answer.kind === 'answer' && answer.status === 401) deps.access.refused();
@@ -165,7 +178,6 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     // What a server refuses says nothing against the server; 429 and 5xx do.
     const isHealthy = answer.kind === 'answer' && answer.status < 500 && answer.status !== 429 && answer.status !== 401;
     if (!isHealthy && failure !== 'not_served') call.breaker.end('failure');
-    return answer;
   }
 
   function understand(
@@ -185,13 +197,12 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return none('error');
   }
 
-  async function render(call: Call, request: InferenceRequest, api: RenderedApi): Promise<Attempt> {
+  function render(call: Call, request: InferenceRequest, api: RenderedApi): Promise<Attempt> {
     const { path, form } = RENDERED[api];
-    const answer = await send(call, 'render', path, renderBody(request));
     const nPrompts = request.prompt.kind === 'texts' ? request.prompt.ranges.length : 1;
-    return understand(call, form, answer, (body) =>
-      api === 'completions' ? parseCompletionsRenderResponse(body, nPrompts) : parseChatRenderResponse(body),
-    );
+    const parse = (body: Uint8Array): TokenResponse =>
+      api === 'completions' ? parseCompletionsRenderResponse(body, nPrompts) : parseChatRenderResponse(body);
+    return send(call, 'render', path, renderBody(request)).then((answer) => understand(call, form, answer, parse));
   }
 
   async function tokenize(call: Call, request: InferenceRequest): Promise<Attempt> {
