@@ -23,6 +23,7 @@ import { createRequestSide, type RequestBodyMode, type RequestSide } from './req
 import {
   createResponseSide,
   type CreateUsageReader,
+  type ResponseEnd,
   type ResponseSide,
   type ResponseSideOptions,
 } from './response-side.ts';
@@ -323,10 +324,10 @@ export function createExchange(
     reservation?.firstByte();
   }
 
-  function responseComplete(seen: Usage | null): void {
+  function responseComplete(seen: Usage | null, end: ResponseEnd): void {
     usage = seen;
-    observer?.complete(seen);
-    release('completed');
+    observer?.complete(seen, end);
+    release(end);
     if (draining) drain();
   }
 

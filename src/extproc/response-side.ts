@@ -15,12 +15,15 @@ export type ResponseSideOptions = {
   readonly createUsageReader: CreateUsageReader;
 };
 
+/** `failed`: another status than 2xx. Nothing was computed, and how fast that came says nothing of the engine. */
+export type ResponseEnd = 'completed' | 'failed';
+
 export type ResponseSideOutput = {
   send(response: ProcessingResponse): void;
-  /** The first byte of a body, or the end of a response without one. */
+  /** The first byte of a body, or the end of a response without one; of a refusal none. */
   firstByte(): void;
   /** The response is over; usage where its body was visible and told. Called at most once. */
-  complete(usage: Usage | null): void;
+  complete(usage: Usage | null, end: ResponseEnd): void;
   illegal(what: string): void;
 };
 
@@ -37,6 +40,7 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
   let state: 'none' | 'open' | 'over' = 'none';
   let headersSeen = false;
   let byteSeen = false;
+  let end: ResponseEnd = 'completed';
   let reader: UsageReader | null = null;
 
   const send = (response: ProcessingResponse): void => {
@@ -48,10 +52,12 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
     headersSeen = true;
     state = 'open';
     send(continueResponse('response_headers'));
+    const status = message.headers.get(':status');
+    if (status !== undefined && !status.startsWith('2')) end = 'failed';
     if (message.endOfStream) return over();
     const encoding = message.headers.get('content-encoding');
     // A refusal or a compressed answer tells nothing that could be read here.
-    if (message.headers.get(':status') === '200' && (encoding === undefined || encoding === 'identity')) {
+    if (status === '200' && (encoding === undefined || encoding === 'identity')) {
       reader = options.createUsageReader(message.headers.get('content-type'));
     }
   }
@@ -85,7 +91,7 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
   }
 
   function sawByte(): void {
-    if (byteSeen) return;
+    if (byteSeen || end === 'failed') return;
     byteSeen = true;
     output.firstByte();
   }
@@ -93,7 +99,7 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
   function over(): void {
     state = 'over';
     sawByte();
-    output.complete(usageSoFar());
+    output.complete(usageSoFar(), end);
     reader = null;
   }
 

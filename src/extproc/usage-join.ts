@@ -5,11 +5,12 @@
  */
 import type { Usage } from '../openai/usage.ts';
 import type { Reservation } from './picker.ts';
+import type { ResponseEnd } from './response-side.ts';
 
 export type Observer = {
   firstByte(): void;
   /** The response is over. */
-  complete(usage: Usage | null): void;
+  complete(usage: Usage | null, how: ResponseEnd): void;
   /** The observing stream is over, with or without the response. */
   gone(): void;
 };
@@ -74,11 +75,11 @@ export function createUsageJoin(): UsageJoin {
     };
     return {
       firstByte: () => known()?.reservation.firstByte(),
-      complete(usage) {
+      complete(usage, how) {
         const entry = known();
         if (entry !== undefined) {
           if (usage !== null) entry.reservation.observe(usage);
-          end(requestId, entry, 'completed');
+          end(requestId, entry, how);
         }
         gone();
       },

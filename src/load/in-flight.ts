@@ -45,9 +45,10 @@ export type LoadReservation = {
   firstByte(): void;
   /**
    * @param computedTokens prompt tokens the engine computed, where it said so: better to learn from than the prediction
+   * @param end `failed`: that no first token was seen says nothing of what this set-up shows; `served` unless said
    * @returns true for the first call, false for every further one
    */
-  release(computedTokens?: number): boolean;
+  release(computedTokens?: number, end?: 'served' | 'failed'): boolean;
 };
 
 /** Whether the first byte of the answer comes with the first token, or with the last one. */
@@ -361,7 +362,7 @@ export function createInFlight(
           pass = state.lastPass = passAt(state.lastPass, nowMs, nowMs - prompt.startMs);
           pass.nOpen += 1;
         },
-        release(computedTokens) {
+        release(computedTokens, end = 'served') {
           if (!held) return false;
           held = false;
           const teaches = learning === 'on' && slots.get(slot) === state;
@@ -377,7 +378,7 @@ export function createInFlight(
             if (serviceMs !== null && teaches) {
               models.learn(slot, computedTokens ?? uncachedTokens, serviceMs, company);
             }
-            if (answer === 'streamed') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
+            if (answer === 'streamed' && end === 'served') sightings = Math.max(-SIGHTINGS_KEPT, sightings - 1);
           }
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;

@@ -115,7 +115,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         usage = nAnswers === 1 ? seen : { ...seen, cachedTokens: null };
       },
       release(outcome) {
-        if (!load.release(computedTokens(usage, promptTokens, rung))) return;
+        if (!load.release(computedTokens(usage, promptTokens, rung), outcome === 'failed' ? 'failed' : 'served'))
+          return;
         const { trust, coverage } = deps.knowledge(endpoint);
         // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
         const isServed = outcome === 'completed' || outcome === 'assumed';

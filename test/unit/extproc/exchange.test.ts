@@ -738,6 +738,22 @@ describe('response phases', () => {
     expect(held.released).toEqual(['completed']);
   });
 
+  test.each(['500', '503', '429', '404', '302'])(
+    'an answer with status %s is a failed one, however fast it comes',
+    (status) => {
+      for (const end of ['with the headers', 'with the body', 'with the trailers']) {
+        const { h, held } = routedStream('STREAMED');
+        const endOfStream = end === 'with the headers';
+        h.envoy(responseHeaders({ headers: { ':status': status }, endOfStream }));
+        if (!endOfStream) h.envoy(responseBody('{"error":{}}', end === 'with the body' ? undefined : 'more'));
+        if (end === 'with the trailers') h.envoy(responseTrailers());
+        h.exchange.cancelled();
+        expect(held).toMatchObject({ firstBytes: 0, usages: [], released: ['failed'] });
+        expect(h.results).toMatchObject([{ outcome: 'routed', completion: 'response' }]);
+      }
+    },
+  );
+
   test('usage is read from the bytes and reported before the release', () => {
     const seen: string[] = [];
     const usage = { promptTokens: 10, completionTokens: 3, cachedTokens: 8 };

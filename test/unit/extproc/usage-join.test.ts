@@ -15,7 +15,7 @@ describe('a request with an observer', () => {
     const { join, fate, joined } = setup();
     const observer = join.observe('r');
     observer.firstByte();
-    observer.complete(USAGE);
+    observer.complete(USAGE, 'completed');
     expect(fate).toEqual({ firstBytes: 1, usages: [USAGE], released: ['completed'] });
     joined.release('completed');
     observer.gone();
@@ -27,8 +27,16 @@ describe('a request with an observer', () => {
     const observer = join.observe('r');
     joined.release('completed');
     expect(fate.released).toEqual([]);
-    observer.complete(USAGE);
+    observer.complete(USAGE, 'completed');
     expect(fate).toMatchObject({ usages: [USAGE], released: ['completed'] });
+  });
+
+  test('that ends first is a failed one when the observer sees a refusal', () => {
+    const { join, fate, joined } = setup();
+    const observer = join.observe('r');
+    joined.release('completed');
+    observer.complete(null, 'failed');
+    expect(fate).toMatchObject({ usages: [], released: ['failed'] });
   });
 
   test('that ends first is released at the latest when the observer goes without having seen it', () => {
@@ -50,7 +58,7 @@ describe('a request with an observer', () => {
 
 test('without an observer nothing waits, and an observer of an unknown request tells nobody', () => {
   const { join, fate, joined } = setup();
-  join.observe('other').complete(USAGE);
+  join.observe('other').complete(USAGE, 'completed');
   joined.release('completed');
   joined.release('completed');
   expect(fate).toEqual({ firstBytes: 0, usages: [], released: ['completed'] });
@@ -62,7 +70,7 @@ test('two open requests with one id are independent, and neither is given what a
   const other = join.join('r', second.reservation);
   const observer = join.observe('r');
   observer.firstByte();
-  observer.complete(USAGE);
+  observer.complete(USAGE, 'completed');
   expect([fate, second.fate].map(({ usages, released }) => [usages, released])).toEqual([
     [[], []],
     [[], []],

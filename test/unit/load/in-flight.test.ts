@@ -41,6 +41,17 @@ describe('own load per endpoint', () => {
     expect(inFlight.load(0).waitMs).toBe(150);
   });
 
+  test('answers that failed say nothing of what can be seen: others still wait for their first tokens', () => {
+    const clock = createFakeClock();
+    const inFlight = createInFlight(clock, 1000);
+    for (let i = 0; i < 100; i++) inFlight.reserve(1, 300).release(undefined, 'failed');
+    inFlight.reserve(0, 300);
+    inFlight.reserve(0, 200);
+    clock.advance(5000);
+    expect(inFlight.load(0)).toMatchObject({ waiting: 2, waitMs: 200 });
+    expect(inFlight.load(1)).toMatchObject({ requests: 0, waiting: 0, waitMs: 0 });
+  });
+
   test('of the time spent on prompts only that for tokens could be saved by a cache', () => {
     const clock = createFakeClock();
     const inFlight = createInFlight(clock, 1000);
