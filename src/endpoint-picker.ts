@@ -113,8 +113,9 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const how: How = { strategy: chosen.strategy, session: sessions.of(pick) };
     const selected = selectCandidates(endpoints, request, pick, options.testSelectionHeader);
     if (selected.kind === 'error') return selected;
-    if (request.prompt.kind === 'none') return choose(how, request, selected, null, NOTHING_ASKED);
+    if (!tellsSize(request)) return choose(how, request, selected, null, NOTHING_ASKED);
     const prompt = ladder.view(request, selected.model, selected.adapter);
+    if (request.prompt.kind === 'none') return choose(how, request, selected, prompt, NOTHING_ASKED);
     if (request.prompt.kind === 'tokens') return choose(how, request, selected, prompt, tokensGiven(request.prompt));
     if (!usesPrompt(how.strategy)) return choose(how, request, selected, prompt, NOTHING_ASKED);
     if (tokenizer === null) return choose(how, request, selected, prompt, NOBODY_TO_ASK);
@@ -379,6 +380,14 @@ function claimedTokens(blocks: readonly PromptMatches[]): number | null {
 
 function blockSizeOf({ blockSizeTokens }: EndpointKnowledge): number {
   return blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
+}
+
+/**
+ * Whether its bytes say how long its prompt is, read or not: a chat that was cut is a load all the same. Those of other
+ * requests may be sound, and of a prompt in embeddings a token is thousands.
+ */
+function tellsSize({ api, prompt, fields }: InferenceRequest): boolean {
+  return prompt.kind !== 'none' || (api !== 'other' && !fields.has('prompt_embeds'));
 }
 
 /** By what a request is weighed. */

@@ -79,6 +79,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     let firstByteMs: number | null = null;
     const blockSizeTokens = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
+    // A guess at what may be cached in part: a load, but nothing to learn the engine's speed from.
+    const isGuess = evaluation.request?.prompt.kind === 'none';
     const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
     const chains = chainsOf(evaluation, blockSizeTokens);
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
@@ -115,8 +117,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         usage = nAnswers === 1 ? seen : { ...seen, cachedTokens: null };
       },
       release(outcome) {
-        if (!load.release(computedTokens(usage, promptTokens, rung), outcome === 'failed' ? 'failed' : 'served'))
-          return;
+        const computed = computedTokens(usage, promptTokens, rung) ?? (isGuess ? 0 : undefined);
+        if (!load.release(computed, outcome === 'failed' ? 'failed' : 'served')) return;
         const { trust, coverage } = deps.knowledge(endpoint);
         // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
         const isServed = outcome === 'completed' || outcome === 'assumed';

@@ -22,8 +22,8 @@ export function mediaRanges(body: Uint8Array, { start, end }: ByteRange): readon
     const from = bytes[at - 1] === BACKSLASH ? -1 : stringStart(bytes, at);
     at += DATA.length;
     if (from < 0) continue;
-    const close = bytes.indexOf(QUOTE, from);
-    if (close < 0) return ranges;
+    const quote = bytes.indexOf(QUOTE, from);
+    const close = quote < 0 ? end : quote;
     if (close - from > MEDIA_BYTES) ranges.push({ start: from, end: close });
     at = close;
   }
@@ -35,6 +35,12 @@ export function surplusBytes(ranges: readonly ByteRange[], at: number): number {
   let surplus = 0;
   for (const { start, end } of ranges) surplus += Math.max(0, Math.min(at, end) - start - MEDIA_BYTES);
   return surplus;
+}
+
+/** Of a body that is text as a whole, or the beginning of one that was cut. */
+export function textBytes(body: Uint8Array): number {
+  const nBytes = body.length;
+  return nBytes - surplusBytes(mediaRanges(body, { start: 0, end: nBytes }), nBytes);
 }
 
 /** First byte of the string that holds the data, −1 where none follows. @param at of `"data` */

@@ -12,6 +12,7 @@ import type { InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher } from '../prefix/block-hash.ts';
 import { createRoutedPrefixes, type Booking } from '../prefix/routed-prefixes.ts';
 import type { ModelAccuracy, Verdict } from './memo-accuracy.ts';
+import { textBytes } from './media-bytes.ts';
 import { createPromptKeyer, type PromptKeys } from './prompt-keys.ts';
 import { createTokenMemo, type ExactAnswer, type MemoClaim } from './token-memo.ts';
 
@@ -93,12 +94,17 @@ export function createTokenizerLadder(
   return {
     view(request, model, adapter) {
       const keys = keyer.keysOf(request, model, adapter);
-      const nBytes = keys.reduce((sum, one) => sum + one.nBytes, 0);
+      const nBytes =
+        keys.length > 0
+          ? keys.reduce((sum, one) => sum + one.nBytes, 0)
+          : request.prompt.kind === 'none'
+            ? textBytes(request.body)
+            : request.body.length;
       const last = keys[keys.length - 1]?.keys;
       return {
         model,
         keys,
-        promptTokens: Math.ceil((keys.length === 0 ? request.body.length : nBytes) * memo.tokensPerByte(model)),
+        promptTokens: Math.ceil(nBytes * memo.tokensPerByte(model)),
         tieKey: last === undefined || last.length === 0 ? 0 : last[last.length - 1]!,
       };
     },

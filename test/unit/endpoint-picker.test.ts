@@ -476,6 +476,32 @@ describe('one request', () => {
   });
 
   test.each([
+    ['a chat that was cut', { messages: [{ role: 'user', content: TEXT.repeat(100) }] }, '/v1/chat/completions', 2000],
+    ['an answer to what the engine remembers', { input: TEXT.repeat(100), conversation: 'c' }, '/v1/responses', 2000],
+    ['texts to embed', { input: [TEXT.repeat(100)] }, '/v1/embeddings', 2000],
+    [
+      'a cut image',
+      { messages: [{ image_url: { url: `data:image/png;base64,${'A'.repeat(100_000)}` } }] },
+      '/v1/chat/completions',
+      1000,
+    ],
+    ['embeddings for a prompt', { prompt_embeds: 'A'.repeat(10_000) }, '/v1/completions', 0],
+    ['something unknown', { input: TEXT.repeat(100) }, '/v1/unknown', 0],
+  ])('%s is a load as large as its text', async (_, fields, path, nTokens) => {
+    const { picker, inFlight, endpoints } = aPicker();
+    const body = Buffer.from(JSON.stringify({ model: 'demo', ...fields }));
+    const bodyTruncated = path === '/v1/chat/completions';
+    const asked = { path, bodyTruncated, body: bodyTruncated ? body.subarray(0, -5) : body };
+    const decision = await picker.pick(aRequest('', asked), signal);
+    const { slot } = endpoints.all().find(({ address }) => address === endpointsOf(decision)[0])!;
+    const { tokens } = inFlight.load(slot);
+    expect(tokens).toBeGreaterThanOrEqual(nTokens);
+    expect(tokens).toBeLessThanOrEqual(1.5 * nTokens);
+    const next = await picker.pick(aRequest({ model: 'demo', prompt: 'x' }), signal);
+    if (nTokens > 0) expect(endpointsOf(next)[0]).not.toBe(endpointsOf(decision)[0]);
+  });
+
+  test.each([
     ['not JSON', 'no healthy upstream', {}, 400, 'bad_request'],
     ['no model', { prompt: 'x' }, {}, 400, 'bad_request'],
     ['an unknown model', { model: 'nobody', prompt: 'x' }, {}, 404, 'unknown_model'],
