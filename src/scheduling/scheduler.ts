@@ -7,7 +7,7 @@ import type { Trust } from '../endpoints/endpoint.ts';
 import type { Load } from '../load/in-flight.ts';
 
 export type Candidate = {
-  /** `ip:port`: identity for ties, so that replicas agree. */
+  /** `ip:port`: identity for ties, the same on every replica. */
   readonly address: string;
   readonly trust: Trust;
   /** Prompt tokens expected to be resident when the request starts, at most promptTokens. */
@@ -20,7 +20,10 @@ export type Candidate = {
 export type ScheduleInput = {
   readonly candidates: readonly Candidate[];
   readonly promptTokens: number;
-  /** Names the prompt for ties: prompts that go on equally after what is cached give equal keys on every replica. */
+  /**
+   * Names the prompt for ties: prompts that go on equally after what is cached give equal keys, on every replica that has the
+   * same hash seed.
+   */
   readonly tieKey: number;
   /**
    * Others that a copy of the longest cached part would serve, anywhere: requests in flight that begin with it, or prompts
