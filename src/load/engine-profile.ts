@@ -29,6 +29,8 @@ export type ServedRequest = {
 
 export type EngineProfiles = {
   of(slot: number): EngineProfile;
+  /** When the last answer was seen, or reported, that is in `answerMs`: milliseconds of the clock, null = none was. */
+  answerSeenMs(slot: number): number | null;
   served(slot: number, request: ServedRequest): void;
   read(slot: number, reading: Pick<EngineReading, 'answers' | 'decode' | 'nBlocks' | 'blockSizeTokens'>): void;
   /** Another process is behind the slot. */
@@ -38,6 +40,7 @@ export type EngineProfiles = {
 type Mean = { value: number; weight: number };
 type State = {
   answer: Mean;
+  answerSeenMs: number | null;
   decode: Mean;
   reportedAnswer: Reported;
   reportedDecode: Reported;
@@ -72,6 +75,7 @@ export function createEngineProfiles(
     if (state === undefined) {
       state = {
         answer: { value: 0, weight: 0 },
+        answerSeenMs: null,
         decode: { value: 0, weight: 0 },
         reportedAnswer: { base: null, ms: null },
         reportedDecode: { base: null, ms: null },
@@ -101,12 +105,14 @@ export function createEngineProfiles(
         capacityTokens: state.capacityTokens ?? seeded.capacityTokens,
       };
     },
+    answerSeenMs: (slot) => bySlot.get(slot)?.answerSeenMs ?? null,
     served(slot, { answerMs, decodeMs, promptTokens, completionTokens }) {
       if (learning === 'off') return;
       const state = stateOf(slot);
       state.tokens = state.tokens * fading(state) + promptTokens + (completionTokens ?? 0);
       state.tokensMs = clock.nowMs();
       learn(state.answer, answerMs);
+      state.answerSeenMs = clock.nowMs();
       if (decodeMs !== null && completionTokens !== null && completionTokens > 1) {
         learn(state.decode, decodeMs / (completionTokens - 1));
       }
@@ -115,7 +121,7 @@ export function createEngineProfiles(
       const state = stateOf(slot);
       if (nBlocks !== null && blockSizeTokens !== null) state.capacityTokens = nBlocks * blockSizeTokens;
       if (learning === 'off') return;
-      follow(state.reportedAnswer, answers, LEAST_ANSWERS);
+      if (follow(state.reportedAnswer, answers, LEAST_ANSWERS)) state.answerSeenMs = clock.nowMs();
       follow(state.reportedDecode, decode, LEAST_TOKENS);
     },
     forget: (slot) => void bySlot.delete(slot),
@@ -135,16 +141,20 @@ function learn(mean: Mean, sample: number): void {
   mean.value += (sample - mean.value) / mean.weight;
 }
 
-/** Mean of what was added to a total since it was last looked at; a total that fell belongs to a process begun anew. */
-function follow(reported: Reported, total: Total | null, least: number): void {
-  if (total === null) return;
+/**
+ * Mean of what was added to a total since it was last looked at; a total that fell belongs to a process begun anew.
+ * @returns whether enough was added to tell
+ */
+function follow(reported: Reported, total: Total | null, least: number): boolean {
+  if (total === null) return false;
   const { base } = reported;
   if (base === null || total.count < base.count || total.seconds < base.seconds) {
     reported.base = total;
-    return;
+    return false;
   }
   const nNew = total.count - base.count;
-  if (nNew < least) return;
+  if (nNew < least) return false;
   reported.ms = (1000 * (total.seconds - base.seconds)) / nNew;
   reported.base = total;
+  return true;
 }

@@ -25,7 +25,7 @@ export type FleetLoad = {
   readonly profiles: EngineProfiles;
   /** What a promise of cached tokens is worth there. @param events null = none that are believed */
   creditWeights(slot: EndpointSlot, events: EventEvidence | null): CreditWeights;
-  /** What strategies look at beside the load. */
+  /** What strategies look at beside the load; what was last heard of too long ago is not known. */
   signals(endpoint: Endpoint): {
     readonly kvUsage: number | null;
     readonly answerMs: number | null;
@@ -93,6 +93,11 @@ export type FleetLoadOptions = {
   /** Endpoints with one value of this label are expected to be equally fast; null = nothing says so. */
   readonly gpuTypeLabel: string | null;
 };
+
+/** An endpoint whose page is missing must not be the emptiest one for ever, */
+const MOST_INTERVALS = 10;
+/** nor the slowest one since nobody asks it. */
+const MOST_ANSWER_AGE_MS = 300_000;
 
 /** A page of vLLM 0.32 has 70 KB, and comes within milliseconds. */
 const PAGE_LIMITS = { timeoutMs: 2_000, maxBytes: 4 * 1024 * 1024 };
@@ -162,7 +167,10 @@ export function createFleetLoad(
     },
     signals({ id, slot }) {
       const { answerMs, tokensPerSecond } = profiles.of(slot);
-      return { kvUsage: metrics.of(id)?.kvUsage ?? null, answerMs, tokensPerSecond };
+      const engine = metrics.of(id);
+      const kvUsage = engine === null || engine.ageMs > MOST_INTERVALS * intervalMs ? null : engine.kvUsage;
+      const isOfLate = clock.nowMs() - (profiles.answerSeenMs(slot) ?? -Infinity) <= MOST_ANSWER_AGE_MS;
+      return { kvUsage, answerMs: isOfLate ? answerMs : null, tokensPerSecond };
     },
     forecast({ slot }, { model, promptTokens, uncachedTokens, load }) {
       const outputTokens = outputs.predict(model, promptTokens);
