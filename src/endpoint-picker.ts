@@ -48,7 +48,7 @@ import { schedule, type ScheduleInput } from './scheduling/scheduler.ts';
 import { rank, type EngineSignals } from './scheduling/strategies.ts';
 import { usesPrompt, type Strategy } from './scheduling/strategy-names.ts';
 import type { PromptView, TokenizerLadder } from './tokenizer/tokenizer-ladder.ts';
-import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeResult } from './tokenizer/tokenizer.ts';
+import type { TokenChain, TokenizeFailure, Tokenizer, TokenizeRequest, TokenizeResult } from './tokenizer/tokenizer.ts';
 
 export type PickerDeps = {
   readonly clock: Clock;
@@ -129,10 +129,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
       return {
         ...early,
         tokenizeFailure,
-        exact: timed(tokenizer.tokenize(request, urlsOf(selected.endpoints), null)),
+        exact: timed(tokenizer.tokenize(asKnown(request, selected), urlsOf(selected.endpoints), null)),
       };
     }
-    const answer = await tokenize(tokenizer, request, selected.endpoints, signal);
+    const answer = await tokenize(tokenizer, asKnown(request, selected), selected.endpoints, signal);
     // The fleet may have changed during the wait.
     const current = selectCandidates(endpoints, request, pick, options.testSelectionHeader);
     if (current.kind === 'error') return current;
@@ -154,7 +154,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 
   async function tokenize(
     from: Tokenizer,
-    request: InferenceRequest,
+    request: TokenizeRequest,
     candidates: readonly Endpoint[],
     signal: AbortSignal,
   ): Promise<TokenizerAnswer> {
@@ -388,6 +388,11 @@ function blockSizeOf({ blockSizeTokens }: EndpointKnowledge): number {
  */
 function tellsSize({ api, prompt, fields }: InferenceRequest): boolean {
   return prompt.kind !== 'none' || (api !== 'other' && !fields.has('prompt_embeds'));
+}
+
+/** With the name of its model where it names an alias or an adapter. */
+function asKnown(request: InferenceRequest, { model }: Selected): TokenizeRequest {
+  return model === '' || model === request.model ? request : { ...request, canonicalModel: model };
 }
 
 /** By what a request is weighed. */

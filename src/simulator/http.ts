@@ -7,6 +7,7 @@ import type { Clock } from '../clock.ts';
 import { errorText } from '../errors.ts';
 import { answer, type AnswerOptions } from './answers.ts';
 import { isApiError, type ApiError } from './body-fields.ts';
+import type { LoraAdapter } from './block-chain.ts';
 import type { Engine } from './engine.ts';
 import {
   createHttpListener,
@@ -101,6 +102,8 @@ function generationRoutes(deps: PodHttpDeps, options: PodHttpOptions): Routes {
     delayed(
       deps,
       reading(read, (parsed, { request, response }) => {
+        // As vLLM: rendering knows the names of the model only, whatever adapters are loaded.
+        if (parsed.lora !== null) return sendErrorBody(response, 404, unknownModel(parsed.lora));
         const id = nextId(request, prefix);
         const rendered = parsed.prompts.map((prompt, i) => renderedRequest(`${id}-${i}`, prompt, parsed));
         sendJson(response, 200, shape(rendered));
@@ -140,6 +143,12 @@ const refuseMessages: Refuse = (response, error) => {
   const { type, message } = error;
   sendJson(response, error.status, { type: 'error', error: { type, message } });
 };
+
+const unknownModel = ({ name }: LoraAdapter): Parameters<typeof sendErrorBody>[2] => ({
+  message: `The model \`${name}\` does not exist.`,
+  type: 'NotFoundError',
+  param: 'model',
+});
 
 const forbiddenRender: Route = ({ response }) =>
   sendErrorBody(response, 403, {

@@ -11,6 +11,7 @@ import { asChat } from './chat-form.ts';
 import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
 import { post, type HttpAnswer, type PostLimits } from './http-post.ts';
 import { createLatencyWindow } from './latency-window.ts';
+import { underName } from './model-name.ts';
 import type { ServerAccess } from './server-access.ts';
 import {
   isUnknownModel,
@@ -21,7 +22,7 @@ import {
   type TokenResponse,
 } from './token-response.ts';
 import { renderBody, tokenizeBodies } from './tokenize-body.ts';
-import type { TokenChain, TokenizeFailure, TokenizeResult } from './tokenizer.ts';
+import type { TokenChain, TokenizeFailure, TokenizeRequest, TokenizeResult } from './tokenizer.ts';
 
 export type HttpApi = 'render' | 'tokenize';
 
@@ -53,7 +54,7 @@ export type TokenizerTarget = {
   /** Null when the target would take a call now. */
   refusal(request: InferenceRequest, urgency: Urgency): Refusal | null;
   /** Never rejects; ends within `queueMs` and `timeoutMs`, or when the signal aborts. An aborted call says nothing about the server. */
-  call(request: InferenceRequest, urgency: Urgency, signal: AbortSignal | null): Promise<TokenizeResult>;
+  call(request: TokenizeRequest, urgency: Urgency, signal: AbortSignal | null): Promise<TokenizeResult>;
   close(): Promise<void>;
 };
 
@@ -64,12 +65,16 @@ const BREAKER = { window: 20, failures: 5, openBaseMs: 1000, openMaxMs: 30_000 }
 /** How long a missing endpoint is believed to be missing: servers are upgraded behind a stable name. */
 const RENDER_COOL_DOWN_MS = 600_000;
 const TOKENIZE_COOL_DOWN_MS = 60_000;
+/** Names of models the server did not know; a fleet has no more. */
+const MAX_UNKNOWN_NAMES = 10_000;
 /** Below the 5 s after which uvicorn closes idle connections, so that a call never meets a closing one. */
 const KEEP_ALIVE_MS = 4000;
 /** Statuses that mean "this path is not served here": vLLM answers 403 where render is disabled, 404 where it is unknown. */
 const NOT_SERVED = new Set([403, 404, 405, 501]);
 
-type Attempt = TokenizeResult | { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
+type Attempt = NamedAttempt | { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
+
+type NamedAttempt = TokenizeResult | { readonly kind: 'unknown_model' };
 
 type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal | null };
 
@@ -110,6 +115,8 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     tokenize: -Infinity,
     tokenize_chat: -Infinity,
   };
+  /** Until when a request of an adapter or alias is asked for under the name of its model at once. */
+  const unknownUntilMs = new Map<string, number>();
   /** Said once, not at every try. */
   const toldAbsent = new Set<Form>();
 
@@ -189,6 +196,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     if (answer.kind === 'timeout') return none('timeout');
     if (answer.kind !== 'answer') return none('error');
     if (isNotServed(answer)) return { kind: 'not_served', form, status: answer.status };
+    if (answer.status === 404) return { kind: 'unknown_model' };
     if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
@@ -228,7 +236,20 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return { kind: 'tokens', chains };
   }
 
-  async function attemptInOrder(call: Call, request: InferenceRequest): Promise<TokenizeResult> {
+  async function attemptByName(call: Call, request: TokenizeRequest): Promise<TokenizeResult> {
+    const { model, canonicalModel } = request;
+    const isKnownUnknown = clock.nowMs() < (unknownUntilMs.get(model) ?? -Infinity);
+    let attempt: NamedAttempt = { kind: 'unknown_model' };
+    if (canonicalModel === undefined || !isKnownUnknown) attempt = await attemptInOrder(call, request);
+    if (canonicalModel !== undefined && attempt.kind === 'unknown_model') {
+      if (unknownUntilMs.size >= MAX_UNKNOWN_NAMES) unknownUntilMs.clear();
+      if (!isKnownUnknown) unknownUntilMs.set(model, clock.nowMs() + RENDER_COOL_DOWN_MS);
+      attempt = await attemptInOrder(call, underName(request, canonicalModel));
+    }
+    return attempt.kind === 'unknown_model' ? none('error') : attempt;
+  }
+
+  async function attemptInOrder(call: Call, request: InferenceRequest): Promise<NamedAttempt> {
     const { api } = request;
     if (api !== 'chat' && api !== 'completions') {
       if (api !== 'responses' && api !== 'messages') return none('unsupported');
@@ -276,7 +297,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
       }
       const call = { breaker: entered, deadlineMs: clock.nowMs() + options.timeoutMs, signal };
       try {
-        const result = await attemptInOrder(call, request);
+        const result = await attemptByName(call, request);
         entered.end(result.kind === 'tokens' ? 'success' : 'neutral');
         return result;
       } finally {

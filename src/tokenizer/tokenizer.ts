@@ -21,6 +21,11 @@ export type TokenizeResult =
   /** `later`: what the call still under way will end with. */
   | { readonly kind: 'none'; readonly reason: TokenizeFailure; readonly later?: Promise<TokenizeResult> };
 
+export type TokenizeRequest = InferenceRequest & {
+  /** Of a request that names its model by an alias or an adapter: the name of the model itself. */
+  readonly canonicalModel?: string;
+};
+
 export type Tokenizer = {
   /**
    * Never rejects. Settles at the latest when `signal` aborts (`late`); without a signal nobody waits for the answer, and
@@ -28,7 +33,7 @@ export type Tokenizer = {
    * @param endpointUrls `http://ip:port` of the endpoints of the request's model, asked when no dedicated URL is configured
    */
   tokenize(
-    request: InferenceRequest,
+    request: TokenizeRequest,
     endpointUrls: readonly string[],
     signal: AbortSignal | null,
   ): Promise<TokenizeResult>;

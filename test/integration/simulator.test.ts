@@ -213,6 +213,8 @@ describe('the OpenAI API of a simulated pod', () => {
       { id: 'sql', parent: 'demo-model' },
     ]);
     expect(await status('/v1/completions', { model: 'sql', prompt: 'a' })).toBe(200);
+    expect(await status('/tokenize', { model: 'sql', prompt: 'a' })).toBe(200);
+    expect(await status('/v1/completions/render', { model: 'sql', prompt: 'a' })).toBe(404);
     expect(await status('/v1/unload_lora_adapter', { lora_name: 'sql' })).toBe(200);
     expect(await status('/v1/unload_lora_adapter', { lora_name: 'sql' })).toBe(404);
     expect(await status('/v1/completions', { model: 'sql', prompt: 'a' })).toBe(404);

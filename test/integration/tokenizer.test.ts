@@ -6,11 +6,11 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import { createLog } from '../../src/log.ts';
-import type { Api, InferenceRequest } from '../../src/openai/request.ts';
+import { parseRequest, type Api, type InferenceRequest } from '../../src/openai/request.ts';
 import { createUsageReader, type Usage } from '../../src/openai/usage.ts';
 import type { RenderMode } from '../../src/simulator/http.ts';
 import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
-import type { TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
+import type { TokenizeRequest, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import type { StartableTokenizer } from '../../src/tokenizer/sharing-tokenizer.ts';
 import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
 import { endAfterEach } from '../support/endings.ts';
@@ -32,7 +32,7 @@ type Harness = {
   /** Lets time pass at once, for everything that looks at the clock. */
   skip(ms: number): void;
   /** Waits no longer than `budgetMs` for the tokens of a request. */
-  ask(request: InferenceRequest, budgetMs?: number): Promise<TokenizeResult>;
+  ask(request: TokenizeRequest, budgetMs?: number): Promise<TokenizeResult>;
 };
 
 const atEnd = endAfterEach();
@@ -144,6 +144,55 @@ describe('the render endpoint', () => {
     expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
     expect(counted).toEqual(['render error', 'render ok']);
     expect(logged).toEqual([]);
+  });
+});
+
+describe('a request of an adapter or an alias', () => {
+  const asked = (fields: object = {}): TokenizeRequest => ({
+    ...aChatRequest({ model: 'nobody', ...fields }),
+    canonicalModel: 'the "model"',
+  });
+
+  test.each<['auto' | 'tokenize', string]>([
+    ['auto', '/v1/chat/completions/render'],
+    ['tokenize', '/tokenize'],
+  ])('has the tokens of its model where the server knows that name only (%s)', async (api, path) => {
+    const fake = await aServer();
+    const { ask, counted, skip } = aTokenizer([fake.url], { api });
+    for (const messages of [[{ role: 'user', content: 'a' }], [{ role: 'user', content: 'b' }]]) {
+      expect(chainsOf(await ask(asked({ messages })))).toEqual([chatTokens(asked({ messages }))]);
+    }
+    expect(fake.calls.map((call) => [call.path, call.json['model']])).toEqual([
+      [path, 'nobody'],
+      [path, 'the "model"'],
+      [path, 'the "model"'],
+    ]);
+    expect(counted).toEqual(['error', 'ok', 'ok'].map((result) => `${api === 'auto' ? 'render' : api} ${result}`));
+    skip(600_000);
+    await ask(asked());
+    expect(fake.calls.slice(3).map(({ json }) => json['model'])).toEqual(['nobody', 'the "model"']);
+  });
+
+  test('has its body otherwise as it came, and one call per text where only these are tokenized', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    const body = Buffer.from('{"model":"x", "messages" : [{"role":"user","content":"a"}],"m":1,"model":"nobody" }');
+    const parsed = parseRequest('POST', '/v1/chat/completions', undefined, body, { truncated: 'no' });
+    if (parsed.kind !== 'request') throw new Error(parsed.message);
+    await ask({ ...parsed.request, canonicalModel: 'm' });
+    expect(fake.calls[1]!.body.toString()).toBe(body.toString().replace('"nobody"', '"m"'));
+    fake.status.render = 404;
+    const texts = { ...aCompletionsRequest(['a', 'b'], { model: 'nobody' }), canonicalModel: 'm' };
+    expect(chainsOf(await ask(texts))).toEqual([[97], [98]]);
+  });
+
+  test('of a model that is unknown too has none', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    const request = { ...asked(), canonicalModel: 'nobody' };
+    expect(await ask(request)).toEqual({ kind: 'none', reason: 'error' });
+    expect(await ask(request)).toEqual({ kind: 'none', reason: 'error' });
+    expect(fake.calls).toHaveLength(3);
   });
 });
 
