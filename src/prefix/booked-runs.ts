@@ -169,22 +169,25 @@ function firstWhere(n: number, holds: (index: number) => boolean): number {
 /** Hash of the first block → run: open addressing with linear probing, at most 2/3 full, holes closed on removal. */
 function createRunTable() {
   let places: (Run | null)[] = new Array<Run | null>(1024).fill(null);
+  /** Low word of the hash of the run at each place: a search passes by other runs without reading them from all over memory. */
+  let lowWords = new Uint32Array(places.length);
   let mask = places.length - 1;
   let nUsed = 0;
-
-  const homeOf = (run: Run): number => run.hashes[1]! & mask;
 
   function placeOf(hi: number, lo: number): number {
     let place = lo & mask;
     for (let run = places[place]; run; run = places[place]) {
-      if (run.hashes[1] === lo && run.hashes[0] === hi) break;
+      if (lowWords[place] === lo && run.hashes[0] === hi) break;
       place = (place + 1) & mask;
     }
     return place;
   }
 
   function put(run: Run): void {
-    places[placeOf(run.hashes[0]!, run.hashes[1]!)] = run;
+    const lo = run.hashes[1]!;
+    const place = placeOf(run.hashes[0]!, lo);
+    places[place] = run;
+    lowWords[place] = lo;
   }
 
   return {
@@ -195,6 +198,7 @@ function createRunTable() {
       if (3 * (nUsed + 1) > 2 * places.length) {
         const old = places;
         places = new Array<Run | null>(2 * old.length).fill(null);
+        lowWords = new Uint32Array(places.length);
         mask = places.length - 1;
         for (const one of old) if (one !== null) put(one);
       }
@@ -206,8 +210,9 @@ function createRunTable() {
       // Moves later runs back, so that no search stops at the new hole.
       let next = (hole + 1) & mask;
       for (let later = places[next]; later; later = places[next]) {
-        if (((next - homeOf(later)) & mask) >= ((next - hole) & mask)) {
+        if (((next - lowWords[next]!) & mask) >= ((next - hole) & mask)) {
           places[hole] = later;
+          lowWords[hole] = lowWords[next]!;
           hole = next;
         }
         next = (next + 1) & mask;

@@ -42,7 +42,6 @@ export function createPrefixForks(clock: Clock): PrefixForks {
 /** @param nBlocks how many of the first blocks were found */
 export function forkKey(hashes: BlockHashes, nBlocks: number): ForkKey | null {
   if (nBlocks === 0) return null;
-  const [hi, lo] = [hashes[2 * nBlocks - 2]!, hashes[2 * nBlocks - 1]!];
   // 53 bits: as many as a number holds.
-  return (hi & 0x1fffff) * 0x1_0000_0000 + lo;
+  return (hashes[2 * nBlocks - 2]! & 0x1fffff) * 0x1_0000_0000 + hashes[2 * nBlocks - 1]!;
 }
