@@ -60,7 +60,7 @@ const LEAST_TOKENS = 50;
 const NOTHING: EngineProfile = { answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: null };
 
 /**
- * @param learning `off`: only what an engine says of its capacity is kept
+ * @param learning `off`: no rate is learnt; capacity, and what answers and traffic of late were, are known all the same
  * @param seedOf what somebody has measured before: it counts until the engine has shown or said something itself
  */
 export function createEngineProfiles(
@@ -107,12 +107,12 @@ export function createEngineProfiles(
     },
     answerSeenMs: (slot) => bySlot.get(slot)?.answerSeenMs ?? null,
     served(slot, { answerMs, decodeMs, promptTokens, completionTokens }) {
-      if (learning === 'off') return;
       const state = stateOf(slot);
       state.tokens = state.tokens * fading(state) + promptTokens + (completionTokens ?? 0);
       state.tokensMs = clock.nowMs();
       learn(state.answer, answerMs);
       state.answerSeenMs = clock.nowMs();
+      if (learning === 'off') return;
       if (decodeMs !== null && completionTokens !== null && completionTokens > 1) {
         learn(state.decode, decodeMs / (completionTokens - 1));
       }
@@ -120,8 +120,8 @@ export function createEngineProfiles(
     read(slot, { answers, decode, nBlocks, blockSizeTokens }) {
       const state = stateOf(slot);
       if (nBlocks !== null && blockSizeTokens !== null) state.capacityTokens = nBlocks * blockSizeTokens;
-      if (learning === 'off') return;
       if (follow(state.reportedAnswer, answers, LEAST_ANSWERS)) state.answerSeenMs = clock.nowMs();
+      if (learning === 'off') return;
       follow(state.reportedDecode, decode, LEAST_TOKENS);
     },
     forget: (slot) => void bySlot.delete(slot),

@@ -69,12 +69,14 @@ describe('what an engine has shown', () => {
     expect(of(0).answerMs).toBe(1000);
   });
 
-  test('with learning off only the capacity is kept; what another process showed is forgotten', () => {
+  test('with learning off no rate is learnt, and strategies see answers and traffic all the same', () => {
     const off = createEngineProfiles(createFakeClock(), 'off');
-    off.served(0, aServed());
-    off.read(0, { answers: total(1, 1), decode: null, nBlocks: 7, blockSizeTokens: 16 });
-    off.read(0, { answers: total(100, 100), decode: null, nBlocks: 7, blockSizeTokens: 16 });
-    expect(off.of(0)).toEqual({ answerMs: null, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: 112 });
+    off.read(0, { answers: total(1, 1), decode: total(1, 1), nBlocks: 7, blockSizeTokens: 16 });
+    off.read(0, { answers: total(100, 100), decode: total(100, 100), nBlocks: 7, blockSizeTokens: 16 });
+    expect(off.of(0)).toEqual({ answerMs: 1000, decodeMsPerToken: null, tokensPerSecond: 0, capacityTokens: 112 });
+    off.served(0, aServed({ answerMs: 700 }));
+    expect(off.of(0)).toMatchObject({ answerMs: 700, decodeMsPerToken: null, capacityTokens: 112 });
+    expect(off.of(0).tokensPerSecond).toBeGreaterThan(0);
     off.forget(0);
     expect(off.of(0).capacityTokens).toBeNull();
   });
