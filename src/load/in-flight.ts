@@ -271,7 +271,7 @@ export function createInFlight(
         continue;
       }
       // Those that wait share passes: the fixed part is paid by the one under way, and by the one that asks.
-      return Math.max(0, dueMs - nowMs) + (state.waitingTokens - first.uncachedTokens) * msPerToken;
+      return Math.max(0, dueMs - nowMs) + Math.max(0, state.waitingTokens - first.uncachedTokens) * msPerToken;
     }
     return 0;
   }
@@ -382,8 +382,8 @@ export function createInFlight(
           }
           if (!prompt.computed) leaveQueue(state, prompt, state.freeSinceMs);
           state.requests -= 1;
-          state.tokens -= uncachedTokens;
           // Fractions: what is added and taken away need not cancel out to the last bit.
+          state.tokens = state.requests === 0 ? 0 : Math.max(0, state.tokens - uncachedTokens);
           state.outputTokens = state.requests === 0 ? 0 : Math.max(0, state.outputTokens - outputTokens);
           state.contextTokens -= promptTokens;
           nTotal -= 1;

@@ -238,7 +238,8 @@ describe('own load per endpoint', () => {
         const inFlight = createInFlight(clock);
         const open: ReturnType<typeof inFlight.reserve>[] = [];
         for (const { slot, tokens, what, which } of steps) {
-          open.push(inFlight.reserve(slot, tokens, { answer: tokens % 2 === 0 ? 'streamed' : 'whole' }));
+          // What is left of a prompt after a credit is a fraction.
+          open.push(inFlight.reserve(slot, tokens / 7, { answer: tokens % 2 === 0 ? 'streamed' : 'whole' }));
           const at = which % open.length;
           if (what === 'first byte') open[at]!.firstByte();
           if (what === 'release' || what === 'release twice') {
