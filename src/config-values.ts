@@ -130,6 +130,27 @@ export const headerName: Kind<string> = text('header', 'a lower-case HTTP header
   /^[!#$%&'*+.^_`|~0-9a-z-]{1,128}$/.test(value),
 );
 
+/** What an HTTP client writes or refuses itself (RFC 9110, 9112). */
+const HEADERS_OF_HTTP = [
+  'connection',
+  'content-length',
+  'content-type',
+  'expect',
+  'host',
+  'keep-alive',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+];
+
+/** One that can carry a value of the user's. */
+export const freeHeaderName: Kind<string> = text(
+  'header',
+  'a lower-case HTTP header name that HTTP does not use itself',
+  (value) => headerName.parse(value).kind === 'value' && !HEADERS_OF_HTTP.includes(value),
+);
+
 /** Empty switches the feature off. */
 export const headerNameOrEmpty: Kind<string> = text(
   'header',
@@ -153,10 +174,16 @@ export const clientIdentity: Kind<string> = text('SAN', 'a name as in the certif
   /^(?:DNS|URI|IP):[\x21-\x7e]{1,1024}$/.test(value),
 );
 
-export const httpUrl: Kind<string> = text('URL', 'an http:// or https:// URL', (value) => {
-  const url = URL.canParse(value) ? new URL(value) : null;
-  return url !== null && (url.protocol === 'http:' || url.protocol === 'https:') && url.hostname !== '';
-});
+/** Only what is sent somewhere: credentials, a query and a fragment would be left out of every call. */
+export const httpUrl: Kind<string> = text(
+  'URL',
+  'an http:// or https:// URL without user, query and fragment',
+  (value) => {
+    const url = URL.canParse(value) ? new URL(value) : null;
+    if (url === null || (url.protocol !== 'http:' && url.protocol !== 'https:') || url.hostname === '') return false;
+    return url.username === '' && url.password === '' && !/[?#]/.test(value);
+  },
+);
 
 const LABEL_KEY = /^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/;
 

@@ -11,6 +11,7 @@ import {
   filePath,
   flag,
   GIB,
+  freeHeaderName,
   headerName,
   hostAndPort,
   headerNameOrEmpty,
@@ -197,7 +198,11 @@ const SETTINGS = {
     30_000,
     'the longest `kvEvents.readyWhen` is waited for: a pod that is gone must not keep a replica from serving',
   ),
-  'tokenizer.urls': setting(list(httpUrl), [], 'dedicated tokenizers; empty = ask the endpoints of the model'),
+  'tokenizer.urls': setting(
+    list(httpUrl),
+    [],
+    'dedicated tokenizers; empty = ask the endpoints of the model. Credentials belong into `tokenizer.auth.file`',
+  ),
   'tokenizer.api': setting(
     choice('auto', 'render', 'tokenize', 'local', 'none'),
     'auto',
@@ -242,7 +247,7 @@ const SETTINGS = {
     null,
     'file with the value of the header by which tokenizers let us in, such as `Bearer …`; read again when one answers 401. Where `tokenizer.urls` is empty, it is sent to the endpoints',
   ),
-  'tokenizer.auth.header': setting(headerName, 'authorization', 'name of that header'),
+  'tokenizer.auth.header': setting(freeHeaderName, 'authorization', 'name of that header'),
   'tokenizer.tls.caFile': setting(optional(filePath), null, "CA (PEM) of https tokenizers; none = the system's"),
   'tokenizer.memoMaxBytes': setting(
     size(0, 16 * GIB),

@@ -165,7 +165,13 @@ describe('kinds of values', () => {
     ['server.grpcListen', '::1:9002', 'host:port, an IPv6 host in brackets'],
     ['routing.destinationHeader', 'X-Up', 'a lower-case HTTP header name'],
     ['routing.destinationHeader', 'a\r\nb', 'a lower-case HTTP header name'],
-    ['tokenizer.urls', 'ftp://a', 'a list, each entry an http:// or https:// URL'],
+    [
+      'tokenizer.urls',
+      'http://a/?b=c',
+      'a list, each entry an http:// or https:// URL without user, query and fragment',
+    ],
+    ['tokenizer.auth.header', 'content-length', 'a lower-case HTTP header name that HTTP does not use itself'],
+    ['tokenizer.urls', 'ftp://a', 'a list, each entry an http:// or https:// URL without user, query and fragment'],
     ['routing.mediaWeights.host', '1.01', 'a number from 0 to 1'],
     ['routing.mediaWeights.host', '-0.5', 'a number from 0 to 1'],
     ['routing.mediaWeights.host', 'half', 'a number from 0 to 1'],
@@ -179,7 +185,7 @@ describe('kinds of values', () => {
   test('a value of the wrong YAML type is a mistake, not a conversion', () => {
     expect(mistakesOf({ yaml: 'tokenizer: { budgetMs: [1], urls: 3 }\nlog:\n  level: { a: 1 }\n' })).toEqual([
       'tokenizer.budgetMs must be an integer from 0 to 10000, got [1] (warmpath.yaml:1)',
-      'tokenizer.urls must be a list, each entry an http:// or https:// URL, got 3 (warmpath.yaml:1)',
+      'tokenizer.urls must be a list, each entry an http:// or https:// URL without user, query and fragment, got 3 (warmpath.yaml:1)',
       'log.level must be one of debug, info, warn, error, got {"a":1} (warmpath.yaml:3)',
     ]);
   });
@@ -336,9 +342,12 @@ describe('mistakes', () => {
   });
 
   test('credentials of a URL appear neither in a mistake nor in what is printed', () => {
-    expect(mistakesOf({ sets: ['tokenizer.urls=ftp://me:secret@host/'] }).join()).not.toContain('secret');
-    const config = configOf({ sets: ['tokenizer.urls=http://me:secret@host/'] });
-    expect(config.tokenizer.urls).toEqual(['http://me:secret@host/']);
+    // They would not be sent either.
+    expect(mistakesOf({ sets: ['tokenizer.urls=http://me:secret@host/'] })).toEqual([
+      expect.stringContaining('without user, query and fragment, got "http://***@host/"'),
+    ]);
+    const valid = configOf({});
+    const config = { ...valid, tokenizer: { ...valid.tokenizer, urls: ['http://me:secret@host/'] } };
     expect(redactedConfig(config)).toMatchObject({ tokenizer: { urls: ['http://***@host/'] } });
     expect(configToYaml(config)).not.toContain('secret');
   });
