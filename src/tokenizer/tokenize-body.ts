@@ -22,11 +22,15 @@ const TEMPLATE_ARGUMENTS = ['documents', 'reasoning_effort'] as const satisfies 
 
 /** What a part of a multimodal message is called, as key or type: without identifiers its tokens say nothing. */
 const MEDIA_WORDS = ['"image', '"video', '"audio', '"input_audio', '"input_image'];
+/** What may follow up to the closing quote. A text that begins with the word, or a function named after it, is none. */
+const MEDIA_SUFFIX = /^_(?:url|pil|embeds)"/;
 
 /** Without it an image comes back as the numbers the model sees, half a megabyte and more; the second is its older name. */
 const NO_PIXELS = Buffer.from('{"mm_payload":"none","return_mm_kwargs":false,');
 
+const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
+const UNDERSCORE = 0x5f;
 const OPEN_BRACE = 0x7b;
 
 /** The request as it came, except that of images only hashes and places are asked back. */
@@ -106,6 +110,11 @@ function slice({ body }: InferenceRequest, { start, end }: ByteRange): Uint8Arra
   return body.subarray(start, end);
 }
 
+function isWhole(bytes: Buffer, wordEnd: number): boolean {
+  if (bytes[wordEnd] === QUOTE) return true;
+  return bytes[wordEnd] === UNDERSCORE && MEDIA_SUFFIX.test(bytes.toString('latin1', wordEnd, wordEnd + 8));
+}
+
 /** A word right after an unescaped quote begins a JSON string; inside of texts quotes are escaped. */
 export function holdsMedia(request: InferenceRequest): boolean {
   const range = request.fields.get(request.api === 'responses' ? 'input' : 'messages');
@@ -114,7 +123,7 @@ export function holdsMedia(request: InferenceRequest): boolean {
   const messages = Buffer.from(body.buffer, body.byteOffset + range.start, range.end - range.start);
   return MEDIA_WORDS.some((word) => {
     for (let at = messages.indexOf(word); at >= 0; at = messages.indexOf(word, at + 1)) {
-      if (messages[at - 1] !== BACKSLASH) return true;
+      if (messages[at - 1] !== BACKSLASH && isWhole(messages, at + word.length)) return true;
     }
     return false;
   });

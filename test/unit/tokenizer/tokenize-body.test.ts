@@ -60,25 +60,48 @@ describe('the chat form', () => {
     expect(parsed).not.toHaveProperty('reasoning_effort');
   });
 
-  test.each(['image_url', 'input_audio', 'video_url', 'audio_url', 'image_pil', 'image_embeds', 'input_image'])(
-    'gives nothing for messages with %s, as other images would have the same tokens',
-    (type) => {
-      const messages = [
-        {
-          role: 'user',
-          content: [
-            { type: 'text', text: 'x' },
-            { type, [type]: {} },
-          ],
-        },
-      ];
-      expect(tokenizeBodies(aChatRequest({ messages }))).toBeNull();
-    },
-  );
+  test.each([
+    'image',
+    'image_url',
+    'input_audio',
+    'video_url',
+    'audio_url',
+    'audio_embeds',
+    'image_pil',
+    'image_embeds',
+    'input_image',
+  ])('gives nothing for messages with %s, as other images would have the same tokens', (type) => {
+    const messages = [
+      {
+        role: 'user',
+        content: [
+          { type: 'text', text: 'x' },
+          { type, [type]: {} },
+        ],
+      },
+    ];
+    expect(tokenizeBodies(aChatRequest({ messages }))).toBeNull();
+  });
 
   test('is not afraid of messages that only talk about images', () => {
     const content = 'Write {"type":"image_url","image_url":{}} or "image".';
     expect(tokenizeBodies(aChatRequest({}, content))).toHaveLength(1);
+  });
+
+  test.each(['video editing for beginners', 'images"', 'audio_url is a field', 'input_image'])(
+    'is not afraid of a message that begins with "%s"',
+    (content) => {
+      expect(tokenizeBodies(aChatRequest({}, `${content} and more`))).toHaveLength(1);
+    },
+  );
+
+  test('is not afraid of a function that makes images', () => {
+    const called = { id: 'c', type: 'function', function: { name: 'image_generation', arguments: '{"image":1}' } };
+    const messages = [
+      { role: 'assistant', content: null, tool_calls: [called] },
+      { role: 'tool', name: 'video_search', tool_call_id: 'c', content: 'audio: none' },
+    ];
+    expect(tokenizeBodies(aChatRequest({ messages }))).toHaveLength(1);
   });
 });
 
