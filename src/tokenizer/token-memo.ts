@@ -61,8 +61,8 @@ const COMPARED = -2;
 type Chain = { readonly hashes: BlockHashes; nUsers: number };
 
 type Entry = {
+  /** Its low word as a signed integer, which a Map finds without a number on the heap, and its high word for the comparison. */
   readonly key: number;
-  /** The bits of the hash that `key` leaves out, for the comparison. */
   readonly check: number;
   chain: Chain;
   /** First blocks of `chain` that every answer seen here had. */
@@ -91,7 +91,7 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
   let nEvicted = 0;
 
   function find(hi: number, lo: number): Entry | undefined {
-    const entry = entries.get(keyOf(hi, lo));
+    const entry = entries.get(lo | 0);
     return entry !== undefined && entry.check === hi ? entry : undefined;
   }
 
@@ -174,10 +174,10 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
           const bytesAfter = promptBytes - endBytes[i]!;
           const unsure =
             bytesAfter === 0 ? 0 : Math.ceil(DENSITY_MARGIN * tokensPerByte * bytesAfter) + TEMPLATE_TOKENS;
-          const old = entries.get(keyOf(hi, lo));
+          const old = entries.get(lo | 0);
           if (old !== undefined) remove(old);
-          entries.set(keyOf(hi, lo), {
-            key: keyOf(hi, lo),
+          entries.set(lo | 0, {
+            key: lo | 0,
             check: hi,
             chain: use(chain),
             nBlocks: hashes.length / 2,
