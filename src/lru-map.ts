@@ -13,7 +13,14 @@ export type LruMap<Key, Value> = {
   set(key: Key, value: Value): void;
   delete(key: Key): void;
   /** The entry set least recently; null when there is none. */
-  oldest(): { readonly key: Key; readonly value: Value } | null;
+  oldest(): LruEntry<Key, Value> | null;
+};
+
+export type LruEntry<Key, Value> = {
+  readonly key: Key;
+  readonly value: Value;
+  /** The one set next; null behind the newest. */
+  readonly newer: LruEntry<Key, Value> | null;
 };
 
 type Entry<Key, Value> = {

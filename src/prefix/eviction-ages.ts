@@ -4,6 +4,7 @@
  * by its hash. Blocks of others' requests are not in it. Slots and hashes only, one thread, no I/O.
  */
 import type { Clock } from '../clock.ts';
+import { createLruMap, type LruMap } from '../lru-map.ts';
 import type { BlockHashes } from './block-hash.ts';
 
 export type EvictionAges = {
@@ -24,8 +25,8 @@ export type EvictionAgesOptions = {
 const SAMPLES = 512;
 
 export function createEvictionAges(clock: Clock, { capacityBlocks }: EvictionAgesOptions): EvictionAges {
-  /** Low word of a block's hash → last use, the longest unused first. */
-  const uses = new Map<number, Map<number, number>>();
+  /** Low word of a block's hash → last use. */
+  const uses = new Map<number, LruMap<number, number>>();
 
   return {
     used(slot, hashes) {
@@ -37,18 +38,13 @@ export function createEvictionAges(clock: Clock, { capacityBlocks }: EvictionAge
       const every = sampledOf(capacity);
       const nowMs = clock.nowMs();
       let ofSlot = uses.get(slot);
-      if (ofSlot === undefined) uses.set(slot, (ofSlot = new Map()));
+      if (ofSlot === undefined) uses.set(slot, (ofSlot = createLruMap()));
       // Engines forget the end of a prompt before its start.
       for (let i = hashes.length - 1; i > 0; i -= 2) {
         const key = hashes[i]!;
-        if ((key & (every - 1)) !== 0) continue;
-        ofSlot.delete(key);
-        ofSlot.set(key, nowMs);
+        if ((key & (every - 1)) === 0) ofSlot.set(key, nowMs);
       }
-      for (const key of ofSlot.keys()) {
-        if (ofSlot.size * every <= capacity) break;
-        ofSlot.delete(key);
-      }
+      while (ofSlot.size * every > capacity) ofSlot.delete(ofSlot.oldest()!.key);
     },
     ageMs(slot, nBlocks) {
       const ofSlot = uses.get(slot);
@@ -57,10 +53,7 @@ export function createEvictionAges(clock: Clock, { capacityBlocks }: EvictionAge
       const every = sampledOf(capacity);
       let nOut = Math.ceil((ofSlot.size * every + nBlocks - capacity) / every);
       let usedMs: number | null = null;
-      for (const atMs of ofSlot.values()) {
-        if (nOut-- <= 0) break;
-        usedMs = atMs;
-      }
+      for (let one = ofSlot.oldest(); one !== null && nOut-- > 0; one = one.newer) usedMs = one.value;
       return usedMs === null ? null : clock.nowMs() - usedMs;
     },
     forget: (slot) => void uses.delete(slot),
