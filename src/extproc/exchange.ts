@@ -148,6 +148,8 @@ export function createExchange(
   let endpoint: string | null = null;
   let served: string | null = null;
   let reservation: Reservation | null = null;
+  /** The choice and its fallbacks. */
+  let named: readonly string[] = [];
   let observer: Observer | null = null;
   let usage: Usage | null = null;
   let answeredAtMs: number | null = null;
@@ -267,6 +269,7 @@ export function createExchange(
     outcome = halfClosed === null ? 'routed' : 'cancelled';
     model = decision.model ?? null;
     endpoint = first;
+    named = decision.endpoints;
     request?.answer({ kind: 'routed', destination, first, dataParallelRank: decision.dataParallelRank ?? null });
     answered();
   }
@@ -321,13 +324,18 @@ export function createExchange(
 
   function firstByte(): void {
     observer?.firstByte();
-    reservation?.firstByte();
+    if (!byFallback()) reservation?.firstByte();
+  }
+
+  /** Envoy says so: the choice did not take the request, has nothing of it and shows nothing by it. */
+  function byFallback(): boolean {
+    return served !== null && served !== endpoint && named.includes(served);
   }
 
   function responseComplete(seen: Usage | null, end: ResponseEnd): void {
     usage = seen;
     observer?.complete(seen, end);
-    release(end);
+    release(byFallback() ? 'failed' : end);
     if (draining) drain();
   }
 
@@ -335,7 +343,7 @@ export function createExchange(
     const held = reservation;
     if (held === null) return;
     reservation = null;
-    if (usage !== null) held.observe(usage);
+    if (usage !== null && !byFallback()) held.observe(usage);
     held.release(how);
   }
 

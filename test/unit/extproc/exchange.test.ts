@@ -725,6 +725,30 @@ describe('response phases', () => {
     ]);
   });
 
+  test.each([
+    [POD, 1, ['completed'], 1],
+    ['192.168.1.2:8000', 0, ['failed'], 0],
+    // A name that was not given may be another word for the choice.
+    ['192.168.1.9:8000', 1, ['completed'], 1],
+  ])(
+    'an answer that Envoy says came from %s is that of the choice, or else of a fallback',
+    (from, firstBytes, released, nUsages) => {
+      const usage = { promptTokens: 10, completionTokens: 3, cachedTokens: 8 };
+      const h = createHarness({}, () => ({ push: () => undefined, result: () => usage }));
+      h.envoy(requestHeaders({ endOfStream: true }), announced('BUFFERED', { responseBody: 'STREAMED' }));
+      const held = h.route(POD, '192.168.1.2:8000');
+      h.envoy(responseHeaders(), servedBy(from));
+      h.envoy(responseBody('a', 'more'));
+      h.envoy(responseBody('b'));
+      h.exchange.halfClosed();
+      expect(held).toMatchObject({ firstBytes, released });
+      expect(held.usages).toHaveLength(nUsages);
+      expect(h.results).toMatchObject([
+        { outcome: 'routed', completion: 'response', endpoint: POD, served: from, usage },
+      ]);
+    },
+  );
+
   test('FULL_DUPLEX_STREAMED: every byte comes back, trailers end it', () => {
     const { h, held } = routedStream('FULL_DUPLEX_STREAMED');
     const chunk = Buffer.alloc(100_000, 'z');
