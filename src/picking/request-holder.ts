@@ -121,7 +121,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         if (!load.release(computed, outcome === 'failed' ? 'failed' : 'served')) return;
         const { trust, coverage } = deps.knowledge(endpoint);
         // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
-        const isServed = outcome === 'completed' || outcome === 'assumed';
+        // A client that has heard enough leaves a computed prompt behind.
+        const isServed = outcome === 'completed' || outcome === 'assumed' || (outcome === 'cancelled' && !unanswered);
         const isTold = trust !== 'fallback' && coverage === 'whole';
         const keep = !isServed ? 'drop' : isTold ? 'grace' : 'keep';
         ended = keep;

@@ -732,6 +732,31 @@ describe('with how much knowledge', () => {
     for (const { slot } of endpoints.all()) expect(inFlight.load(slot).tokens).toBeGreaterThanOrEqual(0);
   });
 
+  test('text of a request that its client left is remembered once the answer had begun', async () => {
+    const none: Tokenizer = {
+      tokenize: () => Promise.resolve({ kind: 'none', reason: 'error' }),
+      close: () => Promise.resolve(),
+    };
+    const { picker, records } = aPicker({ tokenizer: none });
+    for (const hasBegun of [false, true]) {
+      const decision = await picker.pick(aChat(1), signal);
+      if (decision.kind !== 'routed') throw new Error('expected a choice');
+      if (hasBegun) decision.reservation.firstByte();
+      decision.reservation.release('cancelled');
+    }
+    released(await picker.pick(aChat(1), signal));
+    expect(rungsOf(records)).toEqual(['load', 'load', 'text']);
+  });
+
+  test('where there are no events, blocks of a prompt are remembered though its client left during the answer', async () => {
+    const { picker, routed } = aPicker({ trust: 'fallback' });
+    const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT, stream: true }), signal);
+    if (decision.kind !== 'routed') throw new Error('expected a choice');
+    decision.reservation.firstByte();
+    decision.reservation.release('cancelled');
+    expect(routed.stats().nBlocks).toBe(5);
+  });
+
   test('an explanation teaches nothing', async () => {
     const { picker, records } = aPicker();
     await picker.evaluate(aChat(1), signal);
