@@ -46,10 +46,15 @@ export type VllmTokenizerOptions = ServerAccessOptions & {
   readonly cacheMaxBytes: number;
 };
 
+type KnownTarget = { readonly target: TokenizerTarget | null; usedMs: number };
+
 /** What has tokens of its own at a server; token ids need none. */
 const TOKENIZED: ReadonlySet<Api> = new Set(['chat', 'completions', 'responses', 'messages']);
-/** Servers remembered; the one unused for longest goes first. */
+/** Servers remembered, some 100 KB each with their idle connections; the one unused for longest goes first. */
 const MAX_TARGETS = 4096;
+/** By then an endpoint has left the fleet, and what was believed missing there would be asked for again. */
+const UNUSED_MS = 600_000;
+const LOOK_MS = 60_000;
 /** Second calls per call, on average and at once: a saturated fleet must not be asked everything twice. */
 const HEDGES_PER_CALL = 0.1;
 const MAX_HEDGES_AT_ONCE = 10;
@@ -59,10 +64,13 @@ const MIN_LATE_MS = 5;
 export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokenizerOptions): StartableTokenizer {
   const { clock, log, onCall } = deps;
   const random = deps.random ?? Math.random;
-  const targets = new Map<string, TokenizerTarget | null>();
+  /** In order of use. */
+  const targets = new Map<string, KnownTarget>();
   const access = createServerAccess(deps, options);
   let hedgesLeft = MAX_HEDGES_AT_ONCE;
   let closed = false;
+  /** When the unused ones were looked for. */
+  let lookedAtMs = -Infinity;
   const { api } = options;
   const targetOptions = api === 'none' ? null : { ...options, api, queueMs: options.budgetMs };
   for (const url of options.urls) {
@@ -72,22 +80,26 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
 
   /** Null for what is no URL. */
   function targetOf(url: string): TokenizerTarget | null {
-    let target = targets.get(url);
-    if (target === undefined) {
+    let known = targets.get(url);
+    if (known === undefined) {
       const isUrl = targetOptions !== null && URL.canParse(url);
-      target = isUrl ? createTokenizerTarget({ log, clock, random, onCall, access }, targetOptions, url) : null;
+      const target = isUrl ? createTokenizerTarget({ log, clock, random, onCall, access }, targetOptions, url) : null;
       if (target === null) log.warn('tokenizer URL not understood', { url });
+      known = { target, usedMs: 0 };
     }
-    // The order of the map is the order of use.
+    known.usedMs = clock.nowMs();
     targets.delete(url);
-    targets.set(url, target);
-    return target;
+    targets.set(url, known);
+    return known.target;
   }
 
   function forgetUnused(): void {
-    if (targets.size <= MAX_TARGETS) return;
-    for (const [url, target] of targets) {
-      if (targets.size <= MAX_TARGETS) return;
+    const nowMs = clock.nowMs();
+    if (nowMs < lookedAtMs + LOOK_MS && targets.size <= MAX_TARGETS) return;
+    lookedAtMs = nowMs;
+    const unusedSinceMs = nowMs - UNUSED_MS;
+    for (const [url, { target, usedMs }] of targets) {
+      if (usedMs > unusedSinceMs && targets.size <= MAX_TARGETS) return;
       if (target !== null && target.outstanding > 0) continue;
       targets.delete(url);
       void target?.close();
@@ -119,7 +131,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     urls: readonly string[],
     urgency: Urgency,
   ): TokenizerTarget | null {
-    const others = urls.filter((url) => targets.get(url) !== not);
+    const others = urls.filter((url) => targets.get(url)?.target !== not);
     const other = others.length === 0 || closed ? 'unsupported' : choose(request, others, urgency);
     return typeof other === 'string' ? null : other;
   }
@@ -178,7 +190,7 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       closed = true;
       const open = [...targets.values()];
       targets.clear();
-      await Promise.all(open.map((target) => target?.close()));
+      await Promise.all(open.map(({ target }) => target?.close()));
     },
   };
   return createSharingTokenizer(deps, options, backend);

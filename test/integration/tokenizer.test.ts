@@ -689,6 +689,31 @@ describe('a request of another API', () => {
 });
 
 describe('connections', () => {
+  test('to a server that nobody asks for ten minutes end, and all that is known of it is forgotten', async () => {
+    const [gone, asked] = [await aServer(), await aServer()];
+    for (const fake of [gone, asked]) fake.status.render = 404;
+    const { tokenizer, skip, logged } = aTokenizer([]);
+    const ask = (url: string, text: string): Promise<TokenizeResult> =>
+      tokenizer.tokenize(aChatRequest({}, text), [url], AbortSignal.timeout(5000));
+    const toldOf = (fake: FakeTokenizer): number => logged.filter(({ url }) => url === fake.url).length;
+    for (let hour = 0; hour < 3; hour++) {
+      await ask(gone.url, `${hour}`);
+      expect([toldOf(gone), toldOf(asked)]).toEqual([hour + 1, hour === 0 ? 0 : 1]);
+      // A call under way is no reason to be forgotten.
+      gone.delayMs = 50;
+      const slow = ask(gone.url, `slow ${hour}`);
+      for (let i = 0; i < 3; i++) {
+        skip(300_000);
+        await ask(asked.url, `${hour} ${i}`);
+      }
+      expect(chainsOf(await slow)).toHaveLength(1);
+      gone.delayMs = 0;
+      skip(60_000);
+      await ask(asked.url, `after ${hour}`);
+      await until(() => gone.nOpenConnections() === 0);
+    }
+  });
+
   test('are kept and used again', async () => {
     const fake = await aServer();
     const { ask } = aTokenizer([fake.url]);
