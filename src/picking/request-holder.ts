@@ -74,13 +74,15 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
     const { model, promptTokens, strategy, rung } = evaluation;
     const { endpoint, matchedTokens, uncachedTokens } = view;
-    const nAnswers = evaluation.request === null ? 1 : answersTo(evaluation.request);
+    const nPrompts = evaluation.request === null ? 1 : promptsOf(evaluation.request);
+    const nAnswers = nPrompts * (evaluation.request?.nAnswers ?? 1);
     const decidedMs = clock.nowMs();
     let firstByteMs: number | null = null;
     const blockSizeTokens = deps.knowledge(endpoint).blockSizeTokens ?? DEFAULT_BLOCK_SIZE_TOKENS;
     const answer = evaluation.request?.stream === true ? 'streamed' : 'whole';
-    // A guess at what may be cached in part: a load, but nothing to learn the engine's speed from.
-    const isGuess = evaluation.request?.prompt.kind === 'none';
+    // A guess at what may be cached in part: a load, but nothing to learn the engine's speed from. Nor are several prompts, of
+    // which the first to be computed gives the first token.
+    const isGuess = evaluation.request?.prompt.kind === 'none' || (nPrompts > 1 && answer === 'streamed');
     const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
     const chains = chainsOf(evaluation, blockSizeTokens);
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
@@ -114,6 +116,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         load.firstByte();
       },
       observe: (seen) => {
+        // Of several, engines tell what the last one found (vLLM) or add up what each did (SGLang): neither was predicted.
         usage = nAnswers === 1 ? seen : { ...seen, cachedTokens: null };
       },
       release(outcome) {
@@ -192,11 +195,8 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
   return { hold, reconcile };
 }
 
-/** Of several, engines tell what the last one found (vLLM) or add up what each did (SGLang): neither is what was predicted. */
-function answersTo({ prompt, nAnswers }: InferenceRequest): number {
-  const nPrompts =
-    prompt.kind === 'tokens' ? prompt.tokenIds.length : prompt.kind === 'texts' ? prompt.ranges.length : 1;
-  return nPrompts * nAnswers;
+function promptsOf({ prompt }: InferenceRequest): number {
+  return prompt.kind === 'tokens' ? prompt.tokenIds.length : prompt.kind === 'texts' ? prompt.ranges.length : 1;
 }
 
 /** Engines may count other tokens of a template than were seen here. */

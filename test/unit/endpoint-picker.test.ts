@@ -808,6 +808,24 @@ describe('a reservation', () => {
     expect(learnt[1]).toEqual(learnt[0]);
   });
 
+  test('learns no speed from several prompts: the first token is that of one of them', async () => {
+    const speedAfter = async (nPrompts: number): Promise<number> => {
+      const { picker, inFlight, clock, endpoints } = aPicker({ specs: [aSpec(1)] });
+      for (let i = 0; i < 40; i++) {
+        const prompt = Array.from({ length: nPrompts }, (_, n) => String.fromCharCode(65 + i, 65 + n).repeat(400));
+        const decision = await picker.pick(aRequest({ model: 'demo', prompt, stream: true }), signal);
+        if (decision.kind !== 'routed') throw new Error('expected a choice');
+        clock.advance(500);
+        decision.reservation.firstByte();
+        decision.reservation.release('completed');
+      }
+      return inFlight.load(endpoints.all()[0]!.slot).prefillMsPerToken;
+    };
+    const unlearnt = createInFlight(createFakeClock()).load(0).prefillMsPerToken;
+    expect(await speedAfter(8)).toBe(unlearnt);
+    expect(await speedAfter(1)).not.toBe(unlearnt);
+  });
+
   test.each<[string, object, number | null]>([
     ['one answer', {}, 400],
     ['one answer, in words', { n: 1 }, 400],
