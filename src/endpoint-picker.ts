@@ -161,7 +161,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     const budget = new AbortController();
     const timer = clock.after(options.budgetMs, () => budget.abort());
     const onGone = (): void => budget.abort();
-    signal.addEventListener('abort', onGone, { once: true });
+    signal.addEventListener('abort', onGone);
     try {
       const startMs = clock.nowMs();
       const result = await from.tokenize(request, urlsOf(candidates), budget.signal);

@@ -130,7 +130,7 @@ function isRefusal(reason: TokenizeFailure): reason is 'rejected' | 'open' {
 function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | null> {
   return new Promise((resolve) => {
     const onAbort = (): void => resolve(null);
-    signal.addEventListener('abort', onAbort, { once: true });
+    signal.addEventListener('abort', onAbort);
     void work.then((result) => {
       signal.removeEventListener('abort', onAbort);
       resolve(result);
