@@ -51,6 +51,8 @@ export type ForecastRequest = {
   readonly model: string;
   readonly promptTokens: number;
   readonly uncachedTokens: number;
+  /** Generated side by side. */
+  readonly nAnswers: number;
   readonly load: Load;
 };
 
@@ -172,12 +174,13 @@ export function createFleetLoad(
       const isOfLate = clock.nowMs() - (profiles.answerSeenMs(slot) ?? -Infinity) <= MOST_ANSWER_AGE_MS;
       return { kvUsage, answerMs: isOfLate ? answerMs : null, tokensPerSecond };
     },
-    forecast({ slot }, { model, promptTokens, uncachedTokens, load }) {
-      const outputTokens = outputs.predict(model, promptTokens);
+    forecast({ slot }, { model, promptTokens, uncachedTokens, nAnswers, load }) {
+      const tokensOfOne = outputs.predict(model, promptTokens);
+      const outputTokens = tokensOfOne === null ? null : tokensOfOne * nAnswers;
       const { answerMs, decodeMsPerToken } = profiles.of(slot);
-      if (outputTokens === null || decodeMsPerToken === null) return { outputTokens, answerMs };
+      if (tokensOfOne === null || decodeMsPerToken === null) return { outputTokens, answerMs };
       const prefillMs = load.waitMs + load.prefillSetupMs + uncachedTokens * load.prefillMsPerToken;
-      return { outputTokens, answerMs: prefillMs + outputTokens * decodeMsPerToken };
+      return { outputTokens, answerMs: prefillMs + tokensOfOne * decodeMsPerToken };
     },
     ended(request) {
       const { endpoint, model, outcome, promptTokens, promisedTokens, usage } = request;
@@ -192,7 +195,7 @@ export function createFleetLoad(
       if (promisedTokens !== null && typeof usage?.cachedTokens === 'number') {
         cacheTrust.served(endpoint.slot, promisedTokens, usage.cachedTokens);
       }
-      if (usage !== null) outputs.observe(model, promptTokens, usage.completionTokens);
+      if (usage !== null) outputs.observe(model, promptTokens, usage.completionTokens / nAnswers);
       profiles.served(endpoint.slot, {
         answerMs: endMs - decidedMs,
         decodeMs: isSeenGrowing ? endMs - firstByteMs : null,

@@ -109,9 +109,12 @@ function understand(api: KnownApi, body: Uint8Array, scan: Scan, cut: 'yes' | 'n
   };
 }
 
+/** vLLM takes no more (`VLLM_MAX_N_SEQUENCES`). */
+const MAX_ANSWERS = 16_384;
+
 /** What is no number of answers the engine will refuse. */
 function answersAskedFor(body: Uint8Array, n: FieldValue | undefined): number {
-  return n === undefined ? 1 : Math.max(1, integerOf(body, n) ?? 1);
+  return n === undefined ? 1 : Math.min(MAX_ANSWERS, Math.max(1, integerOf(body, n) ?? 1));
 }
 
 /** Nothing is known of this path, so nothing in it can be wrong: at most a model is found. */

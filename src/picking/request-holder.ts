@@ -83,7 +83,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     // A guess at what may be cached in part: a load, but nothing to learn the engine's speed from. Nor are several prompts, of
     // which the first to be computed gives the first token.
     const isGuess = evaluation.request?.prompt.kind === 'none' || (nPrompts > 1 && answer === 'streamed');
-    const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, load: view.load });
+    const forecast = deps.forecast(endpoint, { model, promptTokens, uncachedTokens, nAnswers, load: view.load });
     const chains = chainsOf(evaluation, blockSizeTokens);
     const load = inFlight.reserve(endpoint.slot, uncachedTokens, {
       answer,

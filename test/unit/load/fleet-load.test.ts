@@ -55,6 +55,22 @@ describe('the time from token to token', () => {
   });
 });
 
+test('answers that grow side by side are as long as one of them, and as many tokens as all', () => {
+  const load = aFleetLoad();
+  load.ended(anEnd());
+  load.ended(anEnd({ nAnswers: 4, usage: { completionTokens: 404, cachedTokens: null } }));
+  const forecast = (nAnswers: number): object =>
+    load.forecast(endpoint, {
+      model: 'demo',
+      promptTokens: 100,
+      uncachedTokens: 0,
+      nAnswers,
+      load: load.inFlight.load(0),
+    });
+  expect(forecast(1)).toEqual({ outputTokens: 101, answerMs: 2020 });
+  expect(forecast(4)).toEqual({ outputTokens: 404, answerMs: 2020 });
+});
+
 describe('what strategies look at', () => {
   test('is not known any more when the last answer is long ago', () => {
     const clock = createFakeClock();

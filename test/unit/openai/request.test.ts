@@ -79,6 +79,19 @@ describe('a chat request', () => {
     });
   });
 
+  test.each([
+    [4, 4],
+    ['2', 2],
+    [0, 1],
+    [-3, 1],
+    [1.5, 1],
+    ['many', 1],
+    [[2], 1],
+    [1e300, 16_384],
+  ])('that asks for n = %j is taken to ask for %i answers, whatever the engine says to it', (n, nAnswers) => {
+    expect(aChatRequest({ n })).toMatchObject({ nAnswers });
+  });
+
   test('without the optional fields, or with null in them, has their defaults', () => {
     const absent = { stream: false, cacheSalt: null, maxTokens: null, nAnswers: 1 };
     expect(aChatRequest()).toMatchObject(absent);
