@@ -185,7 +185,7 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
       walk(hashes, nBlocks, slots);
       let maxSlot = -1;
       for (let i = 0; i < nTouched; i++) maxSlot = Math.max(maxSlot, (ownerWord[touched[i]!]! & 0xffff) - 1);
-      const match = createMatch(nBlocks, maxSlot);
+      const match = new DenseMatch(nBlocks, maxSlot);
       for (let i = 0; i < nTouched; i++) {
         const owner = touched[i]!;
         const word = ownerWord[owner]!;
@@ -203,32 +203,43 @@ export function createRunReader(views: RunViews): PrefixIndexReader {
   };
 }
 
-/** Dense by slot: a decision asks for every candidate. */
-function createMatch(nBlocks: number, maxSlot: number) {
-  const blocks = new Array<number>(maxSlot + 1).fill(0);
-  // Rarely anything but the GPU: [host, disk] only where there is something.
-  let slower: Map<number, readonly [host: number, disk: number]> | null = null;
-  const NONE = [0, 0] as const;
-  return {
-    nBlocks,
-    add(slot: number, n: number, host: number, disk: number): void {
-      const known = blocks[slot]!;
-      if (known > n) return;
-      if (host + disk > 0 || slower !== null) {
-        slower ??= new Map();
-        const [knownHost, knownDisk] = slower.get(slot) ?? NONE;
-        // The better of two owners behind one slot: more blocks, or as many on faster media.
-        const gain = knownHost + knownDisk - (host + disk) || knownDisk - disk;
-        if (known === n && gain <= 0) return;
-        if (host + disk > 0) slower.set(slot, [host, disk]);
-        else slower.delete(slot);
-      }
-      blocks[slot] = n;
-    },
-    blocks: (slot: number) => blocks[slot] ?? 0,
-    blocksIn(slot: number, medium: Medium): number {
-      const [host, disk] = slower?.get(slot) ?? NONE;
-      return medium === 'gpu' ? (blocks[slot] ?? 0) - host - disk : medium === 'host' ? host : disk;
-    },
-  } satisfies PrefixMatch & { add: unknown };
+/** Dense by slot: a decision asks for every candidate. A class, as every look-up makes one. */
+class DenseMatch implements PrefixMatch {
+  readonly nBlocks: number;
+  readonly #blocks: number[];
+  /** Rarely anything but the GPU: only where there is something. */
+  #slower: Map<number, SlowerBlocks> | null = null;
+
+  constructor(nBlocks: number, maxSlot: number) {
+    this.nBlocks = nBlocks;
+    this.#blocks = new Array<number>(maxSlot + 1).fill(0);
+  }
+
+  add(slot: number, n: number, host: number, disk: number): void {
+    const known = this.#blocks[slot]!;
+    if (known > n) return;
+    if (host + disk > 0 || this.#slower !== null) {
+      this.#slower ??= new Map();
+      const [knownHost, knownDisk] = this.#slower.get(slot) ?? NONE_SLOWER;
+      // The better of two owners behind one slot: more blocks, or as many on faster media.
+      const gain = knownHost + knownDisk - (host + disk) || knownDisk - disk;
+      if (known === n && gain <= 0) return;
+      if (host + disk > 0) this.#slower.set(slot, [host, disk]);
+      else this.#slower.delete(slot);
+    }
+    this.#blocks[slot] = n;
+  }
+
+  blocks(slot: number): number {
+    return this.#blocks[slot] ?? 0;
+  }
+
+  blocksIn(slot: number, medium: Medium): number {
+    const [host, disk] = this.#slower?.get(slot) ?? NONE_SLOWER;
+    return medium === 'gpu' ? this.blocks(slot) - host - disk : medium === 'host' ? host : disk;
+  }
 }
+
+type SlowerBlocks = readonly [host: number, disk: number];
+
+const NONE_SLOWER: SlowerBlocks = [0, 0];
