@@ -119,20 +119,16 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     if (request.prompt.kind === 'tokens') return choose(how, request, selected, prompt, tokensGiven(request.prompt));
     if (!usesPrompt(how.strategy)) return choose(how, request, selected, prompt, NOTHING_ASKED);
     if (tokenizer === null) return choose(how, request, selected, prompt, NOBODY_TO_ASK);
-    const early =
-      ladder.answersInTime && !isClaimed(prompt, selected)
-        ? null
-        : choose(how, request, selected, prompt, NOTHING_ASKED);
-    if (early !== null && (early.doubtMs <= ladder.waitWorthMs || !ladder.answersInTime)) {
-      const tokenizeFailure = early.doubtMs <= ladder.waitWorthMs ? null : 'late';
+    const { model } = selected;
+    const inTime = ladder.answersInTime(model);
+    const early = inTime && !isClaimed(prompt, selected) ? null : choose(how, request, selected, prompt, NOTHING_ASKED);
+    const isSure = early !== null && early.doubtMs <= ladder.waitWorthMs(model);
+    if (early !== null && (isSure || !inTime)) {
       // Nobody waits for this call: it ends by its own timeout.
-      return {
-        ...early,
-        tokenizeFailure,
-        exact: timed(tokenizer.tokenize(asKnown(request, selected), urlsOf(selected.endpoints), null)),
-      };
+      const call = tokenizer.tokenize(asKnown(request, model), urlsOf(selected.endpoints), null);
+      return { ...early, tokenizeFailure: isSure ? null : 'late', exact: timed(model, call) };
     }
-    const answer = await tokenize(tokenizer, asKnown(request, selected), selected.endpoints, signal);
+    const answer = await tokenize(tokenizer, request, selected, signal);
     // The fleet may have changed during the wait.
     const current = selectCandidates(endpoints, request, pick, options.testSelectionHeader);
     if (current.kind === 'error') return current;
@@ -154,8 +150,8 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
 
   async function tokenize(
     from: Tokenizer,
-    request: TokenizeRequest,
-    candidates: readonly Endpoint[],
+    request: InferenceRequest,
+    { model, endpoints: candidates }: Selected,
     signal: AbortSignal,
   ): Promise<TokenizerAnswer> {
     const budget = new AbortController();
@@ -164,10 +160,10 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     signal.addEventListener('abort', onGone);
     try {
       const startMs = clock.nowMs();
-      const result = await from.tokenize(request, urlsOf(candidates), budget.signal);
+      const result = await from.tokenize(asKnown(request, model), urlsOf(candidates), budget.signal);
       const later = result.kind === 'none' ? result.later : undefined;
-      if (later === undefined) noteAnswer(result, startMs);
-      else void later.then((late) => noteAnswer(late, startMs));
+      if (later === undefined) noteAnswer(model, result, startMs);
+      else void later.then((late) => noteAnswer(model, late, startMs));
       return result.kind === 'tokens'
         ? { chains: result.chains, failure: null, exact: Promise.resolve(result) }
         : { chains: [], failure: result.reason, exact: result.later ?? null };
@@ -177,16 +173,17 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     }
   }
 
-  async function timed(call: Promise<TokenizeResult>): Promise<TokenizeResult> {
+  async function timed(model: string, call: Promise<TokenizeResult>): Promise<TokenizeResult> {
     const startMs = clock.nowMs();
     const result = await call;
-    noteAnswer(result, startMs);
+    noteAnswer(model, result, startMs);
     return result;
   }
 
-  function noteAnswer(result: TokenizeResult, startMs: number): void {
-    // What fails at once costs no wait and says nothing about how long answers take.
-    if (result.kind === 'tokens' || result.reason === 'timeout') ladder.noteAnswer(clock.nowMs() - startMs);
+  function noteAnswer(model: string, result: TokenizeResult, startMs: number): void {
+    // What fails at once, or is remembered, costs no wait and says nothing about how long answers take.
+    const isAnswer = result.kind === 'tokens' ? result.remembered !== true : result.reason === 'timeout';
+    if (isAnswer) ladder.noteAnswer(model, clock.nowMs() - startMs);
   }
 
   /** What is known of an endpoint for a prompt. @param routedTokens of its text, sent there */
@@ -391,7 +388,7 @@ function tellsSize({ api, prompt, fields }: InferenceRequest): boolean {
 }
 
 /** With the name of its model where it names an alias or an adapter. */
-function asKnown(request: InferenceRequest, { model }: Selected): TokenizeRequest {
+function asKnown(request: InferenceRequest, model: string): TokenizeRequest {
   return model === '' || model === request.model ? request : { ...request, canonicalModel: model };
 }
 

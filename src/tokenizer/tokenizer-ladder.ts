@@ -12,6 +12,7 @@ import type { InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher } from '../prefix/block-hash.ts';
 import { createRoutedPrefixes, type Booking } from '../prefix/routed-prefixes.ts';
 import type { ModelAccuracy, Verdict } from './memo-accuracy.ts';
+import { createAnswerTimes } from './answer-times.ts';
 import { textBytes } from './media-bytes.ts';
 import { createPromptKeyer, type PromptKeys } from './prompt-keys.ts';
 import { createTokenMemo, type ExactAnswer, type MemoClaim } from './token-memo.ts';
@@ -48,11 +49,10 @@ export type TokenizerLadder = {
   /** Another process is behind the slot. */
   forget(slot: number): void;
   /** Doubt about a choice, in milliseconds of delay, up to which it is not worth a wait for exact tokens. */
-  readonly waitWorthMs: number;
-  /** False while answers hardly ever come within the budget: waits would only delay. */
-  readonly answersInTime: boolean;
-  /** An exact answer, or the end of a call without one, took so long, whether or not somebody waited for it. */
-  noteAnswer(durationMs: number): void;
+  waitWorthMs(model: string): number;
+  /** See AnswerTimes. */
+  answersInTime(model: string): boolean;
+  noteAnswer(model: string, durationMs: number): void;
   stats(): LadderStats;
 };
 
@@ -72,9 +72,6 @@ export type LadderOptions = {
 
 /** Messages of half a KiB: 500 k tokens, the KV cache of an 8-billion-parameter model on a card of 80 GB. */
 const TEXT_KEYS_PER_SLOT = 4096;
-const WAIT_SMOOTHING = 0.1;
-/** Share of answers within the budget, smoothed: below it waits end without tokens four times out of five. */
-const WORTHWHILE_IN_TIME = 0.2;
 /**
  * A wait delays for sure, a doubt is the worst case, so even 1 loses nothing on average; with 0.25 the choice is the exact
  * one in 99 % of cases and the share of waits hardly grows (`make bench-tokens`).
@@ -88,8 +85,7 @@ export function createTokenizerLadder(
   const keyer = createPromptKeyer(hasher);
   const memo = createTokenMemo({ maxBytes: memoMaxBytes, minAccuracy: memoMinAccuracy });
   const texts = createRoutedPrefixes(clock, { keptBlocksPerSlot: TEXT_KEYS_PER_SLOT });
-  let expectedWaitMs = budgetMs;
-  let inTime = 1;
+  const times = createAnswerTimes(budgetMs);
 
   return {
     view(request, model, adapter) {
@@ -136,16 +132,9 @@ export function createTokenizerLadder(
       return { end: (how) => bookings.forEach((booking) => booking.end(how)) };
     },
     forget: (slot) => texts.forget(slot),
-    get waitWorthMs() {
-      return expectedWaitMs * DOUBT_PER_WAIT;
-    },
-    get answersInTime() {
-      return inTime >= WORTHWHILE_IN_TIME;
-    },
-    noteAnswer(durationMs) {
-      expectedWaitMs += (Math.min(durationMs, budgetMs) - expectedWaitMs) * WAIT_SMOOTHING;
-      inTime += ((durationMs <= budgetMs ? 1 : 0) - inTime) * WAIT_SMOOTHING;
-    },
+    waitWorthMs: (model) => times.expectedWaitMs(model) * DOUBT_PER_WAIT,
+    answersInTime: (model) => times.areInTime(model),
+    noteAnswer: (model, durationMs) => times.note(model, durationMs),
     stats() {
       const { nEntries, nBytes, nEvicted } = memo.stats();
       return {

@@ -627,6 +627,30 @@ describe('with how much knowledge', () => {
     },
   );
 
+  test('answers that are remembered are no reason to wait for others', async () => {
+    const slow = aSlowTokenizer();
+    const tokenizer: Tokenizer = {
+      ...slow.tokenizer,
+      async tokenize(request, urls, patience) {
+        if (!Buffer.from(request.body).includes('again')) return slow.tokenizer.tokenize(request, urls, patience);
+        const answer = await characterTokenizer.tokenize(request, urls, patience);
+        return answer.kind === 'tokens' ? { ...answer, remembered: true } : answer;
+      },
+    };
+    const { picker, clock, records } = aPicker({ tokenizer });
+    const ask = (prompt: string) => picker.pick(aRequest({ model: 'demo', prompt }), signal);
+    for (let i = 0; i < 40; i++) {
+      released(await ask('again'));
+      const pending = ask(`${i}`);
+      for (let turn = 0; turn < 10; turn++) await Promise.resolve();
+      clock.advance(50);
+      released(await pending);
+      clock.advance(30);
+      await slow.answerAll();
+    }
+    expect(records.findLast((record) => record.kind === 'routed')).toMatchObject({ durationMs: 0 });
+  });
+
   test('while no answer comes within the budget nobody waits, and the calls go on', async () => {
     const slow = aSlowTokenizer();
     const { picker, clock, records } = aPicker({ tokenizer: slow.tokenizer });

@@ -122,22 +122,37 @@ describe('the load rung', () => {
 describe('a wait', () => {
   test('is worth less doubt the sooner answers come', () => {
     const { ladder } = aLadder();
-    const before = ladder.waitWorthMs;
-    for (let i = 0; i < 50; i++) ladder.noteAnswer(4);
-    expect(ladder.waitWorthMs).toBeLessThan(before / 5);
-    for (let i = 0; i < 50; i++) ladder.noteAnswer(5000);
+    const before = ladder.waitWorthMs('m');
+    for (let i = 0; i < 50; i++) ladder.noteAnswer('m', 4);
+    expect(ladder.waitWorthMs('m')).toBeLessThan(before / 5);
+    for (let i = 0; i < 50; i++) ladder.noteAnswer('m', 5000);
     // No request waits longer than the budget, however long answers take.
-    expect(ladder.waitWorthMs).toBeLessThanOrEqual(before);
+    expect(ladder.waitWorthMs('m')).toBeLessThanOrEqual(before);
   });
 
   test('is given up while answers hardly ever come within the budget, and taken up when they do again', () => {
     const { ladder } = aLadder();
-    expect(ladder.answersInTime).toBe(true);
-    for (let i = 0; i < 8; i++) ladder.noteAnswer(60);
-    expect(ladder.answersInTime).toBe(true);
-    for (let i = 0; i < 20; i++) ladder.noteAnswer(60);
-    expect(ladder.answersInTime).toBe(false);
-    for (let i = 0; i < 5; i++) ladder.noteAnswer(10);
-    expect(ladder.answersInTime).toBe(true);
+    expect(ladder.answersInTime('m')).toBe(true);
+    for (let i = 0; i < 8; i++) ladder.noteAnswer('m', 60);
+    expect(ladder.answersInTime('m')).toBe(true);
+    for (let i = 0; i < 20; i++) ladder.noteAnswer('m', 60);
+    expect(ladder.answersInTime('m')).toBe(false);
+    for (let i = 0; i < 5; i++) ladder.noteAnswer('m', 10);
+    expect(ladder.answersInTime('m')).toBe(true);
+  });
+
+  test('is a matter of each model: long prompts of one cost another neither its tokens nor its patience', () => {
+    const { ladder } = aLadder();
+    for (let i = 0; i < 100; i++) {
+      ladder.noteAnswer('slow', 60);
+      if (i % 10 === 0) ladder.noteAnswer('quick', 1);
+    }
+    expect([ladder.answersInTime('slow'), ladder.answersInTime('quick'), ladder.answersInTime('new')]).toEqual([
+      false,
+      true,
+      true,
+    ]);
+    expect(ladder.waitWorthMs('quick')).toBeLessThan(ladder.waitWorthMs('slow') / 2);
+    expect(ladder.waitWorthMs('new')).toBe(ladder.waitWorthMs('slow'));
   });
 });
