@@ -45,10 +45,11 @@ export type LoadReservation = {
   firstByte(): void;
   /**
    * @param computedTokens prompt tokens the engine computed, where it said so: better to learn from than the prediction
-   * @param end `failed`: that no first token was seen says nothing of what this set-up shows; `served` unless said
+   * @param end `cut`: it failed or its client left, so that no first token was seen says nothing of what this set-up shows;
+   *   `served` unless said
    * @returns true for the first call, false for every further one
    */
-  release(computedTokens?: number, end?: 'served' | 'failed'): boolean;
+  release(computedTokens?: number, end?: 'served' | 'cut'): boolean;
 };
 
 /** Whether the first byte of the answer comes with the first token, or with the last one. */

@@ -121,11 +121,12 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
       },
       release(outcome) {
         const computed = computedTokens(usage, promptTokens, rung) ?? (isGuess ? 0 : undefined);
-        if (!load.release(computed, outcome === 'failed' ? 'failed' : 'served')) return;
+        const isWhole = outcome === 'completed' || outcome === 'assumed';
+        if (!load.release(computed, isWhole ? 'served' : 'cut')) return;
         const { trust, coverage } = deps.knowledge(endpoint);
         // Where events do not tell all, the rest of the engine's cache is known only from what was sent there and served.
         // A client that has heard enough leaves a computed prompt behind.
-        const isServed = outcome === 'completed' || outcome === 'assumed' || (outcome === 'cancelled' && !unanswered);
+        const isServed = isWhole || (outcome === 'cancelled' && !unanswered);
         const isTold = trust !== 'fallback' && coverage === 'whole';
         const keep = !isServed ? 'drop' : isTold ? 'grace' : 'keep';
         ended = keep;

@@ -832,6 +832,22 @@ describe('a reservation', () => {
     expect(learnt[1]).toEqual(learnt[0]);
   });
 
+  test.each(['failed', 'cancelled'] as const)(
+    'that %s before its first token does not make others leave the queue before theirs',
+    async (outcome) => {
+      const { picker, inFlight, clock, endpoints } = aPicker({ specs: [aSpec(1)] });
+      const aStream = async (): Promise<Reservation> => {
+        const decision = await picker.pick(aRequest({ model: 'demo', prompt: TEXT, stream: true }), signal);
+        if (decision.kind !== 'routed') throw new Error('expected a choice');
+        return decision.reservation;
+      };
+      for (let i = 0; i < 40; i++) (await aStream()).release(outcome);
+      await aStream();
+      clock.advance(10_000);
+      expect(inFlight.load(endpoints.all()[0]!.slot).waiting).toBe(1);
+    },
+  );
+
   test('learns no speed from several prompts: the first token is that of one of them', async () => {
     const speedAfter = async (nPrompts: number): Promise<number> => {
       const { picker, inFlight, clock, endpoints } = aPicker({ specs: [aSpec(1)] });
