@@ -13,7 +13,6 @@ export type TokenIdsResult =
 
 const MAX_TOKEN_ID = 2 ** 32 - 1;
 const COMMA = 0x2c;
-const ZERO = 0x30;
 const SPACE = 0x20;
 const CLOSE_BRACKET = 0x5d;
 /** How long ids are is told by the first of a list. */
@@ -23,8 +22,11 @@ const LEAST_BYTES_PER_ID = 2;
 const SPARE_PART = 0.1;
 /** Room that is not used is given back only where it is more than that part: another array costs more than a little memory. */
 const MOST_UNUSED = 0.3;
-/** Of an id, so that it never leaves the range of a small integer, and a separator fits behind it. */
-const PLAIN_DIGITS = 9;
+/** Of an id that is read as two words of four bytes. */
+const PLAIN_DIGITS = 8;
+/** `0` four times. */
+const ZEROS = 0x30303030;
+const POWERS_OF_TEN = Int32Array.of(1, 10, 100, 1000, 10_000);
 
 type Ids = { tokenIds: Uint32Array; n: number };
 
@@ -33,10 +35,11 @@ export function readTokenIds(scanner: JsonScanner): TokenIdsResult {
   const { bytes, pos, end } = scanner;
   const close = bytes.indexOf(CLOSE_BRACKET, pos);
   const ids: Ids = { tokenIds: new Uint32Array(roomFor(bytes, pos, close < 0 ? end : close)), n: 0 };
+  const words = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   let wrong: TokenIdsResult | null = null;
   const complete = scanner.array(() => {
     // Most elements are read here, the general path below takes one that is spelt otherwise, or the last.
-    scanner.pos = readPlainIds(bytes, scanner.pos, end, ids);
+    scanner.pos = readPlainIds(words, scanner.pos, end, ids);
     const position = scanner.pos;
     const id = readGeneralId(scanner);
     if (typeof id === 'number') return append(ids, id);
@@ -59,30 +62,45 @@ function roomFor(bytes: Uint8Array, from: number, to: number): number {
 }
 
 /**
- * Ids in their usual spelling, each followed by a comma and at most one space.
+ * Ids in their usual spelling, each followed by a comma and at most one space. Eight bytes are looked at together: ids differ in
+ * length, so reading them digit by digit mispredicts a branch for nearly each.
  * @returns where the first element begins that is something else
  */
-function readPlainIds(bytes: Uint8Array, from: number, end: number, ids: Ids): number {
+function readPlainIds(words: DataView, from: number, end: number, ids: Ids): number {
   let { tokenIds, n } = ids;
-  // Nine digits, a comma and a space can be read without looking for the end.
   const last = end - PLAIN_DIGITS - 2;
   let start = from;
   while (start <= last) {
-    let at = start + 1;
-    let value = bytes[start]! - ZERO;
-    if (value < 0 || value > 9) break;
-    for (let digit = bytes[at]! - ZERO; digit >= 0 && digit <= 9; digit = bytes[at]! - ZERO) {
-      value = (value * 10 + digit) | 0;
-      if (++at - start > PLAIN_DIGITS) break;
-    }
-    if (bytes[at] !== COMMA || at - start > PLAIN_DIGITS || (bytes[start] === ZERO && at - start > 1)) break;
+    // Of digits the characters become the values.
+    const first = words.getInt32(start, true) ^ ZEROS;
+    const second = words.getInt32(start + 4, true) ^ ZEROS;
+    const nFirst = leadingDigits(first);
+    const nSecond = nFirst === 4 ? leadingDigits(second) : 0;
+    const at = start + nFirst + nSecond;
+    const isPadded = (first & 0xff) === 0 && at - start > 1;
+    if (words.getUint8(at) !== COMMA || nFirst === 0 || isPadded) break;
     if (n === tokenIds.length) tokenIds = grown(tokenIds);
-    tokenIds[n++] = value;
-    start = bytes[at + 1] === SPACE ? at + 2 : at + 1;
+    tokenIds[n++] = numberOf(first, nFirst) * POWERS_OF_TEN[nSecond]! + numberOf(second, nSecond);
+    start = words.getUint8(at + 1) === SPACE ? at + 2 : at + 1;
   }
   ids.tokenIds = tokenIds;
   ids.n = n;
   return start;
+}
+
+/** How many of four bytes are below ten, from the lowest on. */
+function leadingDigits(word: number): number {
+  // The top bit of each byte that is not; what a carry makes of those above the lowest does not matter.
+  const others = ((word + 0x76767676) | word) & 0x80808080;
+  return others === 0 ? 4 : (31 - Math.clz32(others & -others)) >>> 3;
+}
+
+/** The number that the lowest `n` bytes spell, the lowest first. */
+function numberOf(word: number, n: number): number {
+  // To the upper end, so that zeros come before them; in two steps, as a shift by 32 is none.
+  const digits = (word << (16 - 4 * n)) << (16 - 4 * n);
+  const pairs = 10 * (digits & 0x000f000f) + ((digits >>> 8) & 0x000f000f);
+  return 100 * (pairs & 0xff) + (pairs >>> 16);
 }
 
 /** An element in any spelling: the id, what it is instead, or null when the scanner found a problem. */

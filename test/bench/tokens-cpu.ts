@@ -17,11 +17,12 @@ const AT_ONCE = 16;
 const PER_ROUND = 2000;
 /** Every decision with a call is to have its tokens, however busy the machine is. */
 const PATIENT_MS = 10_000;
-/** The fake's tokens are bytes of the text. */
-const TEXT = 'The quick brown fox jumps over the lazy dog. '.repeat(21);
+/** Four bytes are a token. */
+const TEXT = 'The quick brown fox jumps over the lazy dog. '.repeat(87);
 
 export async function callCost(rounds: number): Promise<void> {
   const server = await startServerProcess();
+  await server.order({ behaviour: 'answer', delayMs: 0, vocabulary: 'words' });
   const deps = { log: silentLog, clock: systemClock, onCall: () => undefined };
   const calling = createVllmTokenizer(deps, { ...CLIENT_OPTIONS, urls: [server.url], cacheMaxBytes: 16 << 20 });
   const silent: Tokenizer = {

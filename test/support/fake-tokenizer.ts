@@ -24,6 +24,8 @@ export type FakeTokenizer = {
   /** Authorization it asks for. */
   secret: string | null;
   delayMs: number;
+  /** What rendered requests are made of: a token per byte, or one per four letters, of a vocabulary as large as those of models. */
+  vocabulary: 'bytes' | 'words';
   /** `features` of rendered requests. */
   features: unknown;
   /** Calls whose client went away before the answer was complete. */
@@ -56,12 +58,26 @@ export function fakeTokens(text: string): Uint32Array {
   return Uint32Array.from(Buffer.from(text));
 }
 
+/** Frequent words have small ids, so that ids differ in length as those of models do. */
+function wordTokens(text: string): number[] {
+  const ids: number[] = [];
+  for (let at = 0; at < text.length; at += WORD_LENGTH) {
+    let id = at;
+    for (let i = at; i < at + WORD_LENGTH; i++) id = Math.imul(id ^ text.charCodeAt(i), 0x01000193);
+    ids.push((id >>> 1) % ((id & 1) === 0 ? FREQUENT_WORDS : WORDS));
+  }
+  return ids;
+}
+
 /** What the template of this server makes of messages. */
 export function fakeTemplate(fields: Record<string, unknown>): string {
   const { messages, tools, chat_template_kwargs: kwargs } = fields;
   return JSON.stringify({ messages, tools: tools ?? [], kwargs: kwargs ?? {} });
 }
 
+const WORD_LENGTH = 4;
+const WORDS = 150_000;
+const FREQUENT_WORDS = 5000;
 const HUGE_BYTES = 16 * 1024 * 1024;
 const UNKNOWN_MODEL = {
   message: 'The model `nobody` does not exist.',
@@ -108,7 +124,8 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
   const send = (response: ServerResponse, status: number, value: unknown): void => {
     const text = typeof value === 'string' ? value : JSON.stringify(value);
     nBytesWritten += text.length;
-    response.writeHead(status, { 'content-type': 'application/json' }).end(text);
+    const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
+    response.writeHead(status, headers).end(text);
   };
 
   function respond(path: string, response: ServerResponse, json: Record<string, unknown>): void {
@@ -147,7 +164,7 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     if (json['model'] === 'nobody') return send(response, 404, { error: UNKNOWN_MODEL });
     const rendered = (text: string): object => ({
       request_id: 'r',
-      token_ids: [...fakeTokens(text)],
+      token_ids: fake.vocabulary === 'bytes' ? [...fakeTokens(text)] : wordTokens(text),
       features: fake.features,
       sampling_params: { temperature: 1 },
     });
@@ -175,6 +192,7 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     status: { render: 200, tokenize: 200, tokenizeChat: 200 },
     secret: null,
     delayMs: 0,
+    vocabulary: 'bytes',
     features: null,
     nAbandoned: () => nAbandoned,
     nConnections: () => nConnections,
