@@ -41,5 +41,5 @@ USER 65532:65532
 EXPOSE 9002 9003 9090
 # No shell between the kubelet and the process: SIGTERM arrives.
 # A small young generation: ARCHITECTURE.md says why.
-ENTRYPOINT ["/usr/local/bin/node", "--max-semi-space-size=4", "/app/dist/main.js"]
+ENTRYPOINT ["/usr/local/bin/node", "--max-semi-space-size=4", "--no-wasm-code-gc", "/app/dist/main.js"]
 CMD ["serve"]

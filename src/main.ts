@@ -1,4 +1,4 @@
-#!/usr/bin/env -S node --max-semi-space-size=4
+#!/usr/bin/env -S node --max-semi-space-size=4 --no-wasm-code-gc
 /** Process entry: the only file that touches arguments, environment and exit. Dispatches to one file per command. */
 import { errorText } from './errors.ts';
 import { nearestName } from './wording.ts';
