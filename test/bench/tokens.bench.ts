@@ -115,7 +115,7 @@ const only = args.includes('--only') ? args[args.indexOf('--only') + 1] : null;
 const PARTS: Readonly<Record<string, () => Row[] | Promise<Row[]>>> = {
   reading,
   shared,
-  cpu: () => inProcess('cpu', isQuick ? '6' : '16'),
+  cpu: () => inProcess('cpu', isQuick ? '10' : '30'),
   turns: () => inProcess('turns', isQuick ? '200' : '2000'),
   trouble: () => Object.keys(TROUBLES).flatMap((name) => inProcess('trouble', name, isQuick ? '2' : '6')),
 };
