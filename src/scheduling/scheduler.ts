@@ -105,10 +105,11 @@ export function schedule(input: ScheduleInput): ScheduleResult {
     const passMs = load.passPrompts * Math.min(uncached, load.passRoomTokens) * load.prefillMsPerToken;
     costsMs.push(load.waitMs + computingMs + passMs + evictionMs + queueMs + answersMs + contextMs + unseenMs);
   }
-  const leastMs = Math.min(...costsMs);
-  const best = candidates[costsMs.indexOf(leastMs)]!.load;
+  let cheapest = 0;
+  for (let i = 1; i < costsMs.length; i++) if (costsMs[i]! < costsMs[cheapest]!) cheapest = i;
+  const best = candidates[cheapest]!.load;
   const promptMs = best.prefillSetupMs + promptTokens * best.prefillMsPerToken;
-  const limitMs = leastMs + NEAR_TIE_PART * promptMs + NEAR_TIE_MS;
+  const limitMs = costsMs[cheapest]! + NEAR_TIE_PART * promptMs + NEAR_TIE_MS;
   let nTied = 0;
   for (const costMs of costsMs) if (costMs <= limitMs) nTied += 1;
   const order = nTied > 1 ? tiedFirst(input, costsMs, limitMs) : byCost(costsMs);
