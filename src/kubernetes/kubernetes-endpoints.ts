@@ -13,7 +13,8 @@ import { inferenceObjectives, OBJECTIVE_GROUPS, readInferenceObjective } from '.
 import { loadApiAccess } from './kube-config.ts';
 import { adaptersByPod, modelAdapters, readModelAdapter, type ModelAdapter } from './model-adapters.ts';
 import { createObjectivesListener } from './objectives-listener.ts';
-import { createFleetBuilder, readPod, type Excluded, type Fleet, type Pod, type PodOptions } from './pods.ts';
+import { createPodsFollower, type FollowPods } from './pods-follower.ts';
+import { createFleetBuilder, readPod, type Excluded, type Fleet, type PodOptions } from './pods.ts';
 import type { RelistReason } from './reflector-state.ts';
 import {
   createReflector,
@@ -255,61 +256,6 @@ export function createKubernetesEndpoints(
       const ages = follow === null ? [] : [follow.reflector.ageMs()];
       return ages[0] ?? null;
     },
-  };
-}
-
-type PodsTarget = {
-  readonly labelSelector: string;
-  /** For messages. */
-  readonly where: string;
-  readonly build: ReturnType<typeof createFleetBuilder>;
-};
-
-/** A selector in effect, with what it found. */
-type FollowPods = PodsTarget & { readonly reflector: Reflector; readonly pods: readonly Pod[] };
-
-type PodsListener = { onSnapshot(pods: readonly Pod[]): void; onTrouble(trouble: Trouble | null): void };
-
-/** Follows one selector at a time; the next one takes over when its pods are known, not before. */
-function createPodsFollower(
-  deps: {
-    run(reflector: Reflector): Reflector;
-    end(reflector: Reflector): void;
-    onFollow(follow: FollowPods): void;
-    onTrouble(trouble: Trouble | null): void;
-  },
-  createPodsReflector: (labelSelector: string, on: PodsListener) => Reflector,
-): (target: PodsTarget) => void {
-  let present: FollowPods | null = null;
-  let coming: { target: PodsTarget; reflector: Reflector } | null = null;
-
-  return (target) => {
-    const running = coming ?? present;
-    const selector = coming?.target.labelSelector ?? present?.labelSelector;
-    if (running !== null && selector === target.labelSelector) {
-      // The same pods, seen with other ports.
-      if (coming !== null) coming.target = target;
-      else if (present !== null) deps.onFollow((present = { ...present, ...target }));
-      return;
-    }
-    if (coming !== null) deps.end(coming.reflector);
-    coming = null;
-    if (present?.labelSelector === target.labelSelector) return deps.onFollow((present = { ...present, ...target }));
-    const isMine = (): boolean => coming?.reflector === reflector || present?.reflector === reflector;
-    const reflector = createPodsReflector(target.labelSelector, {
-      onSnapshot(pods) {
-        if (!isMine()) return;
-        const seen = coming?.reflector === reflector ? coming.target : present!;
-        const before = present?.reflector;
-        present = { labelSelector: seen.labelSelector, where: seen.where, build: seen.build, reflector, pods };
-        if (coming?.reflector === reflector) coming = null;
-        if (before !== undefined && before !== reflector) deps.end(before);
-        deps.onFollow(present);
-      },
-      onTrouble: (trouble) => isMine() && deps.onTrouble(trouble),
-    });
-    coming = { target, reflector };
-    deps.run(reflector);
   };
 }
 

@@ -422,6 +422,22 @@ describe('an InferencePool', () => {
     await until(() => addressesOf(seen).length === 2);
   });
 
+  test('what was wrong with a selector is forgotten with the selector', async () => {
+    const server = await aPoolWithPods();
+    const seen = discover(server, { inferencePool: 'pool' });
+    await seen.started;
+    const select = (app: string): unknown =>
+      server.store.update('inferencepools', 'pool', () => aPool({ matchLabels: { app } }));
+    select('no label');
+    await until(() => seen.problem?.includes('unable to parse requirement') === true);
+    select('a');
+    await until(() => seen.problem === null);
+    select('no label');
+    await until(() => seen.problem?.includes('unable to parse requirement') === true);
+    select('b');
+    await until(() => seen.problem === null && addressesOf(seen).join() === '10.0.0.2:8000');
+  });
+
   test('a server that does not know pools is said, and asked again', async () => {
     const server = await aPoolWithPods();
     server.missing = ['inferencepools'];
