@@ -24,7 +24,8 @@ export type FileFollowerOptions = {
 export type FileFollower = {
   /** The text as it is now; changes are told from here on. */
   first(): Promise<FileText>;
-  follow(): void;
+  /** @param known read before by whoever follows; a file that is another one by now is told at once. Default: `first()` */
+  follow(known?: FileText): void;
   stop(): Promise<void>;
 };
 
@@ -89,7 +90,11 @@ export function createFileFollower(
       told = await readText(file);
       return told;
     },
-    follow() {
+    follow(known) {
+      if (known !== undefined) {
+        told = known;
+        wake();
+      }
       try {
         watcher = watch(dirname(file), { persistent: false }, wake);
         watcher.on('error', (error) => log.warn(`${what} is only polled`, { file, error: errorText(error) }));

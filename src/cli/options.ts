@@ -20,6 +20,8 @@ export type LoadedOptions =
       readonly config: Config;
       readonly notices: readonly string[];
       readonly file: string | null;
+      /** Of that file, '' without one. */
+      readonly text: string;
       /** Those of `flags` that were given. */
       readonly flags: ReadonlySet<string>;
       /** The same arguments and environment with another text of the file. */
@@ -69,13 +71,20 @@ export function loadOptions(
     return { kind: 'exit', code: 0 };
   }
   const { config: file = null, set: sets = [] } = values;
-  const valid = validate({ file, readFile, env: io.env, sets });
+  let text = '';
+  const readAndKeep = (path: string): string => {
+    const read = readFile(path);
+    if (path === file) text = read;
+    return read;
+  };
+  const valid = validate({ file, readFile: readAndKeep, env: io.env, sets });
   if (valid.kind === 'config') {
     return {
       kind: 'options',
       config: valid.config,
       notices: valid.notices,
       file,
+      text,
       flags: given,
       reload: (read) =>
         validate({

@@ -58,7 +58,7 @@ export async function runServe(args: readonly string[], io: ServeIo): Promise<nu
 type Options = Extract<LoadedOptions, { kind: 'options' }>;
 
 function followConfig(options: Options, app: App, log: Log, onConfig: (next: Config) => void): FileFollower | null {
-  const { file } = options;
+  const { file, text } = options;
   if (file === null) return null;
   const follower = createFileFollower(
     {
@@ -80,6 +80,7 @@ function followConfig(options: Options, app: App, log: Log, onConfig: (next: Con
     },
     { file, what: 'configuration file' },
   );
-  void follower.first().then(() => follower.follow());
+  // The start may have taken long: what was written meanwhile counts.
+  follower.follow({ kind: 'text', text });
   return follower;
 }

@@ -531,4 +531,28 @@ describe('the product with discovery.mode kubernetes', () => {
     term.abort();
     expect(await code).toBe(0);
   });
+
+  test('a configuration that is written while the first list is awaited is not missed', async () => {
+    const server = await aServer();
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
+    atEnd(() => rm(folder, { recursive: true, force: true }));
+    const kubeconfig = join(folder, 'config');
+    await writeFile(kubeconfig, kubeconfigOf(server));
+    server.hangs = true;
+    const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
+    const file = join(folder, 'warmpath.yaml');
+    await writeFile(file, configToYaml(config));
+    const [term, kill] = [new AbortController(), new AbortController()];
+    const lines: string[] = [];
+    const ignore = (): void => undefined;
+    const io = { stdout: (line: string) => void lines.push(line), stderr: ignore, env: {}, surviveRejections: ignore };
+    const code = runServe(['--config', file], { ...io, signal: term.signal, hurry: kill.signal });
+    await until(() => server.requests.length > 0, 10_000);
+    await writeFile(file, configToYaml({ ...config, server: { ...config.server, maxHeaders: 77 } }));
+    server.hangs = false;
+    server.reset();
+    await until(() => lines.some((line) => line.includes('"needRestart":["server.maxHeaders"]')), 20_000);
+    term.abort();
+    expect(await code).toBe(0);
+  });
 });
