@@ -216,7 +216,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       readiness,
       log,
       endpoints: reporter.endpointViews,
-      excluded: () => kubernetes?.excluded() ?? [],
+      excluded: () => [...(kubernetes?.excluded() ?? []), ...endpoints.leftOut()],
       explain: (input) => explain(picker, input),
       decisions: (limit) => decisions.recent(limit),
       requests: trace.jsonLines,

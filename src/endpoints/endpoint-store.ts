@@ -36,6 +36,8 @@ export type Candidates = {
   readonly adapter: string | null;
 };
 
+export type LeftOut = { readonly name: string; readonly reason: string };
+
 export type EndpointStore = {
   /** Makes the fleet what the list says. Idempotent; the whole list every time. */
   replace(specs: readonly EndpointSpec[]): Change;
@@ -45,6 +47,8 @@ export type EndpointStore = {
   freed(slot: EndpointSlot): void;
   all(): readonly Endpoint[];
   ready(): readonly Endpoint[];
+  /** Who of the newest list is not among them, and why. */
+  leftOut(): readonly LeftOut[];
   /** @param model served name, alias or adapter; null = nobody serves it. One map look-up. */
   candidates(model: string): Candidates | null;
   /** Canonical names of the models served. */
@@ -61,6 +65,7 @@ export function createEndpointStore(): EndpointStore {
   let view = createView([]);
   let wanted: readonly EndpointSpec[] = [];
   const learnt = new Map<EndpointId, readonly string[]>();
+  let leftOut: LeftOut[] = [];
   let nMissing = 0;
   let generation = 0;
 
@@ -74,6 +79,7 @@ export function createEndpointStore(): EndpointStore {
 
   function replace(specs: readonly EndpointSpec[]): Change {
     wanted = specs;
+    leftOut = [];
     nMissing = 0;
     const problems: string[] = [];
     const added: Endpoint[] = [];
@@ -85,6 +91,7 @@ export function createEndpointStore(): EndpointStore {
       const taken = next.get(key) ?? next.get(spec.rank === null ? `${spec.address}/0` : spec.address);
       if (taken !== undefined) {
         problems.push(`endpoint ${spec.name} must have an address of its own, got ${spec.address} of ${taken.name}`);
+        leftOut.push({ name: spec.name, reason: `its address ${spec.address} is that of ${taken.name}` });
         continue;
       }
       const before = byKey.get(key);
@@ -102,6 +109,7 @@ export function createEndpointStore(): EndpointStore {
       const slot = takeSlot();
       if (slot === null) {
         nMissing += 1;
+        leftOut.push({ name: spec.name, reason: `at most ${MAX_ENDPOINT_SLOTS} endpoints fit` });
         continue;
       }
       const endpoint = { ...spec, id: nextId(key), slot };
@@ -153,6 +161,7 @@ export function createEndpointStore(): EndpointStore {
     },
     all: () => view.all,
     ready: () => view.ready,
+    leftOut: () => leftOut,
     candidates: (model) => view.byName.get(model) ?? null,
     modelNames: () => view.modelNames,
     onChange(listener) {

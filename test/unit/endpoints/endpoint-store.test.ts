@@ -179,6 +179,9 @@ describe('replace', () => {
     const change = store.replace([aSpec({ address: A, name: 'first' }), aSpec({ address: A, name: 'second' })]);
     expect(store.all().map(({ name }) => name)).toEqual(['first']);
     expect(change.problems).toEqual([`endpoint second must have an address of its own, got ${A} of first`]);
+    expect(store.leftOut()).toEqual([{ name: 'second', reason: `its address ${A} is that of first` }]);
+    store.replace([aSpec({ address: A, name: 'first' })]);
+    expect(store.leftOut()).toEqual([]);
   });
 });
 
@@ -219,6 +222,8 @@ describe('slots', () => {
     expect(store.all()).toHaveLength(MAX_ENDPOINT_SLOTS);
     expect(new Set(store.all().map(({ slot }) => slot)).size).toBe(MAX_ENDPOINT_SLOTS);
     expect(change.problems).toEqual([`at most 1024 endpoints fit, left out 3 of ${MAX_ENDPOINT_SLOTS + 3}`]);
+    const last = many(MAX_ENDPOINT_SLOTS + 3).slice(-3);
+    expect(store.leftOut()).toEqual(last.map(({ name }) => ({ name, reason: 'at most 1024 endpoints fit' })));
   });
 
   test('an endpoint that found no slot is taken in when one is freed, and listeners hear of it', () => {
@@ -233,6 +238,7 @@ describe('slots', () => {
     store.freed(slot);
     expect(at(store, A).slot).toBe(slot);
     expect(heard.map(({ added }) => addresses(added))).toEqual([[A]]);
+    expect(store.leftOut()).toEqual([]);
   });
 
   test('a listener that frees slots at once does not mix up the order in which others hear', () => {
