@@ -10,7 +10,7 @@ import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
 import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
 import { createEndpointPicker } from './endpoint-picker.ts';
-import { createEndpointStore } from './endpoints/endpoint-store.ts';
+import { createEndpointStore, type EndpointStore } from './endpoints/endpoint-store.ts';
 import {
   ranksApart,
   type Endpoint,
@@ -67,8 +67,6 @@ export type App = {
 const DECISION_LOG_ENTRIES = 1000;
 /** A few hundred bytes each. */
 const TRACE_ENTRIES = 10_000;
-/** An empty fleet is one that can be served: everything may be scaled to nothing for a while. */
-const NO_ENDPOINT = 'there is no endpoint: requests get 503';
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
@@ -245,11 +243,11 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
   let hasFleet = false;
   const showDiscovery = (): void => {
     const problem = discoveryProblem;
-    const isEmpty = endpoints.all().length === 0;
-    if (problem === null && !hasFleet) readiness.set('endpoints', 'starting');
-    else if (problem === null) readiness.set('endpoints', isEmpty ? `ok, but ${NO_ENDPOINT}` : 'ok');
-    else readiness.set('endpoints', hasFleet ? `ok, but ${problem}` : problem);
+    const but = problem ?? whyNobody(endpoints);
+    if (!hasFleet) readiness.set('endpoints', problem ?? 'starting');
+    else readiness.set('endpoints', but === null ? 'ok' : `ok, but ${but}`);
   };
+  endpoints.onChange(() => showDiscovery());
   /** Each is told once while it lasts: every change of the fleet brings the whole list again. */
   let toldProblems: readonly string[] = [];
   const discoveryDeps = {
@@ -422,6 +420,13 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
     },
     refuseConfig: (mistakes) => showConfig(`ok, but not the newest file: ${mistakes.join('; ')}`),
   };
+}
+
+/** A fleet that serves nobody does not make this process unready: everything may be scaled to nothing for a while. */
+function whyNobody(endpoints: Pick<EndpointStore, 'all' | 'ready'>): string | null {
+  const { length } = endpoints.all();
+  if (length === 0) return 'there is no endpoint: requests get 503';
+  return endpoints.ready().length > 0 ? null : `none of ${length} endpoints is ready: requests get 503`;
 }
 
 function createTokenizer({ tokenizer }: Config, deps: VllmTokenizerDeps): StartableTokenizer {

@@ -481,6 +481,13 @@ describe('the product with discovery.mode kubernetes', () => {
         reason: 'label model.aibrix.ai/port must be a port from 1 to 65535, got "http"',
       },
     ]);
+    const become = (ready: 'True' | 'False') =>
+      server.store.update('pods', 'p0', () => ({ status: aPod({ name: 'p0', ip: '10.0.0.0', ready }).status }));
+    become('False');
+    const nobody = '"endpoints":"ok, but none of 1 endpoints is ready: requests get 503"';
+    await until(async () => JSON.stringify(await get('/readyz')).includes(nobody), 10_000);
+    become('True');
+    await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok"'), 10_000);
     await server.down();
     await until(async () => JSON.stringify(await get('/readyz')).includes('"endpoints":"ok, but cannot watch'), 10_000);
     expect(await get('/readyz')).toMatchObject({ ready: true });
