@@ -140,32 +140,50 @@ type Owned = { readonly spec: EndpointSpec; readonly pod: Pod };
 
 /** An address or a publisher belongs to one pod: the other would be believed to hold what the one holds. */
 function withoutShared(owned: readonly Owned[], excluded: Excluded[]): readonly EndpointSpec[] {
-  const losers = new Set<Owned>();
-  const claim = (
-    owners: Map<string, Owned>,
-    what: string,
-    key: string,
-    one: Owned,
-    isPreferred: (a: Pod, b: Pod) => boolean,
-  ): void => {
-    const other = owners.get(key);
-    const wins = other === undefined || (other.pod !== one.pod && isPreferred(one.pod, other.pod));
-    if (wins) owners.set(key, one);
-    if (other === undefined || other === one || losers.has(one) || losers.has(other)) return;
-    const [winner, loser] = wins ? [one, other] : [other, one];
-    losers.add(loser);
-    excluded.push({ name: loser.spec.name, reason: `its ${what} ${key} is that of pod ${winner.pod.name}` });
-  };
-  const addresses = new Map<string, Owned>();
-  for (const one of owned) claim(addresses, 'address', one.spec.address, one, isSuccessor);
-  const publishers = new Map<string, Owned>();
+  const addressOfOwn = ({ spec }: Owned): readonly string[] => [spec.address];
+  const publishersOf = ({ spec }: Owned): readonly string[] => spec.kvEvents.map(({ endpoint }) => endpoint);
+  const apart = withoutRivals(owned, { what: 'address', keysOf: addressOfOwn, isPreferred: isSuccessor }, excluded);
+  const what = 'KV event publisher';
+  return withoutRivals(apart, { what, keysOf: publishersOf, isPreferred: isSenior }, excluded).map(({ spec }) => spec);
+}
+
+/** Of those that name the same, the preferred one stays; who gives way takes nothing from others. */
+function withoutRivals(
+  owned: readonly Owned[],
+  by: {
+    readonly what: string;
+    readonly keysOf: (one: Owned) => readonly string[];
+    readonly isPreferred: (a: Pod, b: Pod) => boolean;
+  },
+  excluded: Excluded[],
+): readonly Owned[] {
+  const named = new Map<string, Owned>();
+  const rivals = new Set<Owned>();
   for (const one of owned) {
-    if (losers.has(one)) continue;
-    for (const { endpoint } of one.spec.kvEvents) claim(publishers, 'KV event publisher', endpoint, one, isSenior);
+    for (const key of by.keysOf(one)) {
+      const other = named.get(key);
+      if (other === undefined) named.set(key, one);
+      else rivals.add(other).add(one);
+    }
   }
-  const specs: EndpointSpec[] = [];
-  for (const one of owned) if (!losers.has(one)) specs.push(one.spec);
-  return specs;
+  if (rivals.size === 0) return owned;
+  const holders = new Map<string, Pod>();
+  const losers = new Set<Owned>();
+  const order = (a: Owned, b: Owned): number => (a.pod === b.pod ? 0 : by.isPreferred(a.pod, b.pod) ? -1 : 1);
+  for (const one of [...rivals].sort(order)) {
+    const keys = by.keysOf(one);
+    const taken = keys.find((key) => holders.has(key));
+    if (taken === undefined) {
+      for (const key of keys) holders.set(key, one.pod);
+      continue;
+    }
+    losers.add(one);
+    excluded.push({
+      name: one.spec.name,
+      reason: `its ${by.what} ${taken} is that of pod ${holders.get(taken)!.name}`,
+    });
+  }
+  return owned.filter((one) => !losers.has(one));
 }
 
 type Verdict =

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
 import { createFleetBuilder, judge, readPod, type Pod, type PodOptions } from '../../../src/kubernetes/pods.ts';
 import { aPod, MODEL_LABEL, type PodGiven, POD_OPTIONS } from '../../support/kubernetes.ts';
 
@@ -327,5 +328,40 @@ describe('the fleet', () => {
       expect(specs.map(({ name }) => name)).toEqual(['a']);
       expect(excluded).toEqual([{ name: 'b', reason: 'its KV event publisher tcp://10.50.0.1:5557 is that of pod a' }]);
     }
+  });
+
+  test('however many ranks of one node overlap: one publisher, one pod, the same ones in whatever order they are listed', () => {
+    const aRankedPod = fc.record({ first: fc.nat(7), nRanks: fc.integer({ min: 1, max: 4 }), day: fc.nat(3) });
+    fc.assert(
+      fc.property(
+        fc.array(aRankedPod, { minLength: 2, maxLength: 8 }),
+        fc.infiniteStream(fc.nat(99)),
+        (given, chance) => {
+          const pods = given.map(({ first, nRanks, day }, index) =>
+            pod({
+              name: `p${index}`,
+              uid: `u${index}`,
+              createdAt: `2026-11-2${day}T00:00:00Z`,
+              labels: { ...EVENTS, 'model.aibrix.ai/port': String(8000 + index) },
+              annotations: {
+                'warmpath.dev/kv-events-port': String(5000 + first),
+                'warmpath.dev/kv-replay-port': 'none',
+                'warmpath.dev/data-parallel-size': String(nRanks),
+              },
+            }),
+          );
+          const { specs, excluded } = build(pods, none);
+          const publishers = specs.flatMap(({ kvEvents }) => kvEvents.map(({ endpoint }) => endpoint));
+          expect(new Set(publishers).size).toBe(publishers.length);
+          expect(specs.length + excluded.length).toBe(pods.length);
+          const shuffled = pods
+            .map((one) => ({ one, at: chance.next().value }))
+            .sort((a, b) => a.at - b.at)
+            .map(({ one }) => one);
+          expect(new Set(build(shuffled, none).specs)).toEqual(new Set(specs));
+        },
+      ),
+      { numRuns: 200 },
+    );
   });
 });
