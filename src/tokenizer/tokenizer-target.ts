@@ -12,6 +12,7 @@ import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
 import { post, type HttpAnswer, type PostLimits } from './http-post.ts';
 import { createLatencyWindow } from './latency-window.ts';
 import { underName } from './model-name.ts';
+import { plainRequest, type TokenizedApi } from './plain-request.ts';
 import type { ServerAccess } from './server-access.ts';
 import {
   isUnknownModel,
@@ -21,7 +22,7 @@ import {
   parseTokenizeResponse,
   type TokenResponse,
 } from './token-response.ts';
-import { renderBody, tokenizeBodies } from './tokenize-body.ts';
+import { holdsMedia, renderBody, tokenizeBodies } from './tokenize-body.ts';
 import type { TokenChain, TokenizeFailure, TokenizeRequest, TokenizeResult } from './tokenizer.ts';
 
 export type HttpApi = 'render' | 'tokenize';
@@ -72,19 +73,30 @@ const KEEP_ALIVE_MS = 4000;
 /** Statuses that mean "this path is not served here": vLLM answers 403 where render is disabled, 404 where it is unknown. */
 const NOT_SERVED = new Set([403, 404, 405, 501]);
 
-type Attempt = NamedAttempt | { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
+/** Those of them that do not depend on the request. vLLM says 501 of an image it can not read, too. */
+const SERVED_TO_NOBODY = new Set([403, 404, 405]);
+/** What is wrong about the request, another server would say so too. */
+const REFUSED = new Set([400, 413, 422]);
+
+type Attempt = NamedAttempt | NotServed;
+
+type NotServed = { readonly kind: 'not_served'; readonly form: Form; readonly status: number };
 
 type NamedAttempt = TokenizeResult | { readonly kind: 'unknown_model' };
 
-type Call = { readonly breaker: BreakerCall; readonly deadlineMs: number; readonly signal: AbortSignal | null };
+type Call = {
+  /** As it came. */
+  readonly request: InferenceRequest;
+  readonly breaker: BreakerCall;
+  readonly deadlineMs: number;
+  readonly signal: AbortSignal | null;
+};
 
 /** What may be missing on a server. Older SGLang tokenizes texts, not chats; older vLLM renders chats and completions only. */
 type Form = HttpApi | 'render_responses' | 'render_messages' | 'tokenize_chat';
 
-type RenderedApi = 'chat' | 'completions' | 'responses' | 'messages';
-
 /** A render endpoint lies behind the path of the API it renders, and takes the same body. */
-const RENDERED: Readonly<Record<RenderedApi, { readonly path: string; readonly form: Form }>> = {
+const RENDERED: Readonly<Record<TokenizedApi, { readonly path: string; readonly form: Form }>> = {
   chat: { path: '/v1/chat/completions/render', form: 'render' },
   completions: { path: '/v1/completions/render', form: 'render' },
   responses: { path: '/v1/responses/render', form: 'render_responses' },
@@ -182,9 +194,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     if (answer.kind === 'answer' && answer.status === 401) deps.access.refused();
     const failure = answer.kind === 'timeout' ? 'timeout' : isAbsentAt(answer) ? 'not_served' : 'error';
     deps.onCall(api, isOk ? 'ok' : failure, durationMs);
-    // What a server refuses says nothing against the server; 429 and 5xx do.
-    const isHealthy = answer.kind === 'answer' && answer.status < 500 && answer.status !== 429 && answer.status !== 401;
-    if (!isHealthy && failure !== 'not_served') call.breaker.end('failure');
+    if (failure !== 'not_served' && isFailure(call.request, answer)) call.breaker.end('failure');
   }
 
   function understand(
@@ -197,6 +207,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     if (answer.kind !== 'answer') return none('error');
     if (isNotServed(answer)) return { kind: 'not_served', form, status: answer.status };
     if (answer.status === 404) return { kind: 'unknown_model' };
+    if (REFUSED.has(answer.status)) return none('unsupported');
     if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
@@ -205,7 +216,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return none('error');
   }
 
-  function render(call: Call, request: InferenceRequest, api: RenderedApi): Promise<Attempt> {
+  function render(call: Call, request: InferenceRequest, api: TokenizedApi): Promise<Attempt> {
     const { path, form } = RENDERED[api];
     const nPrompts = request.prompt.kind === 'texts' ? request.prompt.ranges.length : 1;
     const parse = (body: Uint8Array): TokenResponse =>
@@ -256,6 +267,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
       if (firstApi() === 'render' && !isAbsent(RENDERED[api].form)) {
         const attempt = await render(call, request, api);
         if (attempt.kind !== 'not_served') return attempt;
+        if (!(await isMissing(call, request, api, attempt))) return none('unsupported');
         noteAbsent(attempt.form, attempt.status);
       }
       const chat = asChat(request);
@@ -264,9 +276,25 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     for (let next = firstApi(); ; next = 'tokenize') {
       const attempt = await (next === 'render' ? render(call, request, api) : tokenize(call, request));
       if (attempt.kind !== 'not_served') return attempt;
+      if (!(await isMissing(call, request, api, attempt))) return none('unsupported');
       noteAbsent(attempt.form, attempt.status);
       if (next === 'tokenize' || options.api !== 'auto') return none('unsupported');
     }
+  }
+
+  /** Whether what this request was refused is refused to all: one client's mistake must not cost everybody the tokens. */
+  async function isMissing(
+    call: Call,
+    { model }: InferenceRequest,
+    api: TokenizedApi,
+    { form, status }: NotServed,
+  ): Promise<boolean> {
+    if (form !== 'tokenize_chat' && SERVED_TO_NOBODY.has(status)) return true;
+    const plain = plainRequest(api, model);
+    if (plain === null) return false;
+    const isTokenize = form === 'tokenize' || form === 'tokenize_chat';
+    const attempt = await (isTokenize ? tokenize(call, plain) : render(call, plain, api));
+    return attempt.kind === 'not_served';
   }
 
   return {
@@ -295,7 +323,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
         slots.leave();
         return none('open');
       }
-      const call = { breaker: entered, deadlineMs: clock.nowMs() + options.timeoutMs, signal };
+      const call = { request, breaker: entered, deadlineMs: clock.nowMs() + options.timeoutMs, signal };
       try {
         const result = await attemptByName(call, request);
         entered.end(result.kind === 'tokens' ? 'success' : 'neutral');
@@ -308,6 +336,14 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     },
     close: () => pool.destroy(),
   };
+}
+
+/** What a server refuses says nothing against it; 429 and 5xx do, and so does silence. */
+function isFailure(request: InferenceRequest, answer: HttpAnswer): boolean {
+  if (answer.kind !== 'answer' && answer.kind !== 'timeout') return true;
+  if (answer.kind === 'answer' && answer.status < 500) return answer.status === 429 || answer.status === 401;
+  // Images are fetched from wherever the client says, and vLLM waits for them, or answers 500 where nobody has them.
+  return !holdsMedia(request);
 }
 
 function isNotServed(answer: HttpAnswer): boolean {

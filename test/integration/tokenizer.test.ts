@@ -393,6 +393,65 @@ describe('a server in trouble', () => {
     expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
   });
 
+  /** Words of vLLM 0.32 about a content that is none, of the client's own kind or with its field missing. */
+  const NO_PART =
+    '8 validation errors for ValidatorIterator\n0.ChatCompletionContentPartTextParam.text\n  Field required ' +
+    "[type=missing, input_value={'type': 'text', 'content': 'Write a prompt'}, input_type=dict]";
+  const NOT_CONTINUED =
+    'continue_final_message is set but the final message does not appear in the chat after applying the chat template! ' +
+    'Final message to continue: you must provide a chat template';
+
+  test.each([
+    ['render', 501, 'Only base64 data URLs are supported for now.'],
+    ['tokenize', 501, 'Only base64 data URLs are supported for now.'],
+    ['tokenize', 400, NO_PART],
+    ['tokenize', 400, NOT_CONTINUED],
+  ] as const)('does nothing to others when one request is refused at /%s (%d)', async (api, status, message) => {
+    const fake = await aServer();
+    if (api === 'tokenize') fake.status.render = 403;
+    fake.refuse = (path, body) => (body.includes('odd') && path.endsWith(api) ? { status, message } : null);
+    const { ask, counted, logged } = aTokenizer([fake.url]);
+    for (const content of ['odd', 'odd', 'fine', 'odd', 'fine, too']) {
+      const request = aChatRequest({}, content);
+      const expected = { kind: 'tokens', chains: [{ tokenIds: Uint32Array.from(chatTokens(request)) }] };
+      const refused = { kind: 'none', reason: 'unsupported' };
+      expect(await ask(request)).toMatchObject(content === 'odd' ? refused : expected);
+    }
+    expect(counted.filter((one) => one === `${api} ok`)).toHaveLength(5);
+    expect(logged.map(({ msg }) => msg)).toEqual(
+      api === 'render' ? [] : ['render endpoint not served, using /tokenize'],
+    );
+  });
+
+  test('is asked for nothing it refuses to all, whatever its words (501)', async () => {
+    const fake = await aServer();
+    fake.status.render = 501;
+    const { ask, counted } = aTokenizer([fake.url]);
+    for (let i = 0; i < 3; i++) expect(chainsOf(await ask(aChatRequest({}, `${i}`)))).toHaveLength(1);
+    expect(counted).toEqual([...Array(2).fill('render not_served'), ...Array(3).fill('tokenize ok')]);
+  });
+
+  test('is not blamed for images it can not get', async () => {
+    const fake = await aServer();
+    const message = 'Cannot connect to host 10.0.0.1:80';
+    fake.refuse = (_, body) => (body.includes('http://10.0.0.1') ? { status: 500, message } : null);
+    const { ask } = aTokenizer([fake.url]);
+    const imageAt = (url: string) => [{ role: 'user', content: [{ type: 'image_url', image_url: { url } }] }];
+    for (let i = 0; i < 20; i++) {
+      const request = aChatRequest({ messages: imageAt(`http://10.0.0.1/${i}.png`) });
+      expect(await ask(request)).toEqual({ kind: 'none', reason: 'error' });
+    }
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+  });
+
+  test('is not asked for what another one has refused', async () => {
+    const servers = [await aServer(), await aServer()];
+    for (const fake of servers) fake.refuse = () => ({ status: 400, message: 'maximum context length' });
+    const { ask } = aTokenizer(servers.map(({ url }) => url));
+    expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
+    expect(servers.flatMap(({ calls }) => calls)).toHaveLength(1);
+  });
+
   test('that is full refuses more at once instead of making it wait', async () => {
     const fake = await aServer();
     fake.delayMs = 50;
@@ -646,7 +705,7 @@ describe('SGLang', () => {
       const { ask, logged, counted, skip } = aTokenizer([fake.url]);
       for (let i = 0; i < 4; i++) expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
       expect(chainsOf(await ask(aCompletionsRequest('x')))).toEqual([[120]]);
-      expect(counted).toEqual(['render not_served', 'tokenize not_served', 'tokenize ok']);
+      expect(counted).toEqual(['render not_served', 'tokenize not_served', 'tokenize not_served', 'tokenize ok']);
       expect(logged.map(({ msg, api }) => [msg, api])).toEqual([
         ['render endpoint not served, using /tokenize', undefined],
         ['tokenizer endpoint not served', 'tokenize_chat'],

@@ -165,13 +165,13 @@ describe('gpt-oss with the format of its own', () => {
     },
   );
 
-  test('has none from /tokenize, which is asked for a chat once and not again', async () => {
+  test('has none from /tokenize, which is asked for a chat, then for the simplest one, and not again', async () => {
     const { answers, counted } = await askReplay(recording, 'tokenize');
     expect(Object.values(answers)).toEqual(recording.cases.map(() => null));
     expect(counted).toEqual(
       new Map([
         ['render not_served', 1],
-        ['tokenize not_served', 1],
+        ['tokenize not_served', 2],
       ]),
     );
   });

@@ -26,6 +26,8 @@ export type FakeTokenizer = {
   delayMs: number;
   /** What rendered requests are made of: a token per byte, or one per four letters, of a vocabulary as large as those of models. */
   vocabulary: 'bytes' | 'words';
+  /** What it has against a request, whatever it serves; null where nothing. */
+  refuse: ((path: string, body: string) => { readonly status: number; readonly message: string } | null) | null;
   /** `features` of rendered requests. */
   features: unknown;
   /** Calls whose client went away before the answer was complete. */
@@ -139,6 +141,11 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     if (fake.behaviour === 'stall') return void response.writeHead(200, { 'content-length': '100' }).write('{"tok');
     if (fake.behaviour === 'huge') return send(response, 200, ' '.repeat(HUGE_BYTES));
     if (fake.behaviour === 'endless') return writeEndlessly(response);
+    const refusal = fake.refuse?.(path, JSON.stringify(json)) ?? null;
+    if (refusal !== null) {
+      const { status, message } = refusal;
+      return send(response, status, { error: { message, type: 'Refused', param: null, code: status } });
+    }
     if (path.endsWith('/completions/render')) answerRender(path, response, json);
     else if (path.endsWith('/tokenize')) answerTokenize(response, json);
     else send(response, 404, { detail: 'Not Found' });
@@ -193,6 +200,7 @@ export async function startFakeTokenizer(port = 0, tls: ServerOptions | null = n
     secret: null,
     delayMs: 0,
     vocabulary: 'bytes',
+    refuse: null,
     features: null,
     nAbandoned: () => nAbandoned,
     nConnections: () => nConnections,
