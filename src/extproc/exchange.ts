@@ -139,6 +139,7 @@ export function createExchange(
   let request: RequestSide | null = null;
   let response: ResponseSide | null = null;
   let responseStyle: ResponseSideOptions['style'] = 'acknowledge';
+  let responseBody: ResponseSideOptions['body'] = 'shown';
   let askForTrailers: ((answer: ProcessingResponse) => ProcessingResponse) | null = null;
   let nMessages = 0;
 
@@ -217,7 +218,7 @@ export function createExchange(
 
   function answerIn(chosen: StreamMode & { kind: 'answer' }): void {
     mode = chosen.requestBodyMode;
-    responseStyle = chosen.responseStyle;
+    ({ responseStyle, responseBody } = chosen);
     if (options.responseTrailers === 'ask') askForTrailers = chosen.askForTrailers;
     request = createRequestSide(
       {
@@ -245,7 +246,7 @@ export function createExchange(
 
   function responseSide(): ResponseSide {
     response ??= createResponseSide(
-      { style: responseStyle, createUsageReader },
+      { style: responseStyle, body: responseBody, createUsageReader },
       { send: output.send, firstByte, complete: responseComplete, illegal },
     );
     return response;
@@ -390,12 +391,15 @@ export function createExchange(
     phase = 'finished';
     halfClosed?.cancel();
     const endedAtMs = clock.nowMs();
-    const responseOver = response?.state() === 'over';
+    const seen = response?.state() ?? 'none';
     if (usage === null) usage = response?.usageSoFar() ?? null;
-    // Where nothing of the answer is visible, the end of the stream is the end of the request.
-    const cut = outcome === 'cancelled' || (response !== null && !responseOver);
-    const unseen =
-      reservation !== null && !cut && response === null && options.completion === 'estimate' && ending !== 'failed';
+    // Ended by us, it goes on without us.
+    const brokeOff = seen === 'open' && (ending === 'half_close' || ending === 'reset');
+    if (brokeOff && outcome === 'routed') outcome = 'cancelled';
+    // Where its end is not shown, the end of the stream is the end of the request.
+    const failed = ending === 'failed' || response?.end() === 'failed' || byFallback();
+    const how = outcome === 'cancelled' ? 'cancelled' : failed ? 'failed' : 'completed';
+    const unseen = reservation !== null && how === 'completed' && seen !== 'open' && options.completion === 'estimate';
     const result: ExchangeResult = {
       outcome,
       reason,
@@ -405,7 +409,7 @@ export function createExchange(
       endpoint,
       served,
       usage,
-      completion: responseOver ? 'response' : unseen ? 'estimate' : 'stream',
+      completion: seen === 'over' ? 'response' : unseen ? 'estimate' : 'stream',
       requestBodyBytes: request?.bodyBytes() ?? 0,
       decisionMs: question.decisionMs(),
       heldMs: answeredAtMs === null ? null : endedAtMs - answeredAtMs,
@@ -414,7 +418,7 @@ export function createExchange(
     request?.dispose();
     try {
       if (unseen) handOver();
-      else release(ending === 'failed' ? 'failed' : cut ? 'cancelled' : 'completed');
+      else release(how);
       observer?.gone();
       question.cancel();
     } finally {

@@ -12,6 +12,8 @@ export type CreateUsageReader = (contentType: string | undefined) => UsageReader
 export type ResponseSideOptions = {
   /** `echo` in FULL_DUPLEX_STREAMED, `acknowledge` in every mode with one answer per message, `observe`: no answers at all. */
   readonly style: 'echo' | 'acknowledge' | 'observe';
+  /** Whether a body is to follow headers that do not end the response. */
+  readonly body: 'shown' | 'not_shown';
   readonly createUsageReader: CreateUsageReader;
 };
 
@@ -33,11 +35,16 @@ export type ResponseSide = {
   trailers(): void;
   /** What the part seen so far says, for a response that was cut. */
   usageSoFar(): Usage | null;
-  state(): 'none' | 'open' | 'over';
+  state(): ResponseState;
+  /** What its status says; nothing of whether it came to its end. */
+  end(): ResponseEnd;
 };
 
+/** `unseen`: it began and its end will not be shown. `open`: its end is still to come. */
+export type ResponseState = 'none' | 'unseen' | 'open' | 'over';
+
 export function createResponseSide(options: ResponseSideOptions, output: ResponseSideOutput): ResponseSide {
-  let state: 'none' | 'open' | 'over' = 'none';
+  let state: ResponseState = 'none';
   let headersSeen = false;
   let byteSeen = false;
   let end: ResponseEnd = 'completed';
@@ -50,7 +57,7 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
   function onHeaders(message: HeadersMessage): void {
     if (headersSeen || state !== 'none') return output.illegal('response headers after the response began');
     headersSeen = true;
-    state = 'open';
+    state = options.body === 'shown' ? 'open' : 'unseen';
     send(continueResponse('response_headers'));
     const status = message.headers.get(':status');
     if (status !== undefined && !status.startsWith('2')) end = 'failed';
@@ -113,5 +120,6 @@ export function createResponseSide(options: ResponseSideOptions, output: Respons
     trailers: onTrailers,
     usageSoFar,
     state: () => state,
+    end: () => end,
   };
 }

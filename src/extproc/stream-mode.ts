@@ -12,6 +12,8 @@ export type StreamMode =
       /** Old Envoys announce nothing; then the mode is the configured one. */
       readonly source: 'announced' | 'assumed';
       readonly responseStyle: 'echo' | 'acknowledge';
+      /** Whether a body follows response headers here; unknown counts as no, since nothing may be made of its absence. */
+      readonly responseBody: 'shown' | 'not_shown';
       /** Adds the wish for response trailers to the answer to the headers; null where Envoy would not take it. */
       readonly askForTrailers: ((answer: ProcessingResponse) => ProcessingResponse) | null;
     }
@@ -27,6 +29,7 @@ export function streamMode(first: EnvoyMessage, assumed: RequestBodyMode): Strea
       requestBodyMode: assumed,
       source: 'assumed',
       responseStyle: 'acknowledge',
+      responseBody: 'not_shown',
       askForTrailers: null,
     };
   }
@@ -39,6 +42,7 @@ export function streamMode(first: EnvoyMessage, assumed: RequestBodyMode): Strea
     requestBodyMode,
     source: 'announced',
     responseStyle: announced.responseBodyMode === 'FULL_DUPLEX_STREAMED' ? 'echo' : 'acknowledge',
+    responseBody: announced.responseBodyMode === 'NONE' ? 'not_shown' : 'shown',
     askForTrailers: askForTrailers(requestBodyMode, announced.responseBodyMode),
   };
 }

@@ -17,6 +17,7 @@ import {
 } from '../../support/extproc-messages.ts';
 
 const POD = '192.168.1.1:8000';
+const FALLBACK = '192.168.1.2:8000';
 const DESTINATION = 'x-gateway-destination-endpoint';
 const BODY = '{"model":"m","messages":[{"role":"user","content":"Hello"}]}';
 
@@ -904,6 +905,34 @@ describe('endings', () => {
     h.envoy(responseBody('x', 'more'));
     h.exchange.cancelled();
     expect(held.released).toEqual(['cancelled']);
+    expect(h.results).toMatchObject([{ outcome: 'cancelled', ending: 'reset' }]);
+  });
+
+  // Envoy shows response headers unless it is told not to.
+  test.each([
+    { shown: 'headers and no body', mode: announced('NONE'), status: '200', served: {}, fate: 'completed' },
+    { shown: 'headers by an old Envoy', mode: {}, status: '200', served: {}, fate: 'completed' },
+    { shown: 'a refusal', mode: announced('NONE'), status: '503', served: {}, fate: 'failed' },
+    { shown: 'a fallback', mode: announced('NONE'), status: '200', served: servedBy(FALLBACK), fate: 'failed' },
+  ])('of an answer that shows $shown, the end of the stream is the end: $fate', ({ mode, status, served, fate }) => {
+    const h = createHarness();
+    h.envoy(requestHeaders({ endOfStream: true }), mode);
+    const held = h.route(POD, FALLBACK);
+    h.envoy(responseHeaders({ headers: { ':status': status } }), served);
+    expect(held.released).toEqual([]);
+    h.exchange.halfClosed();
+    expect(held.released).toEqual([fate]);
+    expect(h.results).toMatchObject([{ outcome: 'routed', completion: 'stream' }]);
+  });
+
+  test('an answer that goes on without us at shutdown has not been cut', () => {
+    const h = createHarness();
+    h.envoy(requestHeaders({ endOfStream: true }), announced('NONE', { responseBody: 'STREAMED' }));
+    const held = h.route(POD);
+    h.envoy(responseHeaders());
+    h.exchange.drain();
+    expect(held.released).toEqual(['completed']);
+    expect(h.results).toMatchObject([{ outcome: 'routed', ending: 'shutdown' }]);
   });
 
   test('a half-close before the decision is still answered, then ends with status 0', () => {
@@ -1080,8 +1109,23 @@ describe('where the end of a stream says nothing of the answer', () => {
   test('an answer seen to be cut ends it too', () => {
     const { harness, held } = routedIn('estimate');
     harness.envoy(responseHeaders());
+    harness.envoy(responseBody('x', 'more'));
     harness.exchange.cancelled();
     expect([held.released, harness.unseen]).toEqual([['cancelled'], []]);
+  });
+
+  test('an answer of which only headers are shown is one whose end is not', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.envoy(responseHeaders());
+    harness.exchange.cancelled();
+    expect([held.released, harness.unseen.length]).toEqual([[], 1]);
+  });
+
+  test('a refusal has no answer to wait for', () => {
+    const { harness, held } = routedIn('estimate');
+    harness.envoy(responseHeaders({ headers: { ':status': '503' } }));
+    harness.exchange.cancelled();
+    expect([held.released, harness.unseen]).toEqual([['failed'], []]);
   });
 
   test('by default the end of the stream is the end of the request', () => {
