@@ -121,6 +121,23 @@ const MATRIX: Readonly<Record<string, Values>> = {
       monitoringNamespaces: [],
     },
   },
+  'names that look like something else': {
+    fullnameOverride: 'yes',
+    pods: { namespace: '10023', matchLabels: { app: '1', 'example.com/gpu': 'true' } },
+    gateway: { name: 'on', namespace: 'no', httpRoute: { create: true, name: 'off' } },
+    tls: { mode: 'secret', secretName: '007' },
+    image: { pullSecrets: ['1e3'] },
+    priorityClassName: 'null',
+    networkPolicy: { gatewayNamespaces: ['7'], monitoringNamespaces: ['y'] },
+    config: { routing: { destinationHeader: 'on' } },
+  },
+  'a name and a pool of digits': { ...POOL, nameOverride: '1', inferencePool: { create: true, name: '2' } },
+  'a label of every object and of what watches them': {
+    commonLabels: { release: 'x', team: '1' },
+    serviceMonitor: { enabled: true, labels: { release: 'y' } },
+    alerts: { enabled: true, labels: { release: 'y' } },
+    dashboard: { enabled: true, labels: { release: 'y' } },
+  },
   'nothing optional': {
     serviceAccount: { create: false },
     rbac: { create: false },
@@ -421,6 +438,7 @@ describe('a standby', () => {
       'two that stand by',
       'a standby, TLS and rules of your own',
       'a standby and siblings by another name',
+      'names that look like something else',
     ]);
   });
 
@@ -630,6 +648,11 @@ describe('a mistake in the values', () => {
         config: { server: { decisionDeadlineMs: 1000 } },
       },
       /deadline of 1000 ms .*, got 1s/,
+    ],
+    [
+      'a Service with and without an address',
+      { service: { headless: true, type: 'LoadBalancer' } },
+      /service\.headless needs service\.type ClusterIP: .*, got LoadBalancer/,
     ],
     ['a Secret without a name', { tls: { mode: 'secret' } }, /tls\.secretName must name/],
     ['no issuer', { tls: { mode: 'certManager' } }, /issuerRef\.name must name/],

@@ -49,7 +49,8 @@ export async function createHelm(): Promise<Helm> {
     async template(values, sets = []) {
       const flags = sets.flatMap((set) => ['--set', set]);
       const text = await withValues(['template', 'warmpath', CHART, '--namespace', NAMESPACE, ...flags], values);
-      return parseAllDocuments(text).flatMap((document) => {
+      // As Helm and kubectl read it: `no` is a boolean, 0440 is octal.
+      return parseAllDocuments(text, { version: '1.1' }).flatMap((document) => {
         // Duplicate keys are errors here; Kubernetes would take one of them.
         if (document.errors.length > 0) throw new Error(String(document.errors[0]));
         const manifest = document.toJS() as Manifest | null;

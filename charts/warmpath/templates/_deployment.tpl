@@ -10,8 +10,8 @@
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  name: {{ $name }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ $name | quote }}
+  namespace: {{ .Release.Namespace | quote }}
   labels:
     {{- include "warmpath.labels" . | nindent 4 }}
 spec:
@@ -40,12 +40,12 @@ spec:
         {{- end }}
       annotations:
         # What is read at the start only makes new pods; the rest is followed in the mounted file.
-        checksum/config: {{ include "warmpath.startConfig" . | sha256sum }}
+        checksum/config: {{ include "warmpath.startConfig" . | sha256sum | quote }}
         {{- with .Values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
     spec:
-      serviceAccountName: {{ include "warmpath.serviceAccountName" . }}
+      serviceAccountName: {{ include "warmpath.serviceAccountName" . | quote }}
       # Only discovery through the API server needs a token.
       automountServiceAccountToken: {{ ternary "true" "false" (eq $usesApi "true") }}
       # Variables of every Service would be read as mistyped configuration.
@@ -53,11 +53,11 @@ spec:
       {{- with .Values.image.pullSecrets }}
       imagePullSecrets:
         {{- range . }}
-        - name: {{ . }}
+        - name: {{ . | quote }}
         {{- end }}
       {{- end }}
       {{- with .Values.priorityClassName }}
-      priorityClassName: {{ . }}
+      priorityClassName: {{ . | quote }}
       {{- end }}
       securityContext:
         {{- toYaml .Values.podSecurityContext | nindent 8 }}
@@ -81,7 +81,7 @@ spec:
             - { name: grpc, containerPort: {{ include "warmpath.port" (list . "grpcListen" 9002) }}, protocol: TCP }
             - { name: health, containerPort: {{ include "warmpath.port" (list . "healthListen" 9003) }}, protocol: TCP }
             - { name: admin, containerPort: {{ include "warmpath.port" (list . "adminListen" 9090) }}, protocol: TCP }
-          # Listens when the first list of pods is there; an API server that is away for five minutes is worth a new start.
+          # Answered before the first list of pods is there: an API server that is away restarts nobody.
           startupProbe:
             grpc: { port: {{ include "warmpath.port" (list . "healthListen" 9003) }}, service: liveness }
             periodSeconds: 2
@@ -112,10 +112,10 @@ spec:
             {{- end }}
       volumes:
         - name: config
-          configMap: { name: {{ include "warmpath.fullname" . }} }
+          configMap: { name: {{ include "warmpath.fullname" . | quote }} }
         {{- if include "warmpath.hasCertificate" . }}
         - name: tls
-          secret: { secretName: {{ include "warmpath.tlsSecret" . }}, defaultMode: 0440 }
+          secret: { secretName: {{ include "warmpath.tlsSecret" . | quote }}, defaultMode: 0440 }
         {{- end }}
         {{- with .Values.extraVolumes }}
         {{- toYaml . | nindent 8 }}

@@ -12,8 +12,8 @@
 {{- end }}
 
 {{- define "warmpath.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* `true` where one replica decides and the others stand by; empty = all decide. */}}
@@ -31,7 +31,7 @@ true
 {{/* Pods of the standby have a name of their own, so that no selector of the first ones finds them. */}}
 {{- define "warmpath.standbyLabels" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 55 | trimSuffix "-" }}-standby
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Labels and names of a role: (dict "root" . "role" "first"), or "standby". Without a standby every replica is a first one. */}}
@@ -51,13 +51,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "warmpath.anyRole" -}}
 {{- if include "warmpath.standby" . -}}
 matchLabels:
-  app.kubernetes.io/instance: {{ .Release.Name }}
+  app.kubernetes.io/instance: {{ .Release.Name | quote }}
 matchExpressions:
   - key: app.kubernetes.io/name
     operator: In
     values:
-      - {{ get (include "warmpath.selectorLabels" . | fromYaml) "app.kubernetes.io/name" }}
-      - {{ get (include "warmpath.standbyLabels" . | fromYaml) "app.kubernetes.io/name" }}
+      - {{ get (include "warmpath.selectorLabels" . | fromYaml) "app.kubernetes.io/name" | quote }}
+      - {{ get (include "warmpath.standbyLabels" . | fromYaml) "app.kubernetes.io/name" | quote }}
 {{- else -}}
 matchLabels:
   {{- include "warmpath.selectorLabels" . | nindent 2 }}
@@ -256,6 +256,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.gateway.name (not .Values.gateway.httpRoute.create) (not .Values.gateway.httpRoute.name) -}}
 {{- fail "gateway.httpRoute.name must name your HTTPRoute where gateway.httpRoute.create is false, got nothing" -}}
+{{- end -}}
+{{- if and .Values.service.headless (ne .Values.service.type "ClusterIP") -}}
+{{- fail (printf "service.headless needs service.type ClusterIP: a Service without an address can be nothing else, got %s" .Values.service.type) -}}
 {{- end -}}
 {{- if and (eq .Values.tls.mode "secret") (not .Values.tls.secretName) -}}
 {{- fail "tls.secretName must name the Secret where tls.mode is secret, got nothing" -}}

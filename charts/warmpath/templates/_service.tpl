@@ -6,8 +6,8 @@
 apiVersion: v1
 kind: Service
 metadata:
-  name: {{ include "warmpath.roleName" $role }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "warmpath.roleName" $role | quote }}
+  namespace: {{ .Release.Namespace | quote }}
   labels:
     {{- include "warmpath.labels" . | nindent 4 }}
   {{- with .Values.service.annotations }}
