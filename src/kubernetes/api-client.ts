@@ -61,6 +61,8 @@ export type ApiFailure = {
 export type Stopped = { readonly kind: 'stopped' };
 
 export type ApiLimits = {
+  /** Until the credentials are there: a plug-in of a kubeconfig asks somebody else for them. */
+  readonly credentialsMs: number;
   readonly connectMs: number;
   /** From connected to the head of the answer: a list of a big fleet takes its time. */
   readonly headMs: number;
@@ -72,6 +74,7 @@ export type ApiLimits = {
 };
 
 export const API_LIMITS: ApiLimits = {
+  credentialsMs: 30_000,
   connectMs: 10_000,
   headMs: 65_000,
   idleMs: 80_000,
@@ -106,14 +109,9 @@ export function createApiClient(
   limits: ApiLimits = API_LIMITS,
 ): ApiClient {
   async function call(path: string, options: CallOptions, longestMs: number, body: BodyReader): Promise<Ended> {
-    let credentials: ApiCredentials;
-    try {
-      credentials = await access.credentials();
-    } catch (error) {
-      return failed('credentials', `credentials cannot be read: ${errorText(error)}`);
-    }
-    if (options.signal.aborted) return STOPPED;
-    return exchange({ access, credentials, clock, limits }, path, options, longestMs, body);
+    const given = await credentialsOf({ access, clock, limits }, options.signal);
+    if (given.kind !== 'given') return given;
+    return exchange({ access, credentials: given.credentials, clock, limits }, path, options, longestMs, body);
   }
 
   return {
@@ -148,6 +146,31 @@ type Line = {
   readonly clock: Clock;
   readonly limits: ApiLimits;
 };
+
+type Given = { readonly kind: 'given'; readonly credentials: ApiCredentials };
+
+/** What comes too late is not used; whoever brings it cannot be told. */
+function credentialsOf(
+  { access, clock, limits }: Omit<Line, 'credentials'>,
+  signal: AbortSignal,
+): Promise<Given | ApiFailure | Stopped> {
+  if (signal.aborted) return Promise.resolve(STOPPED);
+  return new Promise((resolve) => {
+    const end = (result: Given | ApiFailure | Stopped): void => {
+      timer.cancel();
+      signal.removeEventListener('abort', onAbort);
+      resolve(result);
+    };
+    const onAbort = (): void => end(STOPPED);
+    const onLate = (): void => end(failed('credentials', `no credentials within ${limits.credentialsMs} ms`));
+    const timer = clock.after(limits.credentialsMs, onLate);
+    signal.addEventListener('abort', onAbort, { once: true });
+    access.credentials().then(
+      (credentials) => end({ kind: 'given', credentials }),
+      (error: unknown) => end(failed('credentials', `credentials cannot be read: ${errorText(error)}`)),
+    );
+  });
+}
 
 function exchange(line: Line, path: string, options: CallOptions, longestMs: number, body: BodyReader): Promise<Ended> {
   const { clock, limits } = line;

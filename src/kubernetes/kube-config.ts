@@ -21,7 +21,7 @@ export async function loadApiAccess(kubeconfig: string | null): Promise<ApiAcces
     const config = new client.KubeConfig();
     loading('the default kubeconfig', () => config.loadFromDefault());
     const { server, namespace } = clusterOf(config, 'the default kubeconfig');
-    return { server, namespace, credentials: () => credentialsOf(config, tokenFileOf(config)) };
+    return { server, namespace, credentials: shared(() => credentialsOf(config, tokenFileOf(config))) };
   }
   const read = async (): Promise<Loaded> => {
     const text = await readFile(kubeconfig, 'utf8');
@@ -43,12 +43,18 @@ export async function loadApiAccess(kubeconfig: string | null): Promise<ApiAcces
   return {
     server,
     namespace,
-    async credentials() {
+    credentials: shared(async () => {
       // Whoever rotates a kubeconfig writes it anew; one that is the same keeps what plug-ins have cached.
       if ((await readFile(kubeconfig, 'utf8')) !== loaded.text) loaded = await read();
       return credentialsOf(loaded.config, loaded.tokenFile);
-    },
+    }),
   };
+}
+
+/** Done once for all who ask meanwhile: a plug-in that hangs is one process, however often it is asked for. */
+function shared<T>(work: () => Promise<T>): () => Promise<T> {
+  let pending: Promise<T> | null = null;
+  return () => (pending ??= work().finally(() => (pending = null)));
 }
 
 type Loaded = { readonly text: string; readonly config: KubeConfig; readonly tokenFile: string | null };

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
-import { API_LIMITS, createApiClient, type ApiLimits } from '../../src/kubernetes/api-client.ts';
+import { API_LIMITS, createApiClient, type ApiAccess, type ApiLimits } from '../../src/kubernetes/api-client.ts';
 import { readPod, type Pod } from '../../src/kubernetes/pods.ts';
 import { createReflector, type Reflector, type ReflectorTiming, type Trouble } from '../../src/kubernetes/reflector.ts';
 import { silentLog } from '../../src/log.ts';
@@ -18,7 +18,7 @@ const FAST: Partial<ReflectorTiming> = {
   missingMs: 60,
   settleMs: 5,
 };
-const SHORT: ApiLimits = { ...API_LIMITS, connectMs: 300, headMs: 300, idleMs: 300 };
+const SHORT: ApiLimits = { ...API_LIMITS, connectMs: 300, headMs: 300, idleMs: 300, credentialsMs: 50 };
 
 const atEnd = endAfterEach();
 async function aServer(options: FakeApiServerOptions = {}): Promise<FakeApiServer> {
@@ -42,11 +42,13 @@ type FollowOptions = {
   readonly limits?: ApiLimits;
   readonly labelSelector?: string;
   readonly token?: () => string;
+  readonly credentials?: ApiAccess['credentials'];
 };
 
 function follow(server: FakeApiServer, options: FollowOptions = {}): Following {
-  const { timing = FAST, limits = SHORT, labelSelector, token } = options;
-  const client = createApiClient({ access: accessTo(server, token), clock: systemClock }, limits);
+  const { timing = FAST, limits = SHORT, labelSelector, token, credentials } = options;
+  const access = { ...accessTo(server, token), ...(credentials === undefined ? {} : { credentials }) };
+  const client = createApiClient({ access, clock: systemClock }, limits);
   const seen: Omit<Following, 'reflector'> = { sizes: [], relists: [], failures: [], troubles: [], pods: [] };
   const reflector = createReflector(
     {
@@ -423,6 +425,20 @@ describe('trouble', () => {
     });
     token = server.token;
     await until(() => following.troubles.at(-1) === null);
+  });
+
+  test('credentials that do not come are told, and stop does not wait for them', async () => {
+    const server = await aServer();
+    const following = follow(server, { credentials: () => new Promise(() => undefined) });
+    await until(() => following.troubles.length === 1);
+    expect(following.troubles[0]).toEqual({
+      cause: 'credentials',
+      text: 'cannot watch pods in namespace rec: no credentials within 50 ms',
+    });
+    await following.reflector.stop();
+    const patient = follow(server, { limits: API_LIMITS, credentials: () => new Promise(() => undefined) });
+    await patient.reflector.stop();
+    expect(server.requests).toEqual([]);
   });
 
   test('a server that is away is trouble, one reset is not', async () => {

@@ -100,6 +100,18 @@ describe('what changes counts at the next request', () => {
   });
 });
 
+test('a plug-in is one process, however many ask while it thinks', async () => {
+  const counted = join(folder, 'asked');
+  const token = JSON.stringify({ status: { token: 'from a plug-in', expirationTimestamp: '2001-01-01T00:00:00Z' } });
+  const exec = { command: 'sh', args: ['-c', `echo >> ${counted}; echo '${token}'`] };
+  const access = await loadApiAccess(aFile({ user: { exec } }));
+  const all = await Promise.all([1, 2, 3].map(() => access.credentials()));
+  expect(new Set(all.map(({ headers }) => headers.authorization))).toEqual(new Set(['Bearer from a plug-in']));
+  expect(readFileSync(counted, 'utf8')).toBe('\n');
+  await access.credentials();
+  expect(readFileSync(counted, 'utf8')).toBe('\n\n');
+});
+
 describe('a kubeconfig that cannot be used says why', () => {
   test.each<[string, () => string]>([
     ['cannot read the kubeconfig FILE: ENOENT', () => join(folder, 'gone')],
