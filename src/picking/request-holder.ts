@@ -18,7 +18,6 @@ import {
   DEFAULT_BLOCK_SIZE_TOKENS,
   type CandidateView,
   type DecisionRecord,
-  type DecisionRung,
   type EndpointKnowledge,
   type EndRecord,
   type Evaluation,
@@ -40,6 +39,8 @@ export type HolderDeps = {
 
 export type Held = {
   readonly reservation: Reservation;
+  /** How long the prompt really is and what of it was matched, where the choice had no tokens. */
+  counted(promptTokens: number, matchedTokens: number): void;
   /** Takes the booking made at the choice back. */
   unbook(): void;
   /** Books what the prompt really is, if the request still is on its way or was served. */
@@ -72,8 +73,11 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
 
   function hold(evaluation: Evaluation, view: CandidateView, receivedMs: number): Held {
     // A reservation lives as long as the answer: of the evaluation, which holds the body, it may keep no more than words.
-    const { model, promptTokens, strategy, rung } = evaluation;
-    const { endpoint, matchedTokens, uncachedTokens } = view;
+    const { model, strategy, rung } = evaluation;
+    const { endpoint, matchedTokens } = view;
+    let { promptTokens } = evaluation;
+    let { uncachedTokens } = view;
+    let isExact = rung === 'exact';
     const nPrompts = evaluation.request === null ? 1 : promptsOf(evaluation.request);
     const nAnswers = nPrompts * (evaluation.request?.nAnswers ?? 1);
     const decidedMs = clock.nowMs();
@@ -120,7 +124,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         usage = nAnswers === 1 ? seen : { ...seen, cachedTokens: null };
       },
       release(outcome) {
-        const computed = computedTokens(usage, promptTokens, rung) ?? (isGuess ? 0 : undefined);
+        const computed = computedTokens(usage, promptTokens, isExact) ?? (isGuess ? 0 : uncachedTokens);
         const isWhole = outcome === 'completed' || outcome === 'assumed';
         if (!load.release(computed, isWhole ? 'served' : 'cut')) return;
         const { trust, coverage } = deps.knowledge(endpoint);
@@ -156,6 +160,12 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
     return {
       reservation,
       isUnanswered: () => unanswered,
+      counted(nTokens, nMatched) {
+        // What the memo knew of it was matched at the choice: since then the engine may have begun with this very prompt.
+        uncachedTokens = Math.max(0, rung === 'memo' ? uncachedTokens + nTokens - promptTokens : nTokens - nMatched);
+        promptTokens = nTokens;
+        isExact = true;
+      },
       unbook() {
         endAll('drop');
         booked = [];
@@ -187,6 +197,7 @@ export function createRequestHolder(deps: HolderDeps): RequestHolder {
         const lengths = answers.map(({ nTokens }) => nTokens);
         const { matchedTokens } = matched(matcher.lookUp(chains, lengths, blockSize), endpoint.slot, trust);
         const promptTokens = lengths.reduce((sum, nTokens) => sum + nTokens, 0);
+        held.counted(promptTokens, matchedTokens);
         record({ kind: 'counted', model, endpoint, promptTokens, predictedCachedTokens: matchedTokens });
       }
       held.book(chains);
@@ -210,11 +221,10 @@ const MOST_UNDERESTIMATED = 4;
  * What the engine really computed of the prompt, where it says so. A count that cannot be of this prompt says nothing: vLLM's
  * responses API adds up all rounds with its tools, and one absurd number would be learnt as the speed of every engine.
  */
-function computedTokens(usage: Usage | null, promptTokens: number, rung: DecisionRung): number | undefined {
+function computedTokens(usage: Usage | null, promptTokens: number, isExact: boolean): number | undefined {
   if (usage === null || usage.cachedTokens === null) return undefined;
-  const isOfPrompt =
-    rung === 'exact'
-      ? Math.abs(usage.promptTokens - promptTokens) <= TEMPLATE_PART * promptTokens + TEMPLATE_TOKENS
-      : usage.promptTokens <= MOST_UNDERESTIMATED * promptTokens + TEMPLATE_TOKENS;
+  const isOfPrompt = isExact
+    ? Math.abs(usage.promptTokens - promptTokens) <= TEMPLATE_PART * promptTokens + TEMPLATE_TOKENS
+    : usage.promptTokens <= MOST_UNDERESTIMATED * promptTokens + TEMPLATE_TOKENS;
   return isOfPrompt ? usage.promptTokens - usage.cachedTokens : undefined;
 }

@@ -14,6 +14,7 @@ export type ModelAccuracy = {
   readonly epoch: number;
   /** Blocks that the end of a prompt loses when it becomes history, as templates close a turn otherwise than they open it. */
   readonly trimBlocks: number;
+  /** Of text, without what a template puts before it. */
   readonly tokensPerByte: number;
 };
 
@@ -23,6 +24,9 @@ type Mutable = {
   epoch: number;
   trimBlocks: number;
   tokensPerByte: number;
+  /** Smoothed, of a prompt. */
+  nTokens: number;
+  nBytes: number;
   readonly claimed: Int32Array;
   readonly wrong: Int32Array;
   next: number;
@@ -40,6 +44,8 @@ const MAX_TRIM_BLOCKS = 4;
 /** What English text and code come to with today's vocabularies. */
 const TOKENS_PER_BYTE = 0.25;
 const SMOOTHING = 0.05;
+/** A template writes some hundred tokens before a text of a few words: only from so many bytes on a text is known by itself. */
+const ASSUMED_BYTES = 2048;
 /** Models come from discovery; this bounds a mistake there. */
 const MAX_MODELS = 1000;
 
@@ -57,9 +63,12 @@ export function createModelAccuracy(minAccuracy = MIN_ACCURACY) {
 
   return {
     of: (model: string): ModelAccuracy => of(model),
-    note(model: string, { claimedBlocks, wrongBlocks }: Verdict, tokensPerByte: number): void {
+    /** @param nTokens of a prompt of so many bytes */
+    note(model: string, { claimedBlocks, wrongBlocks }: Verdict, nTokens: number, nBytes: number): void {
       const one = of(model);
-      one.tokensPerByte += (tokensPerByte - one.tokensPerByte) * SMOOTHING;
+      one.nTokens += (nTokens - one.nTokens) * SMOOTHING;
+      one.nBytes += (nBytes - one.nBytes) * SMOOTHING;
+      one.tokensPerByte = textDensity(one.nTokens, one.nBytes, TOKENS_PER_BYTE);
       if (claimedBlocks === 0) return;
       const at = one.next;
       one.claimedSum += claimedBlocks - one.claimed[at]!;
@@ -82,6 +91,11 @@ export function createModelAccuracy(minAccuracy = MIN_ACCURACY) {
   };
 }
 
+/** Tokens per byte of a text that comes with a template's own tokens. @param assumed where the text is too short to tell */
+export function textDensity(nTokens: number, nBytes: number, assumed: number): number {
+  return (nTokens + assumed * ASSUMED_BYTES) / (nBytes + ASSUMED_BYTES);
+}
+
 function fresh(): Mutable {
   return {
     accuracy: 1,
@@ -89,6 +103,8 @@ function fresh(): Mutable {
     epoch: 0,
     trimBlocks: 0,
     tokensPerByte: TOKENS_PER_BYTE,
+    nTokens: 0,
+    nBytes: 0,
     claimed: new Int32Array(WINDOW),
     wrong: new Int32Array(WINDOW),
     next: 0,

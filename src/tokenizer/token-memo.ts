@@ -12,7 +12,7 @@
  */
 import { createLruMap } from '../lru-map.ts';
 import type { BlockHashes } from '../prefix/block-hash.ts';
-import { createModelAccuracy, type ModelAccuracy, type Verdict } from './memo-accuracy.ts';
+import { createModelAccuracy, textDensity, type ModelAccuracy, type Verdict } from './memo-accuracy.ts';
 import type { PromptKeys } from './prompt-keys.ts';
 
 export type MemoClaim = {
@@ -72,6 +72,7 @@ type Entry = {
   readonly cautiousBlocks: number;
   /** Tokens up to the key's end, as estimated. */
   readonly tokensAtEnd: number;
+  /** Of what may follow. */
   readonly tokensPerByte: number;
 };
 
@@ -158,7 +159,7 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
     learn(model, { keys, endBytes, nBytes: promptBytes }, blockSizeTokens, { nTokens, hashes }, claimed) {
       const verdict = judge(claimed, hashes);
       const tokensPerByte = nTokens / Math.max(1, promptBytes);
-      accuracy.note(model, verdict, tokensPerByte);
+      accuracy.note(model, verdict, nTokens, promptBytes);
       if (claimed?.basis === 'end') accuracy.trim(model, verdict.wrongBlocks);
       const salt = saltOf(blockSizeTokens, accuracy.of(model).epoch);
       const chain: Chain = { hashes, nUsers: 0 };
@@ -184,7 +185,7 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
             follower,
             cautiousBlocks: Math.max(0, Math.floor((nTokens - unsure) / blockSizeTokens)),
             tokensAtEnd: nTokens - tokensPerByte * bytesAfter,
-            tokensPerByte,
+            tokensPerByte: textDensity(nTokens, promptBytes, accuracy.of(model).tokensPerByte),
           });
           nBytes += ENTRY_BYTES;
         } else {

@@ -747,7 +747,7 @@ describe('with how much knowledge', () => {
     expect(rung).toBe('memo');
     expect(candidates.map(({ endpoint }) => endpoint.name)).toEqual(['pod-1', 'pod-2']);
     expect(candidates[1]!.matchedTokens).toBeGreaterThan(5000);
-    expect(promptTokens).toBeGreaterThan(8000);
+    expect(promptTokens).toBeGreaterThan(7500);
     for (const { uncachedTokens, costMs } of candidates) {
       expect(uncachedTokens).toBeGreaterThan(0);
       expect(costMs).toBeGreaterThan(0);
@@ -830,6 +830,32 @@ describe('a reservation', () => {
       }),
     );
     expect(learnt[1]).toEqual(learnt[0]);
+  });
+
+  test('learns the speed of an engine from the tokens of its prompts, also where they come after the choice', async () => {
+    const learnt = async (waitMs: number) => {
+      const { tokenizer, answerAll } = aSlowTokenizer();
+      const { picker, inFlight, clock, endpoints, ends } = aPicker({ specs: [aSpec(1)], tokenizer });
+      for (let i = 0; i < 60; i++) {
+        // A letter is a token, of one byte or of three.
+        const prompt = `${i} ${(i % 2 === 0 ? 'x' : '字').repeat(500 + 100 * (i % 20))}`;
+        const picking = picker.pick(aRequest({ model: 'demo', prompt, stream: true }), signal);
+        if (waitMs === 0) await answerAll();
+        clock.advance(waitMs);
+        const decision = await picking;
+        await answerAll();
+        if (decision.kind !== 'routed') throw new Error('expected a choice');
+        clock.advance(20 + prompt.length / 10);
+        decision.reservation.firstByte();
+        decision.reservation.release('completed');
+        expect(ends[i]).toMatchObject({ promptTokens: prompt.length, rung: waitMs === 0 ? 'exact' : 'load' });
+      }
+      const { prefillSetupMs, prefillMsPerToken } = inFlight.load(endpoints.all()[0]!.slot);
+      return { prefillSetupMs, prefillMsPerToken };
+    };
+    const [late, inTime] = [await learnt(50), await learnt(0)];
+    expect(late.prefillSetupMs).toBeCloseTo(inTime.prefillSetupMs);
+    expect(late.prefillMsPerToken).toBeCloseTo(inTime.prefillMsPerToken);
   });
 
   test.each(['failed', 'cancelled'] as const)(

@@ -132,6 +132,34 @@ describe('the memo', () => {
   });
 });
 
+describe('the length of a prompt known in part', () => {
+  /** As gpt-oss has them: some hundred tokens before the first word. */
+  const wordy: Template = (turns, tools) =>
+    `${Array.from({ length: 120 }, (_, i) => `rule ${i}`).join('. ')}\n${TEMPLATES.appending(turns, tools)}`;
+
+  test('is that of its text, however short the prompt was from which its beginning is known', () => {
+    const memo = createTokenMemo({ maxBytes: 1 << 20 });
+    const first = ask(memo, wordy, [user('hi')]);
+    expect(first.answer.nTokens).toBeGreaterThan(100);
+    const pasted = Array.from({ length: 3000 }, (_, i) => `line ${i} of it`).join(', ');
+    const turns = [user('hi'), assistant('hello'), user(pasted)];
+    const { claim, answer } = ask(memo, wordy, turns);
+    expect(claim!.promptTokens / answer.nTokens).toBeGreaterThan(0.4);
+    expect(claim!.promptTokens / answer.nTokens).toBeLessThan(1.5);
+  });
+
+  test('is told from its bytes as a text is dense, though most prompts are a template with a few words', () => {
+    const memo = createTokenMemo({ maxBytes: 1 << 20 });
+    for (let i = 0; i < 200; i++) ask(memo, wordy, [user(`hi ${i}`)]);
+    expect(memo.tokensPerByte('m')).toBeLessThan(0.75);
+    const pasted = [user('This is an ordinary text, as people write it. '.repeat(1000))];
+    const perByte = conversations.answer(wordy, pasted).nTokens / conversations.keys(pasted).nBytes;
+    for (let i = 0; i < 3; i++) ask(memo, wordy, pasted);
+    expect(memo.tokensPerByte('m') / perByte).toBeGreaterThan(0.8);
+    expect(memo.tokensPerByte('m') / perByte).toBeLessThan(1.25);
+  });
+});
+
 describe('its memory', () => {
   test('stays within its bound, and what is used is kept', () => {
     const memo = createTokenMemo({ maxBytes: 64 * 1024 });
