@@ -27,6 +27,7 @@ import {
   type ResponseSide,
   type ResponseSideOptions,
 } from './response-side.ts';
+import { ENVOY_LIMITS } from './steering.ts';
 import { streamMode, type StreamMode } from './stream-mode.ts';
 import type { Observer } from './usage-join.ts';
 
@@ -228,7 +229,13 @@ export function createExchange(
         destinationHeader: options.destinationHeader,
         targetPodHeader: options.targetPodHeader,
       },
-      { send: sendAnswer, ready, tooLarge: () => refuse(bodyTooLarge(options.bodyMaxBytes)), illegal },
+      {
+        send: sendAnswer,
+        ready,
+        tooLarge: () => refuse(bodyTooLarge(options.bodyMaxBytes)),
+        stuck: (headers) => refuse(headersTooLarge(headers, ENVOY_LIMITS)),
+        illegal,
+      },
     );
   }
 

@@ -10,44 +10,33 @@ import type { PickRequest, Subset } from './picker.ts';
 import {
   NO_HEADERS,
   type BodyMessage,
-  type HeaderChange,
   type HeaderMap,
   type HeadersMessage,
   type MessageKind,
   type ProcessingResponse,
 } from './messages.ts';
 import { Pieces } from './pieces.ts';
-import { DATA_PARALLEL_RANK, DESTINATION, ECHO_CHUNK_BYTES, TARGET_POD } from './protocol.ts';
+import { ECHO_CHUNK_BYTES } from './protocol.ts';
+import { createSteering, type Choice, type SteeringOptions } from './steering.ts';
 
 /** Body mode of one stream. STREAMED splits: with `send_body_without_waiting…` the headers answer may wait for the body. */
 export type RequestBodyMode =
   'NONE' | 'BUFFERED' | 'BUFFERED_PARTIAL' | 'STREAMED' | 'STREAMED_WITHOUT_WAITING' | 'FULL_DUPLEX_STREAMED';
 
-export type RequestSideOptions = {
+export type RequestSideOptions = SteeringOptions & {
   readonly mode: RequestBodyMode;
   /** `announced` by Envoy, or `assumed` because an old Envoy says nothing: then odd messages are answered, not refused. */
   readonly modeSource: 'announced' | 'assumed';
   readonly bodyMaxBytes: number;
-  readonly destinationHeader: string;
-  readonly targetPodHeader: 'set' | 'off';
 };
-
-/** Where the request goes: `destination` as the header says it, or wherever Envoy's own policy sends it. */
-export type Choice =
-  | {
-      readonly kind: 'routed';
-      readonly destination: string;
-      readonly first: string;
-      /** Null = any behind the address. */
-      readonly dataParallelRank: number | null;
-    }
-  | { readonly kind: 'pass' };
 
 export type RequestSideOutput = {
   send(response: ProcessingResponse): void;
   /** The request is as complete as this mode will show it. Called at most once. */
   ready(request: PickRequest): void;
   tooLarge(): void;
+  /** Headers that steer, and that Envoy does not let us take away. */
+  stuck(headers: HeaderMap): void;
   illegal(what: string): void;
 };
 
@@ -67,16 +56,11 @@ export type RequestSide = {
 /** `waiting` for more of the request, `ready` for the choice, `answered`. */
 type State = 'waiting' | 'ready' | 'answered';
 
-/** Envoy's default: a change that brings a request above it ends in its own 500, also with `failure_mode_allow`. */
-const ENVOY_MAX_HEADERS = 100;
-
-/** What steers, whatever the configured name. */
-const CONTROL_HEADERS: readonly string[] = [DESTINATION, TARGET_POD, DATA_PARALLEL_RANK];
-
 const EMPTY_BODY = new Uint8Array(0);
 
 export function createRequestSide(options: RequestSideOptions, output: RequestSideOutput): RequestSide {
   const { mode } = options;
+  const steering = createSteering(options);
   const collects = mode === 'FULL_DUPLEX_STREAMED' || mode === 'STREAMED_WITHOUT_WAITING';
   const buffers = mode === 'BUFFERED' || mode === 'BUFFERED_PARTIAL';
   let state: State = 'waiting';
@@ -118,6 +102,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     }
     headers = message.headers;
     headersCame = true;
+    if (steering.isStuck(headers)) return output.stuck(headers);
     if (message.endOfStream) {
       ended = 'with_body';
       // An empty body is one that was shown, whatever the mode.
@@ -131,8 +116,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     }
     if (buffers) {
       // Should this process die before the body's answer, a fail-open Envoy goes on with these headers.
-      const remove = controlHeadersSeen();
-      output.send(continueResponse('request_headers', remove.length > 0 ? { set: [], remove } : null));
+      output.send(continueResponse('request_headers', steering.removal(headers)));
     }
   }
 
@@ -208,7 +192,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     if (state !== 'ready') return;
     state = 'answered';
     const destination = choice.kind === 'routed' ? choice.destination : null;
-    const change = headerChange(choice);
+    const change = steering.change(headers, choice);
     headers = null;
     if (carrier === 'request_headers') output.send(continueResponse('request_headers', change, destination));
     if (mode === 'FULL_DUPLEX_STREAMED') {
@@ -236,31 +220,6 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       output.send(echoResponse('request_body', body.subarray(start, end), last && end === body.length, metadata));
       metadata = null;
     }
-  }
-
-  /** What a client wrote never steers: overwritten by a choice, removed without one. */
-  function headerChange(choice: Choice): HeaderChange {
-    const set: [string, string][] = [];
-    if (choice.kind === 'routed') {
-      set.push([options.destinationHeader, choice.destination]);
-      if (options.targetPodHeader === 'set') set.push([TARGET_POD, choice.first]);
-      if (choice.dataParallelRank !== null) set.push([DATA_PARALLEL_RANK, String(choice.dataParallelRank)]);
-    }
-    // The metadata says the same of the destination, and any rank can compute it: better than a request that Envoy refuses.
-    if ((headers?.count ?? 0) + set.length > ENVOY_MAX_HEADERS) set.length = 0;
-    // Headers withheld from this filter by `forward_rules` may be there all the same: without a choice all names go.
-    const remove = choice.kind === 'routed' ? controlHeadersSeen() : controlHeaders();
-    return { set, remove: remove.filter((name) => set.every(([key]) => key !== name)) };
-  }
-
-  function controlHeaders(): readonly string[] {
-    const { destinationHeader } = options;
-    return CONTROL_HEADERS.includes(destinationHeader) ? CONTROL_HEADERS : [destinationHeader, ...CONTROL_HEADERS];
-  }
-
-  function controlHeadersSeen(): readonly string[] {
-    const seen = headers;
-    return seen === null ? controlHeaders() : controlHeaders().filter((name) => seen.get(name) !== undefined);
   }
 
   return {

@@ -109,6 +109,31 @@ describe.each(MODES)('with $name', ({ envoy }) => {
     expect(finishedRequests(stage.pods).filter((n, i) => n !== before[i])).toHaveLength(1);
   });
 
+  test('a request has as many headers as Envoy lets in', async () => {
+    const statusWith = async (headers: Record<string, string>): Promise<number> => {
+      const response = await fetch(`http://${stage.envoy.listenerAddress}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', ...headers },
+        body: JSON.stringify(aChat('hello')),
+      });
+      await response.arrayBuffer();
+      return response.status;
+    };
+    const some = (n: number): Record<string, string> =>
+      Object.fromEntries(Array.from({ length: n }, (_, i) => [`x-filler-${i}`, '']));
+    const statuses = new Set<number>();
+    for (let n = 78; n <= 100; n += 1) {
+      statuses.add(await statusWith(some(n)));
+      statuses.add(await statusWith({ ...some(n), 'target-pod': '10.6.6.6:80' }));
+    }
+    // Refused by Envoy itself when it reads them, or served.
+    expect([...statuses].sort()).toEqual([200, 431]);
+    // Beyond what the pods take, which say so.
+    for (let nBytes = 60_900; nBytes <= 61_400; nBytes += 20) {
+      expect(await statusWith({ cookie: 'c'.repeat(nBytes) })).toBe(431);
+    }
+  });
+
   test('load is handed back: nothing is in flight when nothing runs', async () => {
     await eventually(async () => {
       const views = (await endpointViews(stage.warmpath.admin)) as unknown as { load: { inFlightRequests: number } }[];

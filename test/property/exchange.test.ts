@@ -58,7 +58,7 @@ type Run = { h: Harness; envoy: EnvoyModel; held: Held; decided: boolean; endedE
 
 /** Runs the plan until nothing is possible any more; answers reach Envoy late, one by one, as a network delivers them. */
 function run(plan: Plan): Run {
-  const h = createHarness({ failureMode: plan.failureMode });
+  const h = createHarness({ failureMode: plan.failureMode, maxHeaders: 256, maxHeaderBytes: 128 * 1024 });
   const envoy = createEnvoyModel(plan.scenario);
   const { fate, reservation } = createHeld();
   let nDelivered = 0;
@@ -142,6 +142,38 @@ test('an exchange left alone answers everything, changes no byte, and no forged 
       const { headers, metadata } = envoy.pod.picked!;
       const value = plan.decision === 'routed' ? CHOICE.join(',') : undefined;
       expect([headers[DESTINATION], metadata ?? undefined, headers['target-pod']]).toEqual([value, value, undefined]);
+    }),
+    { numRuns: 600 },
+  );
+});
+
+/** Around Envoy's limits, as they may come after what Envoy has added itself. */
+const largeHeaders = fc
+  .record({
+    nHeaders: fc.oneof(fc.constant(0), fc.integer({ min: 85, max: 105 })),
+    nBytes: fc.oneof(fc.constant(0), fc.integer({ min: 60_900, max: 61_600 })),
+    forged: fc.subarray([DESTINATION, 'target-pod', 'x-data-parallel-rank']),
+  })
+  .map(({ nHeaders, nBytes, forged }) => ({
+    ...Object.fromEntries(Array.from({ length: nHeaders }, (_, i) => [`x-${i}`, ''])),
+    ...(nBytes > 0 ? { cookie: 'ü'.repeat(nBytes >> 1) } : {}),
+    ...Object.fromEntries(forged.map((name) => [name, FORGED])),
+  }));
+
+test('no headers are so many or so large that Envoy refuses what is changed, and forged ones reach no pod', () => {
+  const cases = fc.tuple(plans, largeHeaders, fc.boolean());
+  fc.assert(
+    fc.property(cases, ([drawn, headers, isRouted]) => {
+      const scenario = { ...drawn.scenario, headers } as Scenario;
+      const decision = isRouted ? 'routed' : 'rejected';
+      const { envoy } = run({ ...drawn, scenario, failureMode: 'open', decision, endAfter: 1000, ending: 'reset' });
+      if (envoy.client.immediate !== null) {
+        expect(envoy.client.immediate.immediate!.details).toBe('warmpath_headers_too_large');
+        return;
+      }
+      const { headers: got, metadata } = envoy.pod.picked!;
+      expect(metadata).toBe(isRouted ? CHOICE.join(',') : null);
+      expect(Object.values(got)).not.toContain(FORGED);
     }),
     { numRuns: 600 },
   );

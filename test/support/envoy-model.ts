@@ -134,8 +134,14 @@ export function createEnvoyModel(scenario: Scenario): EnvoyModel {
   }
 
   function mutate(answer: Answer): void {
+    if (!answer.changesHeaders) return;
     for (const name of answer.remove) delete headers[name];
     Object.assign(headers, answer.set);
+    const fields = Object.entries(headers);
+    const nBytes = fields.reduce((sum, [name, value]) => sum + Buffer.byteLength(name) + Buffer.byteLength(value), 0);
+    if (fields.length > 100 || nBytes > 60 * 1024) {
+      throw new Error(`header_mutation_result_exceeds_limit: ${fields.length} headers, ${nBytes} bytes`);
+    }
   }
 
   /** The router runs once the filter lets the headers go on. */

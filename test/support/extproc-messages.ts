@@ -7,6 +7,8 @@ export type WireRequest = Record<string, unknown>;
 /** An answer by meaning. */
 export type Answer = {
   readonly kind: string;
+  /** Whether there is a header mutation, be it an empty one. */
+  readonly changesHeaders: boolean;
   readonly set: Readonly<Record<string, string>>;
   readonly remove: readonly string[];
   /** `envoy.lb` / `x-gateway-destination-endpoint` of the dynamic metadata. */
@@ -69,6 +71,7 @@ export function answerOf(decoded: object): Answer {
   const streamed = common?.body_mutation?.streamed_response;
   return {
     kind,
+    changesHeaders: mutation !== undefined,
     set: Object.fromEntries(
       (mutation?.set_headers ?? []).map(({ header }) => [header.key, header.raw_value?.toString('utf8') ?? '']),
     ),
