@@ -8,7 +8,7 @@ import { createAdminServer } from './admin/http.ts';
 import { createReadiness } from './admin/readiness.ts';
 import { createReporter } from './app-reporter.ts';
 import type { Clock } from './clock.ts';
-import { changedKeys, redactedConfig, withLiveKeys, type Config } from './config.ts';
+import { changedKeys, redactedConfig, withLiveKeys, type Config, type ConfigKey } from './config.ts';
 import { createEndpointPicker } from './endpoint-picker.ts';
 import { createEndpointStore, type EndpointStore } from './endpoints/endpoint-store.ts';
 import {
@@ -58,8 +58,8 @@ export type App = {
   start(): Promise<AppAddresses>;
   /** Drains and stops everything; idempotent. */
   stop(): Promise<void>;
-  /** Puts what may change while it runs into effect. @returns the keys that differ from what is in effect */
-  reconfigure(next: Config): ReturnType<typeof changedKeys>;
+  /** Puts what may change while it runs into effect. @returns the keys that changed, and those that a restart would change */
+  reconfigure(next: Config): { readonly live: readonly ConfigKey[]; readonly atStart: readonly ConfigKey[] };
   /** The newest file is wrong: nothing changes but what readiness says. */
   refuseConfig(mistakes: readonly string[]): void;
 };
@@ -411,12 +411,13 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
         .then(() => starting)
         .then(stop, stop)),
     reconfigure(next) {
-      const changed = changedKeys(current, next);
+      const before = current;
       current = withLiveKeys(config, next);
-      if (changed.live.includes('discovery.endpoints')) staticEndpoints.replace(current.discovery.endpoints);
-      const waiting = changedKeys(config, next).atStart;
-      showConfig(waiting.length === 0 ? 'ok' : `ok, but a restart is needed for ${waiting.join(', ')}`);
-      return { live: changed.live, atStart: waiting };
+      const live = changedKeys(before, current);
+      if (live.includes('discovery.endpoints')) staticEndpoints.replace(current.discovery.endpoints);
+      const atStart = changedKeys(current, next);
+      showConfig(atStart.length === 0 ? 'ok' : `ok, but a restart is needed for ${atStart.join(', ')}`);
+      return { live, atStart };
     },
     refuseConfig: (mistakes) => showConfig(`ok, but not the newest file: ${mistakes.join('; ')}`),
   };

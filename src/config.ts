@@ -42,6 +42,8 @@ export type Setting<T> = {
   readonly meaning: string;
   /** True: a changed file takes effect at once. False: at the next start. */
   readonly reloadable: boolean;
+  /** Keys that say whether this one is asked at all: together with a change of theirs it waits for the next start. */
+  readonly waitsFor?: readonly string[];
 };
 
 const strategyText: Kind<string> = {
@@ -137,7 +139,10 @@ const SETTINGS = {
   ),
   'discovery.mode': setting(choice('static', 'kubernetes'), 'static', 'where endpoints come from'),
   'discovery.file': setting(optional(filePath), null, 'static endpoints: a watched YAML file'),
-  'discovery.endpoints': live(structure, null, 'static endpoints, inline; same format as the list in the file'),
+  'discovery.endpoints': {
+    ...live(structure, null, 'static endpoints, inline; same format as the list in the file'),
+    waitsFor: ['discovery.mode', 'discovery.file'],
+  },
   'discovery.adapterIntervalMs': setting(
     milliseconds(0, 3_600_000),
     15_000,
@@ -406,21 +411,19 @@ export function loadConfig(input: ConfigInput): LoadedConfig {
   return { kind: 'config', config, notices: [...sources.notices, ...new Set(aliased), ...doubtful(config)], where };
 }
 
-/** Keys whose values differ, those that take effect at once apart from those that need a restart. */
-export function changedKeys(
-  before: Config,
-  after: Config,
-): { readonly live: ConfigKey[]; readonly atStart: ConfigKey[] } {
-  const changed = KEYS.filter((key) => JSON.stringify(valueOf(before, key)) !== JSON.stringify(valueOf(after, key)));
-  return {
-    live: changed.filter((key) => SETTINGS[key].reloadable),
-    atStart: changed.filter((key) => !SETTINGS[key].reloadable),
-  };
+/** Keys whose values differ. */
+export function changedKeys(before: Config, after: Config): readonly ConfigKey[] {
+  return KEYS.filter((key) => JSON.stringify(valueOf(before, key)) !== JSON.stringify(valueOf(after, key)));
 }
 
 /** What is in effect when a process that started with one configuration has read another. */
 export function withLiveKeys(atStart: Config, newest: Config): Config {
-  return nest(new Map(KEYS.map((key) => [key, valueOf(SETTINGS[key].reloadable ? newest : atStart, key)])));
+  const waiting = changedKeys(atStart, newest).filter((key) => !SETTINGS[key].reloadable);
+  const isLive = (key: ConfigKey): boolean => {
+    const { reloadable, waitsFor = [] }: Setting<unknown> = SETTINGS[key] as Setting<unknown>;
+    return reloadable && !waiting.some((other) => waitsFor.includes(other));
+  };
+  return nest(new Map(KEYS.map((key) => [key, valueOf(isLive(key) ? newest : atStart, key)])));
 }
 
 /** The effective configuration, readable by `loadConfig`. */

@@ -539,6 +539,27 @@ describe('the product with discovery.mode kubernetes', () => {
     expect(await code).toBe(0);
   });
 
+  test('a file that goes over to a static list changes no fleet before a restart', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0' }));
+    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
+    atEnd(() => rm(folder, { recursive: true, force: true }));
+    const kubeconfig = join(folder, 'config');
+    await writeFile(kubeconfig, kubeconfigOf(server));
+    const app = createApp(stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } }), {
+      log: silentLog,
+      clock: systemClock,
+    });
+    atEnd(() => app.stop());
+    const { admin } = await app.start();
+    const list = [{ name: 'a', address: '10.9.9.9:80', model: 'm', kvEvents: 'none' }];
+    const kubernetes = { kubeconfig };
+    const next = app.reconfigure(stageConfig([], { discovery: { mode: 'static', endpoints: list, kubernetes } }));
+    expect(next).toEqual({ live: [], atStart: ['discovery.mode', 'discovery.endpoints'] });
+    const endpoints = await (await fetch(`http://${admin}/api/v1/endpoints`)).json();
+    expect(endpoints).toEqual([expect.objectContaining({ address: '10.0.0.0:8000' })]);
+  });
+
   test('a configuration that is written while the first list is awaited is not missed', async () => {
     const server = await aServer();
     const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));

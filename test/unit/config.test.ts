@@ -43,19 +43,26 @@ describe('a file that changes while it is in use', () => {
   const before = configOf({});
   const after = configOf({ sets: ['log.level=debug', 'kvEvents.port=6000', 'discovery.endpoints=[]'] });
 
-  test('what can change at once is told apart from what needs a restart', () => {
-    expect(changedKeys(before, after)).toEqual({
-      live: ['discovery.endpoints', 'log.level'],
-      atStart: ['kvEvents.port'],
-    });
-    expect(changedKeys(before, configOf({}))).toEqual({ live: [], atStart: [] });
-  });
-
-  test('only the former is in effect', () => {
+  test('only what can change at once is in effect, the rest needs a restart', () => {
     const effective = withLiveKeys(before, after);
+    expect(changedKeys(before, effective)).toEqual(['discovery.endpoints', 'log.level']);
+    expect(changedKeys(effective, after)).toEqual(['kvEvents.port']);
     expect(effective.log.level).toBe('debug');
     expect(effective.kvEvents.port).toBe(5557);
-    expect(changedKeys(effective, after)).toEqual({ live: [], atStart: ['kvEvents.port'] });
+    expect(changedKeys(before, withLiveKeys(before, configOf({})))).toEqual([]);
+  });
+
+  test.each([
+    [['discovery.mode=kubernetes'], ['discovery.mode']],
+    [['discovery.file=endpoints.yaml'], ['discovery.file']],
+  ])('endpoints that %j takes the place of stay until then', (sets, deciding) => {
+    const listed = configOf({ sets: ['discovery.endpoints=[]'] });
+    const [there, back] = [withLiveKeys(listed, configOf({ sets })), withLiveKeys(configOf({ sets }), listed)];
+    expect(there).toEqual(listed);
+    expect(back).toEqual(configOf({ sets }));
+    expect(changedKeys(there, configOf({ sets }))).toEqual(
+      expect.arrayContaining([...deciding, 'discovery.endpoints']),
+    );
   });
 });
 
