@@ -3,6 +3,7 @@
  * certificate that cannot be used keeps the old one and says so. Client certificates are required where a client CA is
  * configured.
  */
+import { X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { experimental, ServerCredentials } from '@grpc/grpc-js';
@@ -39,6 +40,7 @@ const SELF_SIGNED_DAYS = 3650;
 /** Rejects when the first reading fails: a server without its certificate must not start. */
 export async function createReloadingTls(files: TlsFiles, deps: { log: Log; clock: Clock }): Promise<ServerTls> {
   let current = await readMaterial(files);
+  prove(current, files);
   let timer: Timer | null = null;
   let stopped = false;
   let complained = '';
@@ -62,8 +64,10 @@ export async function createReloadingTls(files: TlsFiles, deps: { log: Log; cloc
   async function reload(): Promise<void> {
     try {
       const next = await readMaterial(files);
+      const isSame = sameMaterial(next, current);
+      if (!isSame) prove(next, files);
       complained = '';
-      if (stopped || sameMaterial(next, current)) return;
+      if (stopped || isSame) return;
       current = next;
       for (const listener of ca) listener({ caCertificate: next.clientCa ?? Buffer.alloc(0) });
       for (const listener of identity) listener({ certificate: next.cert, privateKey: next.key });
@@ -113,13 +117,17 @@ export async function createSelfSignedTls(clock: Clock): Promise<ServerTls> {
   return { credentials: ServerCredentials.createSsl(null, [pair]), stop: () => undefined };
 }
 
-/** Reads and proves: a key that does not fit its certificate is refused here and not at the next handshake. */
 async function readMaterial(files: TlsFiles): Promise<Material> {
   const cert = await readPem(files.certFile, 'server.tls.certFile');
   const key = await readPem(files.keyFile, 'server.tls.keyFile');
   const clientCa = files.clientCaFile === null ? null : await readPem(files.clientCaFile, 'server.tls.clientCaFile');
+  return { cert, key, clientCa };
+}
+
+/** What does not work is refused here and not at the next handshake. */
+function prove({ cert, key, clientCa }: Material, files: TlsFiles): void {
   try {
-    createSecureContext({ cert, key, ca: clientCa ?? undefined, minVersion: 'TLSv1.2' });
+    createSecureContext({ cert, key, minVersion: 'TLSv1.2' });
   } catch (error) {
     throw new WarmpathError(
       'io_failed',
@@ -127,8 +135,34 @@ async function readMaterial(files: TlsFiles): Promise<Material> {
       { cause: error },
     );
   }
-  return { cert, key, clientCa };
+  if (clientCa !== null) proveCa(clientCa.toString('latin1'), files.clientCaFile!);
 }
+
+/** OpenSSL takes what it can read of a file, be it nothing: then no client would be let in, or some no longer. */
+function proveCa(pem: string, path: string): void {
+  const certificates = pem.match(CERTIFICATE) ?? [];
+  const nBegun = pem.split(CERTIFICATE_BEGIN).length - 1;
+  const problem =
+    nBegun === 0
+      ? 'got none, expected PEM certificates'
+      : certificates.length < nBegun
+        ? `got ${nBegun} of which one is cut off`
+        : certificates.map(problemOf).find((text) => text !== null);
+  if (problem === undefined) return;
+  throw new WarmpathError('io_failed', `server.tls.clientCaFile: no certificates of a CA in ${path}: ${problem}`);
+}
+
+function problemOf(certificate: string): string | null {
+  try {
+    new X509Certificate(certificate);
+    return null;
+  } catch (error) {
+    return errorText(error);
+  }
+}
+
+const CERTIFICATE_BEGIN = '-----BEGIN CERTIFICATE-----';
+const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g;
 
 async function readPem(path: string, key: string): Promise<Buffer> {
   try {

@@ -593,4 +593,67 @@ describe('tls', () => {
     await until(() => lines.some(({ msg }) => msg === 'tls certificate reloaded'), 'the reload');
     expect(await works('server-b')).toBe(true);
   });
+
+  describe('the CA of clients', () => {
+    const bytesOf = (name: string): Buffer => readFileSync(`${TLS}${name}`);
+    const [old, own] = [bytesOf('ca.crt'), bytesOf('server-b.crt')];
+    /** With what a file holds that Node would take as it is. */
+    const unusable: readonly (readonly [name: string, bytes: Buffer, words: RegExp])[] = [
+      ['nothing', Buffer.alloc(0), /got none, expected PEM certificates$/],
+      ['a key', bytesOf('server-a.key'), /got none, expected PEM certificates$/],
+      ['a certificate cut off', old.subarray(0, 200), /got 1 of which one is cut off$/],
+      ['a second one cut off', Buffer.concat([old, own.subarray(0, 200)]), /got 2 of which one is cut off$/],
+      ['noise in PEM', Buffer.from(old.toString().replace(/\nM[^]{60}/, '\nMIIA')), /no certificates of a CA in/],
+    ];
+    const tls = (clientCaFile: string): Partial<ExtProcServerOptions> => ({
+      tls: { certFile: `${TLS}server-a.crt`, keyFile: `${TLS}server-a.key`, clientCaFile, reloadEveryMs: 10 },
+    });
+    const aFile = (bytes: Buffer): string => {
+      const dir = mkdtempSync(join(tmpdir(), 'warmpath-ca-'));
+      atEnd(() => rmSync(dir, { recursive: true }));
+      writeFileSync(join(dir, 'ca.crt'), bytes);
+      return join(dir, 'ca.crt');
+    };
+    const replace = (path: string, bytes: Buffer): void => {
+      writeFileSync(`${path}.next`, bytes);
+      renameSync(`${path}.next`, path);
+    };
+
+    test.each(unusable)('%s is a mistake at start', async (_name, bytes, words) => {
+      await expect(serve(tls(aFile(bytes)))).rejects.toMatchObject({
+        code: 'io_failed',
+        message: expect.stringMatching(words),
+      });
+    });
+
+    test('a new one is taken up, an unusable one keeps the old and says so', async () => {
+      const path = aFile(old);
+      const { address, lines } = await serve(tls(path));
+      const isServed = async (name: string): Promise<boolean> => {
+        const client = createExtProcClient(
+          address,
+          credentials.createSsl(ca, bytesOf(`${name}.key`), bytesOf(`${name}.crt`)),
+        );
+        const stream = client.open();
+        stream.send(requestHeaders({ endOfStream: true }), announced('NONE'));
+        const served = await stream.next().then(
+          () => true,
+          () => false,
+        );
+        client.close();
+        return served;
+      };
+      for (const [name, bytes, words] of unusable) {
+        replace(path, bytes);
+        await until(() => lines.some(({ error }) => words.test(error ?? '')), `the complaint of ${name}`);
+        expect([await isServed('client'), await isServed('server-b')]).toEqual([true, false]);
+      }
+      replace(path, Buffer.concat([Buffer.from('# two of them\n'), own, old]));
+      await until(() => lines.some(({ msg }) => msg === 'tls certificate reloaded'), 'the reload of both');
+      expect([await isServed('client'), await isServed('server-b')]).toEqual([true, true]);
+      replace(path, own);
+      await until(() => lines.filter(({ msg }) => msg === 'tls certificate reloaded').length === 2, 'the last reload');
+      expect([await isServed('client'), await isServed('server-b')]).toEqual([false, true]);
+    });
+  });
 });
