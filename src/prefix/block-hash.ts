@@ -202,7 +202,9 @@ export function canonicalExtraKeys(
 
 /**
  * The same form for a request: multimodal items that overlap a block in order of their position, each with its start
- * relative to the block (negative where it began earlier), then in the first block the salt.
+ * relative to the block (negative where it began earlier), then in the first block the salt. Of items that overlap each other,
+ * as a video and its sound, a later one counts from the block on in which the earlier one ends, and none once the last has ended
+ * (vLLM's `_gen_mm_extra_hash_keys`).
  * @param features ordered by offset
  */
 export function requestExtraKeys(
@@ -213,10 +215,17 @@ export function requestExtraKeys(
 ): BlockExtraKeys | null {
   if (nBlocks === 0 || (cacheSalt === null && features.length === 0)) return null;
   const keys: (ExtraKey[] | null)[] = new Array<ExtraKey[] | null>(nBlocks).fill(null);
-  for (const { identifier, offset, length } of features) {
-    const last = Math.min(nBlocks - 1, Math.floor((offset + length - 1) / blockSizeTokens));
-    for (let block = Math.floor(offset / blockSizeTokens); block <= last; block++) {
-      (keys[block] ??= []).push([identifier, offset - block * blockSizeTokens]);
+  const last = features[features.length - 1];
+  const endTokens = last === undefined ? 0 : last.offset + last.length;
+  let next = 0;
+  for (let block = 0; block < nBlocks && block * blockSizeTokens < endTokens; block++) {
+    const start = block * blockSizeTokens;
+    const end = start + blockSizeTokens;
+    for (; next < features.length && features[next]!.offset < end; next++) {
+      const { identifier, offset, length } = features[next]!;
+      if (offset + length <= start) continue;
+      (keys[block] ??= []).push([identifier, offset - start]);
+      if (offset + length > end) break;
     }
   }
   if (cacheSalt !== null) (keys[0] ??= []).push(cacheSalt);

@@ -253,6 +253,54 @@ describe('canonical extra keys', () => {
     ['no full block', 'salt', [], 0, null],
     ['an image behind the last full block', null, [{ identifier: 'cat', offset: 64, length: 9 }], 4, null],
     ['an image that ends with a block', null, [{ identifier: 'cat', offset: 0, length: 16 }], 2, [[['cat', 0]], null]],
+    [
+      // Qwen-Omni: both have the place of both.
+      'a video with its sound',
+      null,
+      [
+        { identifier: 'video', offset: 5, length: 40 },
+        { identifier: 'sound', offset: 5, length: 40 },
+      ],
+      4,
+      [
+        [['video', 5]],
+        [['video', -11]],
+        [
+          ['video', -27],
+          ['sound', -27],
+        ],
+        null,
+      ],
+    ],
+    [
+      'an item inside of another, and one that begins where it ends',
+      's',
+      [
+        { identifier: 'outer', offset: 4, length: 30 },
+        { identifier: 'inner', offset: 20, length: 4 },
+        { identifier: 'next', offset: 34, length: 20 },
+      ],
+      4,
+      [
+        [['outer', 4], 's'],
+        [['outer', -12]],
+        [
+          ['outer', -28],
+          ['next', 2],
+        ],
+        [['next', -14]],
+      ],
+    ],
+    [
+      'nothing of an item behind the end of the last one, as vLLM has it',
+      null,
+      [
+        { identifier: 'outer', offset: 0, length: 60 },
+        { identifier: 'inner', offset: 2, length: 4 },
+      ],
+      3,
+      [[['outer', 0]], null, null],
+    ],
   ] as const)('of a request with %s', (_, salt, features, nBlocks, want) => {
     expect(requestExtraKeys(salt, features, 16, nBlocks)).toEqual(want);
   });
