@@ -1,7 +1,7 @@
 /**
  * Joins the stream that is answered with one that only observes: a second ext_proc filter in observability mode sees the
- * response body without delaying a token, on a stream of its own. The key is `x-request-id`; where two open requests share
- * one, neither is joined. A filter pair served by two processes is not joined either: then usage is simply unknown.
+ * response body without delaying a token, on a stream of its own. The key is `x-request-id`, which clients may write: where two
+ * open requests share one, nobody is joined until all streams of that name are gone. A filter pair served by two processes is not joined either: then usage is simply unknown.
  */
 import type { Usage } from '../openai/usage.ts';
 import type { Reservation } from './picker.ts';
@@ -22,64 +22,85 @@ export type UsageJoin = {
 };
 
 type ReleaseOutcome = Parameters<Reservation['release']>[0];
-type Joined = {
+
+type Held = {
   readonly reservation: Reservation;
   /** Set when the answered stream ended first: the release waits for the observer, who is about to see the usage. */
   waiting: ReleaseOutcome | null;
 };
 
+/** All that is open under one request id. */
+type Name = {
+  readonly held: Set<Held>;
+  nObservers: number;
+  /** What an observer of this name sees is of one of several requests. */
+  isShared: boolean;
+};
+
 export function createUsageJoin(): UsageJoin {
-  const joined = new Map<string, Joined>();
-  const shared = new Set<string>();
-  const nObservers = new Map<string, number>();
+  const names = new Map<string, Name>();
+
+  function nameOf(requestId: string): Name {
+    let name = names.get(requestId);
+    if (!name) names.set(requestId, (name = { held: new Set(), nObservers: 0, isShared: false }));
+    return name;
+  }
+
+  function end(requestId: string, name: Name, held: Held, outcome: ReleaseOutcome): void {
+    if (!name.held.delete(held)) return;
+    forgetUnused(requestId, name);
+    held.reservation.release(outcome);
+  }
+
+  function endWaiting(requestId: string, name: Name): void {
+    for (const held of name.held) if (held.waiting !== null) end(requestId, name, held, held.waiting);
+  }
+
+  function forgetUnused(requestId: string, { held, nObservers }: Name): void {
+    if (held.size === 0 && nObservers === 0) names.delete(requestId);
+  }
 
   function join(requestId: string | undefined, reservation: Reservation): Reservation {
     if (requestId === undefined) return reservation;
-    if (joined.has(requestId)) {
-      shared.add(requestId);
-      return reservation;
+    const name = nameOf(requestId);
+    const held: Held = { reservation, waiting: null };
+    name.held.add(held);
+    if (name.held.size > 1) {
+      name.isShared = true;
+      endWaiting(requestId, name);
     }
-    const entry: Joined = { reservation, waiting: null };
-    joined.set(requestId, entry);
     return {
       expectedAnswerMs: reservation.expectedAnswerMs ?? null,
       firstByte: () => reservation.firstByte(),
       observe: (usage) => reservation.observe(usage),
       release(outcome) {
-        if (joined.get(requestId) !== entry) return;
+        if (!name.held.has(held)) return;
         const isServed = outcome === 'completed' || outcome === 'assumed';
-        if (isServed && nObservers.has(requestId)) entry.waiting ??= outcome;
-        else end(requestId, entry, outcome);
+        if (isServed && name.nObservers > 0 && !name.isShared) held.waiting ??= outcome;
+        else end(requestId, name, held, outcome);
       },
     };
   }
 
-  function end(requestId: string, entry: Joined, outcome: ReleaseOutcome): void {
-    joined.delete(requestId);
-    shared.delete(requestId);
-    entry.reservation.release(outcome);
-  }
-
   function observe(requestId: string): Observer {
+    const name = nameOf(requestId);
     let open = true;
-    nObservers.set(requestId, (nObservers.get(requestId) ?? 0) + 1);
-    const known = (): Joined | undefined => (shared.has(requestId) ? undefined : joined.get(requestId));
+    name.nObservers += 1;
+    const observed = (): Held | undefined => (name.isShared ? undefined : [...name.held][0]);
     const gone = (): void => {
       if (!open) return;
       open = false;
-      const nLeft = (nObservers.get(requestId) ?? 1) - 1;
-      if (nLeft > 0) nObservers.set(requestId, nLeft);
-      else nObservers.delete(requestId);
-      const entry = joined.get(requestId);
-      if (nLeft === 0 && entry?.waiting) end(requestId, entry, entry.waiting);
+      name.nObservers -= 1;
+      if (name.nObservers === 0) endWaiting(requestId, name);
+      forgetUnused(requestId, name);
     };
     return {
-      firstByte: () => known()?.reservation.firstByte(),
+      firstByte: () => observed()?.reservation.firstByte(),
       complete(usage, how) {
-        const entry = known();
-        if (entry !== undefined) {
-          if (usage !== null) entry.reservation.observe(usage);
-          end(requestId, entry, how);
+        const held = observed();
+        if (held !== undefined) {
+          if (usage !== null) held.reservation.observe(usage);
+          end(requestId, name, held, how);
         }
         gone();
       },

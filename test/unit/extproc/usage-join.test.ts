@@ -1,6 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
-import { createUsageJoin } from '../../../src/extproc/usage-join.ts';
-import { createHeld } from '../../support/exchange-harness.ts';
+import fc from 'fast-check';
+import type { Reservation } from '../../../src/extproc/picker.ts';
+import { createUsageJoin, type Observer } from '../../../src/extproc/usage-join.ts';
+import { createHeld, type Held } from '../../support/exchange-harness.ts';
 
 const USAGE = { promptTokens: 10, completionTokens: 2, cachedTokens: 8 };
 
@@ -79,6 +81,82 @@ test('two open requests with one id are independent, and neither is given what a
   expect([fate.released, second.fate.released]).toEqual([[], ['cancelled']]);
   joined.release('completed');
   expect(fate.released).toEqual(['completed']);
+});
+
+describe('an id that every request has', () => {
+  test('keeps no request waiting for observers that never end', () => {
+    const join = createUsageJoin();
+    let observer = join.observe('r');
+    let joined = join.join('r', createHeld().reservation);
+    for (let i = 0; i < 100; i++) {
+      const next = createHeld();
+      const [nextObserver, nextJoined] = [join.observe('r'), join.join('r', next.reservation)];
+      joined.release('completed');
+      observer.complete(USAGE, 'completed');
+      [observer, joined] = [nextObserver, nextJoined];
+      joined.release('completed');
+      expect(next.fate).toEqual({ firstBytes: 0, usages: [], released: ['completed'] });
+    }
+  });
+
+  test('ends the wait of the first for its observer', () => {
+    const { join, fate, joined } = setup();
+    join.observe('r');
+    joined.release('completed');
+    join.join('r', createHeld().reservation);
+    expect(fate.released).toEqual(['completed']);
+  });
+
+  test('gives none what an observer saw of another that is over', () => {
+    const { join, joined } = setup();
+    const observers = [join.observe('r'), join.observe('r')];
+    join.join('r', createHeld().reservation).release('completed');
+    joined.release('completed');
+    const third = createHeld();
+    join.join('r', third.reservation);
+    for (const observer of observers) observer.complete(USAGE, 'completed');
+    expect(third.fate).toEqual({ firstBytes: 0, usages: [], released: [] });
+  });
+
+  test('is one like any other once all are gone', () => {
+    const { join, joined } = setup();
+    const observer = join.observe('r');
+    join.join('r', createHeld().reservation).release('completed');
+    joined.release('completed');
+    observer.gone();
+    const later = createHeld();
+    join.join('r', later.reservation);
+    join.observe('r').complete(USAGE, 'completed');
+    expect(later.fate).toMatchObject({ usages: [USAGE], released: ['completed'] });
+  });
+});
+
+test('whatever comes in whatever order, each is released once, and at the latest with the last stream of its name', () => {
+  const steps = fc.array(fc.tuple(fc.constantFrom('join', 'observe', 'end', 'complete', 'gone'), fc.nat(7)), {
+    maxLength: 40,
+  });
+  fc.assert(
+    fc.property(steps, (plan) => {
+      const join = createUsageJoin();
+      const requests: { fate: Held; joined: Reservation }[] = [];
+      const observers: Observer[] = [];
+      for (const [step, which] of plan) {
+        const request = requests[which % requests.length];
+        const observer = observers[which % observers.length];
+        if (step === 'join') {
+          const { fate, reservation } = createHeld();
+          requests.push({ fate, joined: join.join('r', reservation) });
+        } else if (step === 'observe') observers.push(join.observe('r'));
+        else if (step === 'end') request?.joined.release('completed');
+        else if (step === 'complete') observer?.complete(USAGE, 'completed');
+        else observer?.gone();
+        for (const { fate } of requests) expect(fate.released.length).toBeLessThanOrEqual(1);
+      }
+      for (const { joined } of requests) joined.release('completed');
+      for (const observer of observers) observer.gone();
+      for (const { fate } of requests) expect(fate.released).toEqual(['completed']);
+    }),
+  );
 });
 
 test('a request without an id is left as it is', () => {
