@@ -117,7 +117,8 @@ export function createApiClient(
   return {
     async get(path, options) {
       const body = createWholeBody(limits.listMaxBytes);
-      const end = await call(path, options, Number.POSITIVE_INFINITY, body);
+      // API servers give a list a minute, so a longer one is a connection that drips.
+      const end = await call(path, options, limits.connectMs + limits.headMs, body);
       if (end.kind !== 'ended') return end;
       try {
         return { kind: 'json', json: JSON.parse(body.text()) as unknown };

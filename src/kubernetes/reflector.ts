@@ -49,6 +49,8 @@ export type ReflectorTiming = {
   readonly goodWatchMs: number;
   /** What the server is asked to end a watch after: this to twice this, so that many clients do not return at once. */
   readonly watchMs: number;
+  /** The longest wait for the mark after the first objects of a stream; without it they are read in pages. */
+  readonly firstObjectsMs: number;
   /** Everything is read anew after this to twice this: versions from another history show nothing and fail nothing. */
   readonly relistMs: number;
   /** How often a resource that does not exist is asked for. */
@@ -62,6 +64,7 @@ export const REFLECTOR_TIMING: ReflectorTiming = {
   backoffMaxMs: 15_000,
   goodWatchMs: 2_000,
   watchMs: 290_000,
+  firstObjectsMs: 60_000,
   relistMs: 600_000,
   missingMs: 30_000,
   settleMs: 50,
@@ -157,6 +160,8 @@ export function createReflector<T>(deps: ReflectorDeps<T>, options: ReflectorOpt
   async function watch(request: Exclude<NextRequest, { kind: 'list' }>): Promise<Outcome> {
     const seconds = Math.ceil((timing.watchMs * (1 + random())) / 1000);
     const path = pathOf(options, { ...watchParameters(request), timeoutSeconds: String(seconds) });
+    const beganMs = clock.nowMs();
+    let isRead = request.kind === 'watch';
     let failure: ApiFailure | null = null;
     let good: Timer | null = null;
     const begun = (): void => {
@@ -177,9 +182,14 @@ export function createReflector<T>(deps: ReflectorDeps<T>, options: ReflectorOpt
             return 'enough';
           }
           take(applied);
-          if (applied.kind === 'synced') begun();
+          if (applied.kind !== 'synced') continue;
+          isRead = true;
+          begun();
         }
-        return 'more';
+        // Bookmarks alone would keep a stream alive whose server does not know the mark.
+        if (isRead || clock.nowMs() - beganMs < timing.firstObjectsMs) return 'more';
+        failure = withoutEnd(timing.firstObjectsMs);
+        return 'enough';
       },
     });
     // Assigned in a closure, which the type checker does not see.
@@ -258,6 +268,11 @@ export function createReflector<T>(deps: ReflectorDeps<T>, options: ReflectorOpt
 
 /** Nothing that a retry mends. */
 const NEEDS_SOMEBODY: readonly FailureCause[] = ['unauthorized', 'forbidden', 'not_found', 'credentials', 'tls'];
+
+function withoutEnd(ms: number): ApiFailure {
+  const message = `no end of the first objects within ${ms} ms`;
+  return { kind: 'failed', cause: 'timeout', message, retryAfterMs: null };
+}
 
 function troubleText(resource: ResourceRef, request: NextRequest, { cause, message }: ApiFailure): string {
   const verb = request.kind === 'list' ? 'list' : 'watch';

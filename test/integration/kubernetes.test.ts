@@ -155,15 +155,22 @@ describe('a server in order', () => {
     expect(following.sizes[0]).toBe(450);
   });
 
-  test('a server that takes the parameters of watch-list for a plain watch is read in pages', async () => {
-    const server = await aServer({ bookmarkMs: 60_000 });
-    server.watchList = 'ignored';
-    createPods(server, 3);
-    const following = follow(server);
-    await untilSame(following, server, 10_000);
-    await until(() => server.requests.length === 3);
-    expect(server.requests.slice(0, 3).map(({ verb }) => verb)).toEqual(['watch', 'list', 'watch']);
-  });
+  test.each([
+    ['and is silent', 60_000],
+    ['and sends bookmarks', 20],
+  ])(
+    'a server that takes the parameters of watch-list for a plain watch %s is read in pages',
+    async (_, bookmarkMs) => {
+      const server = await aServer({ bookmarkMs });
+      server.watchList = 'ignored';
+      createPods(server, 3);
+      const following = follow(server, { timing: { ...FAST, firstObjectsMs: 200 } });
+      await untilSame(following, server, 10_000);
+      await until(() => server.requests.length === 3);
+      expect(server.requests.slice(0, 3).map(({ verb }) => verb)).toEqual(['watch', 'list', 'watch']);
+      expect(following.failures).toEqual(['timeout']);
+    },
+  );
 
   test('a pod whose labels leave the selection is gone, and comes back with them', async () => {
     const server = await aServer();
