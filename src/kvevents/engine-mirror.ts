@@ -121,6 +121,14 @@ type Chain = {
   readonly extraKeys: BlockExtraKeys | null;
 };
 
+/** A block and where it was put; it may be dropped again to make room for another one. */
+type PlacedBlock = {
+  readonly hash: EngineHashKey;
+  readonly position: BlockPosition;
+  readonly hi: number;
+  readonly lo: number;
+};
+
 export type Counts = { -readonly [K in keyof ApplyResult]: ApplyResult[K] };
 
 const GPU = 0;
@@ -348,10 +356,13 @@ export function createEngineMirror(
       }
     }
     if (parked.size() === 0) return;
-    const placed = positions.slice(0, nStored);
-    for (let i = 0; i < nStored; i++) {
-      settle(engineKey(blockHashes[2 * i]!, blockHashes[2 * i + 1]!), placed[i]! as BlockPosition, counts);
-    }
+    const placed = Array.from({ length: nStored }, (_, i) => ({
+      hash: engineKey(blockHashes[2 * i]!, blockHashes[2 * i + 1]!),
+      position: positions[i]! as BlockPosition,
+      hi: keys[2 * i]!,
+      lo: keys[2 * i + 1]!,
+    }));
+    for (const block of placed) settle(block, counts);
   }
 
   /** Blocks that are new in this medium but held, and so named, in another one. */
@@ -424,7 +435,17 @@ export function createEngineMirror(
       const joined = position === NO_POSITION ? null : joinNamespace(namespace, position);
       if (joined !== null) {
         // Another copy of a block whose place is known, although its parent has gone: what follows has a place too.
+        index.keyAt(position, oneKey);
+        const [keyHi, keyLo] = [oneKey[0]!, oneKey[1]!];
         if (holdCopies(position, medium, 1)) counts.blocksStored++;
+        else {
+          counts.blocksNotStored++;
+          partial = true;
+        }
+        if (!index.holds(owner, position, keyHi, keyLo)) {
+          counts.blocksNotStored += nBlocks - i - 1;
+          return;
+        }
         const rest = {
           ...event,
           blockHashes: event.blockHashes.subarray(2 * i + 2),
@@ -432,8 +453,7 @@ export function createEngineMirror(
         };
         const restKeys = extraKeys === null ? null : extraKeys.slice(i + 1);
         const restOfChain = { event: rest, nBlocks: nBlocks - i - 1, medium, namespace: joined, extraKeys: restKeys };
-        index.keyAt(position, oneKey);
-        placeChain(restOfChain, oneKey[0]!, oneKey[1]!, position, counts);
+        placeChain(restOfChain, keyHi, keyLo, position, counts);
         return;
       }
       const hash = engineKey(hi, lo);
@@ -447,53 +467,65 @@ export function createEngineMirror(
   }
 
   /** A block got its place: copies located before its tokens were known join it, blocks parked behind it follow. */
-  function settle(start: EngineHashKey, startPosition: BlockPosition, counts: Counts): void {
-    const open: [EngineHashKey, BlockPosition][] = [[start, startPosition]];
+  function settle(start: PlacedBlock, counts: Counts): void {
+    const open = [start];
     // Placed only for the sake of what hangs on them, until everything hangs.
-    const scaffold: BlockPosition[] = [];
-    for (let next = open.pop(); next !== undefined; next = open.pop()) {
-      const [hash, position] = next;
-      const early = parked.take(hash);
-      if (early !== undefined) enterCopies(position, early);
-      for (const childHash of parked.childrenOf(hash)) {
+    const scaffold: PlacedBlock[] = [];
+    for (let block = open.pop(); block !== undefined; block = open.pop()) {
+      // Whatever was placed since may have taken its room.
+      if (!isThere(block)) continue;
+      const early = parked.take(block.hash);
+      if (early !== undefined) enterCopies(block.position, early);
+      for (const childHash of parked.childrenOf(block.hash)) {
         const child = parked.take(childHash)!;
-        const namespace = joinNamespace(child.content!.namespace, position);
-        if (namespace === null) {
-          counts.blocksConflicting++;
+        const placed = placeBehind(block, child, counts);
+        if (placed === null) {
           partial = true;
           continue;
         }
-        const childPosition = placeOne(child, position, namespace, counts);
-        if (childPosition === NO_POSITION) {
-          counts.blocksNotStored++;
-          partial = true;
-          continue;
-        }
-        scaffold.push(childPosition);
-        enterCopies(childPosition, child);
+        scaffold.push(placed);
+        enterCopies(placed.position, child);
         if (child.copies.some((n) => n > 0)) counts.blocksPlaced++;
-        open.push([childHash, childPosition]);
+        open.push(placed);
       }
     }
-    for (const position of scaffold) removeCopy(position, GPU);
+    for (const block of scaffold) if (isThere(block)) removeCopy(block.position, GPU);
   }
 
-  /** Places a parked block behind its parent, with one GPU copy. */
-  function placeOne(block: ParkedBlock, parent: BlockPosition, namespace: string, counts: Counts): BlockPosition {
+  function isThere({ position, hi, lo }: PlacedBlock): boolean {
+    return index.holds(owner, position, hi, lo);
+  }
+
+  /** Places a parked block behind its parent, with one GPU copy. @returns null when that cannot be */
+  function placeBehind(parent: PlacedBlock, block: ParkedBlock, counts: Counts): PlacedBlock | null {
+    if (!isThere(parent)) {
+      counts.blocksNotStored++;
+      return null;
+    }
     const { tokenIds, extraKeys } = block.content!;
+    const namespace = joinNamespace(block.content!.namespace, parent.position);
+    if (namespace === null) {
+      counts.blocksConflicting++;
+      return null;
+    }
     const key = new Uint32Array(2);
-    index.keyAt(parent, key);
     const ofBlock = extraKeys === null ? null : [extraKeys];
-    hasher.continueBlocks(key[0]!, key[1]!, tokenIds, 1, tokenIds.length, ofBlock, key);
-    if (index.store(owner, GPU, parent, key, 1, onePosition, oneFlag) === 0) return NO_POSITION;
+    hasher.continueBlocks(parent.hi, parent.lo, tokenIds, 1, tokenIds.length, ofBlock, key);
+    if (index.store(owner, GPU, parent.position, key, 1, onePosition, oneFlag) === 0) {
+      counts.blocksNotStored++;
+      return null;
+    }
     const position = onePosition[0]! as BlockPosition;
     if (oneFlag[0] === 1) copies.add(position, GPU, 1);
     setNamespace(position, namespace);
     names.choose(...wordsOf(block.hash));
     const isNew = oneFlag[0] === 0 && index.mediaAt(owner, position) === 1 << GPU;
-    if (name(position, isNew ? 'new' : 'further', 0, 0, counts)) return position;
+    if (name(position, isNew ? 'new' : 'further', 0, 0, counts)) {
+      return { hash: block.hash, position, hi: key[0]!, lo: key[1]! };
+    }
     dropAll(position);
-    return NO_POSITION;
+    counts.blocksNotStored++;
+    return null;
   }
 
   function enterCopies(position: BlockPosition, block: ParkedBlock): void {
@@ -669,9 +701,8 @@ export function createEngineMirror(
 
   /** Whether a block still is where it was put: it may have been dropped since, and its place given to another one. */
   function isRecorded(position: BlockPosition, records: Uint32Array, i: number): boolean {
-    if (position === NO_POSITION || !isHeld(position)) return false;
-    index.keyAt(position, oneKey);
-    return oneKey[0] === records[i * RECORD_WORDS + KEY] && oneKey[1] === records[i * RECORD_WORDS + KEY + 1];
+    const at = i * RECORD_WORDS + KEY;
+    return position !== NO_POSITION && index.holds(owner, position, records[at]!, records[at + 1]!);
   }
 
   const mirror: EngineMirror = {

@@ -73,6 +73,8 @@ export type PrefixIndexWriter = {
   remove(owner: IndexOwner, medium: MediumIndex, positions: Uint32Array, nPositions: number): number;
   /** Key of a held block, [hi, lo]. */
   keyAt(position: BlockPosition, out: Uint32Array): void;
+  /** Whether an owner holds the block with this key where it was, though others may have been dropped since to make room. */
+  holds(owner: IndexOwner, position: BlockPosition, hi: number, lo: number): boolean;
   /** Bit set (1 << medium) of where an owner holds a block. */
   mediaAt(owner: IndexOwner, position: BlockPosition): number;
   /**

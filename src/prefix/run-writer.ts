@@ -45,6 +45,10 @@ const MAX_HEADS_LOAD = 0.85;
 const EVICTION_SAMPLE = 8;
 /** Blocks and runs that a walk visits at once: a fraction of a millisecond. */
 const WALK_STEP = 512;
+/** Blocks of retired owners taken out at once. */
+const SWEEP_STEP = 256;
+/** Retired owners that may wait to be swept before every new one has to do some of it. */
+const MAX_DYING = 256;
 /** A store that cannot find room in so many steps is given up. */
 const MAX_EVICTIONS_PER_STORE = 256;
 
@@ -295,7 +299,7 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     for (let tries = 0; tries < MAX_EVICTIONS_PER_STORE; tries++) {
       const isFree = bytesUsed() + nBytes <= maxBytes && nRuns + 2 < nHeads * MAX_HEADS_LOAD;
       if (isFree && chunks.nUsed() + nChunks < chunks.nLines && lines.nUsed() + nLines < lines.nLines) return true;
-      if (dying.length > 0) sweep(256);
+      if (dying.length > 0) sweep(SWEEP_STEP);
       else if (!evictOne()) return false;
     }
     return false;
@@ -439,6 +443,9 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       hooks = observer;
     },
     openOwner(slot) {
+      // Of engines that are cleared again and again.
+      if (dying.length > MAX_DYING) sweep(SWEEP_STEP);
+      while (owners.length >= MAX_OWNERS && freeOwners.length === 0 && dying.length > 0) sweep(SWEEP_STEP);
       const id = freeOwners.length > 256 || owners.length >= MAX_OWNERS ? freeOwners.shift() : owners.length;
       if (id === undefined) throw new RangeError(`more than ${MAX_OWNERS} owners in the prefix index`);
       owners[id] = extents.openOwner();
@@ -527,6 +534,15 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
       const key = 2 * position;
       out[0] = keys[key]!;
       out[1] = keys[key + 1]!;
+    },
+    holds(owner, position, hi, lo) {
+      const run = runAt(position);
+      const offset = offsetAt(position);
+      // A chunk that was freed still leads to the run it was of.
+      if (run === 0 || offset >= words[run * LINE_WORDS + LENGTH]! || positionAt(run, offset) !== position)
+        return false;
+      const isSame = keys[2 * position] === hi && keys[2 * position + 1] === lo;
+      return isSame && extents.mediaAt(run, owner, offset) !== 0;
     },
     mediaAt: (owner, position) => extents.mediaAt(runAt(position), owner, offsetAt(position)),
     walk,

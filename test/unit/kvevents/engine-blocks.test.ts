@@ -40,6 +40,36 @@ describe('memory', () => {
   });
 });
 
+describe('room', () => {
+  test('that parked blocks take from the very block they hang on costs them, and nothing is mixed up or lost', () => {
+    let nEvicted = 0;
+    // One of these leaves just too little.
+    for (let nBlocks = 130; nBlocks < 180; nBlocks += 3) {
+      const bench = createIndexBench({ maxBytes: 90_000 });
+      const source = bench.source(A);
+      const ids = Array.from({ length: nBlocks }, (_, i) => 100 + i);
+      const strays = Array.from({ length: 30 }, (_, i) => 5000 + i);
+      source.apply(batchOf(strays.map((id) => stored([id], ids.at(-1)!, promptOf([id])))));
+      source.apply(batchOf([stored(ids, null, promptOf(ids))]));
+      nEvicted += bench.writer.stats().evictedBlocks;
+      source.close();
+      while (bench.engineBlocks.tidy(1000));
+      expect([nBlocks, bench.writer.stats().nBytes]).toEqual([nBlocks, bench.emptyBytes]);
+    }
+    expect(nEvicted).toBeGreaterThan(0);
+  });
+
+  test('for owners never runs out, however often one batch clears and stores', () => {
+    const bench = createIndexBench();
+    const source = bench.source(A);
+    const again = [cleared, stored([b0], null, promptOf([b0]))];
+    const counts = source.apply(batchOf(Array.from({ length: 17_000 }, () => again).flat()));
+    expect(counts).toMatchObject({ nCleared: 17_000, blocksStored: 17_000 });
+    while (bench.engineBlocks.tidy(1000));
+    expect(bench.match(promptOf([b0])).blocks(A)).toBe(1);
+  });
+});
+
 describe('what others fail', () => {
   test('20: three blocks in one event are three blocks', () => {
     const bench = createIndexBench();
