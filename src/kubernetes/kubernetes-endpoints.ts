@@ -64,8 +64,8 @@ export type KubernetesEndpoints = {
   stop(): Promise<void>;
   /** Pods that the selector names and that are no endpoints. */
   excluded(): readonly Excluded[];
-  /** Milliseconds since the API server last told anything about the fleet, null = never. */
-  ageMs(): number | null;
+  /** Milliseconds since the API server last told anything about the fleet; before it ever did, since the start. */
+  ageMs(): number;
 };
 
 /** Of a problem; `pool` is what the resource says, the others but `fleet` are how it is read. */
@@ -86,6 +86,7 @@ export function createKubernetesEndpoints(
   let fleet: Fleet = { specs: [], excluded: [] };
   let first: { resolve(): void; reject(error: unknown): void } | null = null;
   let isStopped = false;
+  const beganMs = clock.nowMs();
 
   function setProblem(source: Source, text: string | null): void {
     if (isStopped) return;
@@ -252,10 +253,7 @@ export function createKubernetesEndpoints(
       await Promise.all([...reflectors].map((reflector) => reflector.stop()));
     },
     excluded: () => fleet.excluded,
-    ageMs() {
-      const ages = follow === null ? [] : [follow.reflector.ageMs()];
-      return ages[0] ?? null;
-    },
+    ageMs: () => follow?.reflector.ageMs() ?? clock.nowMs() - beganMs,
   };
 }
 

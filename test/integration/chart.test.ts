@@ -335,6 +335,9 @@ describe('three values', () => {
     const notes = await helm.notes(THREE);
     expect(notes).toMatch(/^Warmpath 0\.1\.0 follows pods app=vllm in namespace llm\./);
     expect(notes.match(/^ {3}\S.*$/gm)).toHaveLength(4);
+    expect(notes).toContain('main.js explain - < BODY.json');
+    const elsewhere = { ...THREE, config: { server: { adminListen: '0.0.0.0:7090' } } };
+    expect(await helm.notes(elsewhere)).toContain('main.js explain --admin http://127.0.0.1:7090 - < BODY.json');
     expect(await helm.notes({})).toContain('Nothing asks it yet: set gateway.name');
   });
 });

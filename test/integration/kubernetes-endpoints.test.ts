@@ -177,6 +177,9 @@ describe('pods', () => {
     const late = discover(server);
     await until(() => late.problem !== null);
     expect(late.specs).toBeNull();
+    // Never told counts from the start: an alert on the age must not take it for fresh.
+    const ageMs = late.endpoints.ageMs();
+    await until(() => late.endpoints.ageMs() > ageMs);
     server.store.create('pods', aPod());
     await server.up();
     await late.started;
