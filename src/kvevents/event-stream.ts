@@ -184,6 +184,8 @@ export function createEventStream(
   let revision = 0;
 
   const replayUsable = (): boolean => options.canReplay && !replayBroken;
+  /** What comes live meanwhile has to wait. */
+  const isReplaying = (): boolean => session !== null && session.purpose !== 'probe';
 
   // --- applying
 
@@ -339,17 +341,16 @@ export function createEventStream(
 
   /** Applies what was kept and goes live, or asks again for what is still missing. */
   const goLive = (nowMs: number): void => {
-    for (let i = 0; i < buffered.length; i++) {
-      const { seq, payload } = buffered[i]!;
+    for (const { seq, payload } of buffered) {
       if (lastApplied !== null && seq <= lastApplied) continue;
       const isNext = lastApplied === null ? seq === 0n : seq === lastApplied + 1n;
       if (isNext && apply(seq, payload)) continue;
-      nTries++;
-      if (nTries <= options.maxTries) {
-        repair();
-      } else {
-        goOnWithoutReplay(nowMs);
-      }
+      askAgain(nowMs);
+      return;
+    }
+    // Of the newest batch only its number is known: it came before the replay, which ended without it, or was too much to keep.
+    if (lastLive !== null && lastLive > (lastApplied ?? -1n)) {
+      askAgain(nowMs);
       return;
     }
     dropBuffered();
@@ -357,6 +358,12 @@ export function createEventStream(
     state = 'live';
     lastProvenMs = nowMs;
     probeAtMs = nowMs + options.firstProbeMs;
+  };
+
+  const askAgain = (nowMs: number): void => {
+    nTries++;
+    if (nTries <= options.maxTries) repair();
+    else goOnWithoutReplay(nowMs);
   };
 
   // --- live batches
@@ -404,8 +411,7 @@ export function createEventStream(
       state = 'suspect';
       return;
     }
-    if (session !== null && session.purpose !== 'probe') return;
-    if (retry !== null) return;
+    if (isReplaying() || retry !== null) return;
     if (session !== null) stopReplay();
     if (nDoubts === 0) repair();
     else {
@@ -530,9 +536,13 @@ export function createEventStream(
       lastHeardMs = nowMs;
       const print = fingerprint(payload);
       if (seq === lastLive && print === lastLivePrint) return;
-      if ((lastLive === null || seq !== lastLive + 1n) && !effects.isBatch(payload)) {
-        // Its number is worth no more than its content: neither a restart nor a gap follows from it.
-        doubt(nowMs);
+      const isInTurn = lastLive !== null && seq === lastLive + 1n;
+      // What is in turn and applied at once is looked into only once.
+      const isAppliedNow = isInTurn && !isReplaying() && retry === null;
+      if (!isAppliedNow && !effects.isBatch(payload)) {
+        // Its number is worth no more than its content: neither a restart nor a gap follows from it, nor that it was ever sent.
+        if (isInTurn && isReplaying()) keep(seq, payload);
+        else doubt(nowMs);
         return;
       }
       lastBatchMs = nowMs;
@@ -542,7 +552,7 @@ export function createEventStream(
       }
       lastLive = seq;
       lastLivePrint = print;
-      if (session !== null && session.purpose !== 'probe') keep(seq, payload);
+      if (isReplaying()) keep(seq, payload);
       else if (retry === null) acceptLive(seq, payload, nowMs);
       if (state === 'live') probeAtMs = Math.max(probeAtMs, nowMs + options.idleProbeMs);
     },
@@ -589,12 +599,12 @@ export function createEventStream(
       }
     },
     mark() {
-      const isSettled = state === 'live' && isConnected && (session === null || session.purpose === 'probe');
+      const isSettled = state === 'live' && isConnected && !isReplaying();
       return isSettled && lastApplied !== null ? { seq: lastApplied, print: lastAppliedPrint } : null;
     },
     adopt(mark) {
       if (state !== 'live' || !isConnected || !replayUsable() || !partial) return false;
-      if (session !== null && session.purpose !== 'probe') return false;
+      if (isReplaying()) return false;
       revision++;
       stopReplay();
       forget();
