@@ -2,7 +2,7 @@
  * Bodies for vLLM's render endpoints and `/tokenize`, spliced from the byte ranges of the client's request: nothing is parsed
  * and printed again. Fields and defaults: vllm `entrypoints/serve/tokenize`; SGLang takes the same.
  */
-import type { ByteRange } from '../openai/json-scan.ts';
+import { JsonScanner, type ByteRange } from '../openai/json-scan.ts';
 import type { FieldName, InferenceRequest } from '../openai/request.ts';
 
 /** Fields the chat form knows under the same name. */
@@ -28,6 +28,8 @@ const MEDIA_SUFFIX = /^_(?:url|pil|embeds)"/;
 /** Without it an image comes back as the numbers the model sees, half a megabyte and more; the second is its older name. */
 const NO_PIXELS = Buffer.from('{"mm_payload":"none","return_mm_kwargs":false,');
 
+const OLD_THOUGHTS = '"reasoning_content"';
+
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const UNDERSCORE = 0x5f;
@@ -49,13 +51,53 @@ export function tokenizeBodies(request: InferenceRequest): readonly Uint8Array[]
 }
 
 function chatBody(request: InferenceRequest): Uint8Array {
-  const parts = CHAT_FIELDS.flatMap((name) => member(request, name));
+  const parts = CHAT_FIELDS.flatMap((name) => (name === 'messages' ? messagesMember(request) : member(request, name)));
   parts.push(...templateArguments(request), ...specialTokens(request, 'false'));
   return object(parts);
 }
 
 function textBody(request: InferenceRequest, text: ByteRange): Uint8Array {
   return object([...member(request, 'model'), ['prompt', slice(request, text)], ...specialTokens(request, 'true')]);
+}
+
+/**
+ * Thoughts have an older name, `reasoning_content`, by which the chat API knows them and `/tokenize` does not (vLLM's
+ * `_normalize_messages_before`): they are given under both.
+ */
+function messagesMember(request: InferenceRequest): readonly Member[] {
+  const { prompt, fields } = request;
+  const given = fields.get('messages');
+  if (prompt.kind !== 'messages' || given === undefined || !isIn(request, given, OLD_THOUGHTS)) {
+    return member(request, 'messages');
+  }
+  const messages = prompt.ranges.flatMap((range) => [Buffer.from(','), ...withThoughts(request, range)]);
+  return [['messages', Buffer.from('['), ...messages.slice(1), Buffer.from(']')]];
+}
+
+function withThoughts(request: InferenceRequest, message: ByteRange): readonly Uint8Array[] {
+  const scanner = new JsonScanner(request.body);
+  scanner.pos = message.start;
+  const whole = [slice(request, message)];
+  if (!isIn(request, message, OLD_THOUGHTS) || scanner.peekKind() !== 'object') return whole;
+  const places = new Map<string, ByteRange>();
+  scanner.object((name) => {
+    const isAbsent = scanner.peekKind() === 'null';
+    const start = scanner.pos;
+    scanner.skipValue();
+    places.delete(name);
+    if (!isAbsent) places.set(name, { start, end: scanner.pos });
+    return scanner.problem === null;
+  });
+  const thoughts = places.get('reasoning_content');
+  if (thoughts === undefined || places.has('reasoning') || scanner.pos !== message.end) return whole;
+  // At the end, where it outweighs a null under the same name.
+  const before = slice(request, { start: message.start, end: message.end - 1 });
+  return [before, Buffer.from(',"reasoning":'), slice(request, thoughts), Buffer.from('}')];
+}
+
+function isIn(request: InferenceRequest, range: ByteRange, text: string): boolean {
+  const bytes = slice(request, range);
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).includes(text);
 }
 
 type Member = readonly [name: string, ...value: readonly Uint8Array[]];

@@ -61,6 +61,29 @@ describe('the chat form', () => {
   });
 
   test.each([
+    [
+      'thoughts of the older name under both',
+      '{"role":"assistant", "reasoning_content" : "h\\u006d" }',
+      '{"role":"assistant", "reasoning_content" : "h\\u006d" ,"reasoning":"h\\u006d"}',
+    ],
+    [
+      'them before a null of the newer one',
+      '{"reasoning":null,"reasoning_content":"a","reasoning_content":"b"}',
+      '{"reasoning":null,"reasoning_content":"a","reasoning_content":"b","reasoning":"b"}',
+    ],
+    ['those of the newer name alone', '{"reasoning_content":"a","reasoning":""}', null],
+    ['no thought that is null', '{"reasoning_content":null}', null],
+    ['nothing of a text about them', '{"content":"\\"reasoning_content\\":1"}', null],
+    ['nothing of what lies deeper', '{"content":[{"reasoning_content":"a"}]}', null],
+    ['nothing of what is no message', '["reasoning_content"]', null],
+  ])('gives %s', (_, message, given) => {
+    const user = '{"role":"user","content":"x"}';
+    const sent = JSON.parse(chatBody(`{"model":"m","messages":[${user} , ${message},${user}]}`)) as object;
+    const [first, second] = [JSON.parse(user), JSON.parse(given ?? message)] as unknown[];
+    expect(sent).toEqual({ model: 'm', messages: [first, second, first], add_special_tokens: false });
+  });
+
+  test.each([
     'image',
     'image_url',
     'input_audio',
