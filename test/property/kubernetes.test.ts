@@ -15,7 +15,7 @@ import { accessTo, anAdapter, aPod, MODEL_LABEL, DISCOVERY_OPTIONS } from '../su
 
 const OPTIONS: KubernetesEndpointsOptions = {
   ...DISCOVERY_OPTIONS,
-  timing: { backoffMs: 4, backoffMaxMs: 30, goodWatchMs: 30, missingMs: 20, settleMs: 2 },
+  timing: { backoffMs: 4, backoffMaxMs: 30, goodWatchMs: 30, missingMs: 20, settleMs: 2, firstObjectsMs: 100 },
   limits: { connectMs: 200, headMs: 100, idleMs: 60 },
 };
 
@@ -43,6 +43,7 @@ const FAULTS = [
   'broken line',
   'no watch-list',
   'other watch-list',
+  'ignored watch-list',
 ] as const;
 type Fault = (typeof FAULTS)[number];
 
@@ -112,6 +113,9 @@ async function perform(step: Step, server: FakeApiServer): Promise<void> {
       return server.sendLine('{"type":"MODI');
     case 'no watch-list':
       server.watchList = 'off';
+      return undefined;
+    case 'ignored watch-list':
+      server.watchList = 'ignored';
       return undefined;
     case 'other watch-list':
       server.watchList = 'on';
