@@ -14,8 +14,12 @@ export type CountedMap<K, V> = {
 /** A key and a value of some bytes each, and what V8's maps take for finding them. */
 const BYTES_PER_ENTRY = 56;
 
-/** A map whose entries are counted; `clear` it before it is dropped. */
-export function createCountedMap<K, V>(memory: MemoryCount): CountedMap<K, V> {
+/**
+ * A map whose entries are counted; `clear` it before it is dropped.
+ * @param valueBytes what a value takes beside its entry
+ */
+export function createCountedMap<K, V>(memory: MemoryCount, valueBytes = 0): CountedMap<K, V> {
+  const entryBytes = BYTES_PER_ENTRY + valueBytes;
   const map = new Map<K, V>();
   return {
     size: () => map.size,
@@ -23,13 +27,13 @@ export function createCountedMap<K, V>(memory: MemoryCount): CountedMap<K, V> {
     set(key, value) {
       const before = map.size;
       map.set(key, value);
-      memory.nBytes += (map.size - before) * BYTES_PER_ENTRY;
+      memory.nBytes += (map.size - before) * entryBytes;
     },
     delete(key) {
-      if (map.delete(key)) memory.nBytes -= BYTES_PER_ENTRY;
+      if (map.delete(key)) memory.nBytes -= entryBytes;
     },
     clear() {
-      memory.nBytes -= map.size * BYTES_PER_ENTRY;
+      memory.nBytes -= map.size * entryBytes;
       map.clear();
     },
   };

@@ -8,6 +8,7 @@ import type { BlockHasher } from '../prefix/block-hash.ts';
 import type { IndexOwner, PrefixIndexWriter } from '../prefix/prefix-index.ts';
 import {
   createEngineMirror,
+  createEngineScratch,
   noCounts,
   type ApplyResult,
   type EngineBlocksLimits,
@@ -70,7 +71,7 @@ export function createEngineBlocks(deps: {
   const byOwner = new Map<IndexOwner, EngineMirror>();
   const limits = { ...DEFAULT_LIMITS, ...deps.limits };
   const memory = { nBytes: 0 };
-  const shared: EngineShared = { index, hasher, names, byOwner, limits, memory };
+  const shared: EngineShared = { index, hasher, names, byOwner, limits, memory, scratch: createEngineScratch() };
   index.observe({
     bytesPerChunk: NAME_BYTES_PER_CHUNK,
     otherBytes: () => names.nBytes() + memory.nBytes,

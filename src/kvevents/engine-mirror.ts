@@ -38,7 +38,7 @@ import { createParkedBlocks, type EngineHashKey, type ParkedBlock } from './park
 export type EngineBlocksLimits = {
   /** Blocks of one engine that wait for their parent. */
   readonly maxParkedBlocks: number;
-  /** Tokens of these blocks. */
+  /** Tokens of these blocks, and words of 4 bytes in their extra keys. */
   readonly maxParkedTokens: number;
   /** Adapters of one engine whose roots are remembered. */
   readonly maxRoots: number;
@@ -98,7 +98,11 @@ export type EngineShared = {
   readonly limits: EngineBlocksLimits;
   /** What mirrors keep beside index and names. */
   readonly memory: MemoryCount;
+  readonly scratch: EngineScratch;
 };
+
+/** Blocks of the chain that is being placed; worth nothing between two calls. */
+export type EngineScratch = { keys: Uint32Array; positions: Uint32Array; wasHeld: Uint8Array };
 
 export type EngineMirror = {
   apply(events: readonly KvEvent[], counts: Counts): void;
@@ -141,11 +145,17 @@ const RESUMABLE_KINDS: readonly (string | null)[] = [
   'mla',
   'mla_attention',
 ];
+/** Longer names of adapters are hashed again with every event of theirs: what an engine calls them must not fill memory. */
+const MAX_KEPT_NAME = 256;
+/** Longer adapters and salts are known by their keys, as blocks are. */
+const MAX_PLAIN_NAME = 64;
+/** A namespace is a text of its own for every event. */
+const NAMESPACE_BYTES = 128;
 const REMOVALS_AT_ONCE = 512;
 const HELD_ELSEWHERE = 2;
 
 export function createEngineMirror(
-  { index, hasher, names, byOwner, limits, memory }: EngineShared,
+  { index, hasher, names, byOwner, limits, memory, scratch }: EngineShared,
   { slot, rank, model }: { slot: number; rank: number; model: string },
   onEvicted: () => void,
 ): EngineMirror {
@@ -153,11 +163,10 @@ export function createEngineMirror(
   const parked = createParkedBlocks(limits.maxParkedBlocks, limits.maxParkedTokens, memory);
   const roots = new Map<string, RootHash>();
   /** Blocks whose adapter or salt their hashes may not cover; all others have the namespace ''. */
-  const namespaces = createCountedMap<BlockPosition, string>(memory);
+  const namespaces = createCountedMap<BlockPosition, string>(memory, NAMESPACE_BYTES);
   /** One hash was seen to name blocks of two namespaces. */
   let isAmbiguous = false;
   const copies = createBlockCopies(memory);
-  const scratch = { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
   const oneKey = new Uint32Array(2);
   const onePosition = new Uint32Array(1);
   const oneFlag = new Uint8Array(1);
@@ -264,6 +273,16 @@ export function createEngineMirror(
     return hi === 0 && lo === 0 && medium === GPU && held(0, 0) === NO_POSITION ? null : parentBlockHash;
   }
 
+  /** What hashes of an engine that reports no extra keys may not cover. */
+  function namespaceOf({ extraKeys, cacheSalt, loraName }: BlockStored): string {
+    if (extraKeys !== undefined || (!cacheSalt && !loraName)) return '';
+    return JSON.stringify([loraName ? short(loraName) : null, cacheSalt ? short(cacheSalt) : null]);
+  }
+
+  function short(text: string): string {
+    return text.length <= MAX_PLAIN_NAME ? text : `\0${hasher.root(text, null, 0).join()}`;
+  }
+
   function namespaceAt(position: BlockPosition): string {
     return namespaces.size() === 0 ? '' : (namespaces.get(position) ?? '');
   }
@@ -314,7 +333,7 @@ export function createEngineMirror(
     if (root === undefined) {
       if (roots.size >= limits.maxRoots) roots.clear();
       root = hasher.root(model, adapter, size);
-      roots.set(cacheKey, root);
+      if (cacheKey.length <= MAX_KEPT_NAME) roots.set(cacheKey, root);
     }
     return root;
   }
@@ -751,6 +770,10 @@ export function createEngineMirror(
   return mirror;
 }
 
+export function createEngineScratch(): EngineScratch {
+  return { keys: new Uint32Array(64), positions: new Uint32Array(32), wasHeld: new Uint8Array(32) };
+}
+
 export function noCounts(): Counts {
   return {
     nStored: 0,
@@ -778,12 +801,6 @@ function mediumIndexOf({ medium, locality }: BlockStored | BlockRemoved): Medium
   if (!medium || medium === 'GPU') return GPU;
   const name = medium.toUpperCase();
   return name.startsWith('GPU') ? GPU : name.startsWith('CPU') || name === 'HOST' ? 1 : 2;
-}
-
-/** What hashes of an engine that reports no extra keys may not cover. */
-function namespaceOf({ extraKeys, cacheSalt, loraName }: BlockStored): string {
-  if (extraKeys !== undefined || (!cacheSalt && !loraName)) return '';
-  return JSON.stringify([loraName || null, cacheSalt || null]);
 }
 
 function partsOf(namespace: string): readonly [adapter: string | null, salt: string | null] {

@@ -36,20 +36,23 @@ export type ParkedBlocks = {
   clear(): void;
 };
 
-/** Of a parked block, beside its tokens. */
+/** Of a parked block, beside its tokens and extra keys. */
 const BYTES_PER_BLOCK = 512;
 
-/** @param memory counts what is parked */
-export function createParkedBlocks(maxBlocks: number, maxTokens: number, memory: MemoryCount): ParkedBlocks {
+/** Of an extra key, beside its text. */
+const WORDS_PER_EXTRA_KEY = 12;
+
+/** @param maxWords of tokens and extra keys; @param memory counts what is parked */
+export function createParkedBlocks(maxBlocks: number, maxWords: number, memory: MemoryCount): ParkedBlocks {
   // Maps keep insertion order: the first entry is the oldest.
   const blocks = new Map<EngineHashKey, ParkedBlock>();
   const children = new Map<EngineHashKey, Set<EngineHashKey>>();
 
-  let nTokens = 0;
+  let nWords = 0;
 
   function count(block: ParkedBlock, sign: 1 | -1): void {
-    const n = block.content?.tokenIds.length ?? 0;
-    nTokens += sign * n;
+    const n = block.content === null ? 0 : wordsOf(block.content);
+    nWords += sign * n;
     memory.nBytes += sign * (BYTES_PER_BLOCK + 4 * n);
   }
 
@@ -88,7 +91,7 @@ export function createParkedBlocks(maxBlocks: number, maxTokens: number, memory:
         else siblings.add(hash);
       }
       let nDropped = 0;
-      while (blocks.size > maxBlocks || (nTokens > maxTokens && blocks.size > 1)) {
+      while (blocks.size > maxBlocks || (nWords > maxWords && blocks.size > 1)) {
         for (const oldest of blocks.values()) {
           unlink(oldest);
           break;
@@ -119,4 +122,11 @@ export function createParkedBlocks(maxBlocks: number, maxTokens: number, memory:
       children.clear();
     },
   };
+}
+
+/** Words of 4 bytes. */
+function wordsOf({ tokenIds, extraKeys }: ParkedContent): number {
+  let n = tokenIds.length;
+  for (const key of extraKeys ?? []) n += WORDS_PER_EXTRA_KEY + (typeof key === 'string' ? key : key[0]).length / 2;
+  return Math.ceil(n);
 }

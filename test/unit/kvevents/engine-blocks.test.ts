@@ -40,6 +40,38 @@ describe('memory', () => {
   });
 });
 
+describe('texts that an engine chooses', () => {
+  test('count against the bound of parked blocks', () => {
+    const bench = createIndexBench({ limits: { maxParkedTokens: 4000 } });
+    const source = bench.source(A);
+    const before = bench.writer.stats().nBytes;
+    for (let id = 1; id <= 20; id++) {
+      source.apply(batchOf([stored([id], 999, promptOf([id]), { extraKeys: [[`${id}`.padEnd(1000, 'x')]] })]));
+    }
+    expect(source.stats()).toMatchObject({ nOrphans: 7, partial: true });
+    expect(bench.writer.stats().nBytes - before).toBeGreaterThan(7 * 2000);
+  });
+
+  test('of any length tell salts and adapters apart where hashes may not', () => {
+    for (const [what, other] of [
+      ['s', 't'],
+      ['s'.repeat(500), `${'s'.repeat(499)}t`],
+    ] as const) {
+      const bench = createIndexBench();
+      const source = bench.source(A);
+      const salted = (cacheSalt: string) => ({ extraKeys: undefined, cacheSalt });
+      source.apply(batchOf([stored([b0], null, promptOf([b0]), salted(what))]));
+      source.apply(batchOf([stored([b1], b0, promptOf([b1]), salted(other))]));
+      expect(bench.match(promptOf([b0, b1]), { extraKeys: [[what], null] }).blocks(A)).toBe(1);
+      source.apply(batchOf([stored([b1], b0, promptOf([b1]), salted(what))]));
+      expect(bench.match(promptOf([b0, b1]), { extraKeys: [[what], null] }).blocks(A)).toBe(2);
+      const adapted = { extraKeys: undefined, loraName: what.padEnd(300, 'x') };
+      for (let n = 0; n < 2; n++) source.apply(batchOf([stored([b2], null, promptOf([b2]), adapted)]));
+      expect(bench.match(promptOf([b2]), { adapter: adapted.loraName }).blocks(A)).toBe(1);
+    }
+  });
+});
+
 describe('room', () => {
   test('that parked blocks take from the very block they hang on costs them, and nothing is mixed up or lost', () => {
     let nEvicted = 0;
