@@ -67,6 +67,8 @@ export type App = {
 const DECISION_LOG_ENTRIES = 1000;
 /** A few hundred bytes each. */
 const TRACE_ENTRIES = 10_000;
+/** Bodies of the largest size that may wait at the same time, unless configured. */
+const BODIES_HELD = 16;
 /** How long the readiness of KV events may lag behind what they are. */
 const WATCH_MS = 50;
 /** What may pass between the tokenizer's budget and the answer: shorter than any message timeout we ship for Envoy. */
@@ -193,6 +195,7 @@ export function createApp(config: Config, { log, clock }: { log: Log; clock: Clo
       grpcListen: config.server.grpcListen,
       healthListen: config.server.healthListen,
       bodyMaxBytes: config.server.bodyMaxBytes,
+      bodiesMaxBytes: config.server.bodiesMaxBytes ?? BODIES_HELD * config.server.bodyMaxBytes,
       failureMode: config.server.failureMode,
       defaultBodyMode: config.server.defaultBodyMode,
       deadlineMs: config.server.decisionDeadlineMs ?? config.tokenizer.budgetMs + DECISION_MARGIN_MS,

@@ -79,6 +79,11 @@ const SETTINGS = {
     'which clients of that CA may ask: one of these names (SAN) must stand in their certificate; empty = all of them',
   ),
   'server.bodyMaxBytes': setting(size(KIB, GIB), 16 * MIB, 'larger request bodies get 413'),
+  'server.bodiesMaxBytes': setting(
+    optional(size(KIB, 1024 * GIB)),
+    null,
+    'request bodies that wait at the same time, to be complete or for a choice; above it the largest gets 503. None = 16 × `server.bodyMaxBytes`',
+  ),
   'server.drainDelayMs': setting(milliseconds(0, 600_000), 5_000, 'from "not ready" to "no new connections" at stop'),
   'server.drainTimeoutMs': setting(milliseconds(0, 3_600_000), 30_000, 'the longest wait for open streams at stop'),
   'server.failureMode': setting(
@@ -511,7 +516,12 @@ function contradictions(config: Config, place: (key: ConfigKey) => string): stri
       `tokenizer.${key} needs tokenizer.api: local, got ${tokenizer.api} (${place(`tokenizer.${key}`)}, ${place('tokenizer.api')})`,
     );
   }
-  const { decisionDeadlineMs } = server;
+  const { bodiesMaxBytes, decisionDeadlineMs } = server;
+  if (bodiesMaxBytes !== null && bodiesMaxBytes < server.bodyMaxBytes) {
+    found.push(
+      `server.bodiesMaxBytes must be at least server.bodyMaxBytes (${server.bodyMaxBytes}), got ${bodiesMaxBytes} (${place('server.bodiesMaxBytes')})`,
+    );
+  }
   if (decisionDeadlineMs !== null && decisionDeadlineMs <= tokenizer.budgetMs) {
     found.push(
       `server.decisionDeadlineMs must be above tokenizer.budgetMs (${tokenizer.budgetMs}), got ${decisionDeadlineMs} (${place('server.decisionDeadlineMs')})`,

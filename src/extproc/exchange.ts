@@ -8,6 +8,7 @@
 import type { Clock, Timer } from '../clock.ts';
 import type { Usage } from '../openai/usage.ts';
 import { answersRequestHeaders, immediateResponse } from './answers.ts';
+import type { BodyShare } from './body-budget.ts';
 import type { Decision, PickError, PickRequest, Reservation } from './picker.ts';
 import type { EnvoyMessage, HeadersMessage, ProcessingResponse } from './messages.ts';
 import { createPickerQuestion, type Routed } from './picker-question.ts';
@@ -15,6 +16,7 @@ import {
   bodyTooLarge,
   headersTooLarge,
   refusalOutcome,
+  tooManyBodies,
   unavailable,
   type FaultReason,
   type RefusalOutcome,
@@ -94,6 +96,8 @@ export type ExchangeOutput = {
   send(response: ProcessingResponse): void;
   /** Ask the picker; exactly one of `decided` and `pickFailed` is to follow, at any time. */
   pick(request: PickRequest, signal: AbortSignal): void;
+  /** A body begins to be held; `drop` may be called for as long as it is. */
+  holdBody(drop: () => void): BodyShare;
   /** A stream that only observes the request with this `x-request-id`. */
   observe(requestId: string): Observer;
   /** The stream is over and the answer it routed may not be: the reservation is to be given back later. */
@@ -233,6 +237,7 @@ export function createExchange(
         send: sendAnswer,
         ready,
         tooLarge: () => refuse(bodyTooLarge(options.bodyMaxBytes)),
+        holdBody: () => output.holdBody(() => refuse(tooManyBodies())),
         stuck: (headers) => refuse(headersTooLarge(headers, ENVOY_LIMITS)),
         illegal,
       },

@@ -32,16 +32,21 @@ export function tooManyStreams(): PickError {
   return tryAgain('too many requests at once, try again', 'too_many_streams');
 }
 
+export function tooManyBodies(): PickError {
+  return tryAgain('too many large requests at once, try again', 'too_many_body_bytes');
+}
+
 export function refusalOutcome(error: PickError): RefusalOutcome {
   if (OWN_FAULTS.has(error.reason)) return 'error';
   return OUTCOMES[error.status];
 }
 
-const OWN_FAULTS: ReadonlySet<string> = new Set<FaultReason | 'too_many_streams'>([
+const OWN_FAULTS: ReadonlySet<string> = new Set<FaultReason | 'too_many_streams' | 'too_many_body_bytes'>([
   'picker_failed',
   'picker_timeout',
   'internal_fault',
   'too_many_streams',
+  'too_many_body_bytes',
 ]);
 
 const OUTCOMES: Readonly<Record<PickError['status'], RefusalOutcome>> = {

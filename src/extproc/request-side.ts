@@ -6,6 +6,7 @@
  * order; in it the headers are answered first, and only once the body is whole, because Envoy picks the host right then.
  */
 import { continueResponse, echoResponse } from './answers.ts';
+import type { BodyShare } from './body-budget.ts';
 import type { PickRequest, Subset } from './picker.ts';
 import {
   NO_HEADERS,
@@ -37,6 +38,8 @@ export type RequestSideOutput = {
   tooLarge(): void;
   /** Headers that steer, and that Envoy does not let us take away. */
   stuck(headers: HeaderMap): void;
+  /** A body begins to be held. Adding to its share may end this request. */
+  holdBody(): BodyShare;
   illegal(what: string): void;
 };
 
@@ -73,6 +76,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
   /** What has been collected so far, null where a body comes in one message. */
   let pieces: Pieces | null = null;
   let whole: Uint8Array | null = null;
+  let share: BodyShare | null = null;
   let nBodyBytes = 0;
   let nBodyMessages = 0;
   /** Body messages whose one-to-one answer waits for the choice. */
@@ -149,6 +153,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     }
     nBodyBytes = body.length;
     whole = body;
+    if (!hold(body.length)) return;
     becomeReady('request_body', truncated);
   }
 
@@ -162,9 +167,15 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
     nBodyBytes += message.body.length;
     if (nBodyBytes > options.bodyMaxBytes) return output.tooLarge();
     (pieces ??= new Pieces()).add(message.body);
-    if (!message.endOfStream) return;
+    if (!hold(message.body.length) || !message.endOfStream) return;
     ended = 'with_body';
     becomeReady(headersCame ? 'request_headers' : 'request_body', false);
+  }
+
+  /** @returns false when there is no room for it, and the request has been refused */
+  function hold(nBytes: number): boolean {
+    if (nBytes > 0) (share ??= output.holdBody()).add(nBytes);
+    return state === 'waiting';
   }
 
   function onTrailers(): void {
@@ -205,6 +216,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       for (; nUnansweredBodies > 0; nUnansweredBodies -= 1) output.send(continueResponse('request_body'));
     }
     whole = null;
+    share?.end();
     if (trailersWait) answerTrailers(carrier === 'request_trailers' ? destination : null);
   }
 
@@ -234,6 +246,7 @@ export function createRequestSide(options: RequestSideOptions, output: RequestSi
       pieces = null;
       whole = null;
       headers = null;
+      share?.end();
       state = 'answered';
     },
     bodyBytes: () => nBodyBytes,

@@ -13,6 +13,7 @@ import type { Clock } from '../clock.ts';
 import { faultText } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { immediateResponse } from './answers.ts';
+import { createBodyBudget } from './body-budget.ts';
 import { guardSession } from './client-identity.ts';
 import type { EndpointPicker } from './picker.ts';
 import type { ExchangeEnding, ExchangeOptions, ExchangeResult, FailureMode } from './exchange.ts';
@@ -49,6 +50,8 @@ export type ExtProcServerOptions = {
   /** Plaintext health for probes, null for none. */
   readonly healthListen: string | null;
   readonly bodyMaxBytes: number;
+  /** Of all bodies that wait at the same time. */
+  readonly bodiesMaxBytes: number;
   readonly failureMode: FailureMode;
   /** For Envoys before 1.34, which do not announce their body mode. */
   readonly defaultBodyMode: RequestBodyMode;
@@ -120,6 +123,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
   const { log, clock } = deps;
   const { limits } = options;
   const health = createHealth();
+  const bodyBudget = createBodyBudget(options.bodiesMaxBytes);
   const usageJoin = createUsageJoin();
   const unseenEnds = createUnseenEnds(clock, {
     assumedAnswerMs: options.assumedAnswerMs,
@@ -199,6 +203,7 @@ export function createExtProcServer(deps: ExtProcServerDeps, options: ExtProcSer
         picker: deps.picker,
         clock,
         createUsageReader: deps.createUsageReader,
+        bodyBudget,
         usageJoin,
         unseenEnds,
         onFault,

@@ -78,6 +78,7 @@ export function createSteering({ destinationHeader, targetPodHeader }: SteeringO
     },
     change,
     isStuck(headers) {
+      if (fits(headers, [], [])) return false;
       const seen = seenIn(headers);
       return seen.length > 0 && !fits(headers, seen, []);
     },

@@ -4,6 +4,7 @@
  */
 import type { Clock } from '../clock.ts';
 import { faultText } from '../errors.ts';
+import type { BodyBudget } from './body-budget.ts';
 import type { Decision, EndpointPicker } from './picker.ts';
 import { createExchange, type Exchange, type ExchangeOptions, type ExchangeResult } from './exchange.ts';
 import type { Breach, GrpcCall, GrpcCallListener } from './grpc-call.ts';
@@ -17,6 +18,7 @@ export type StreamDeps = {
   readonly picker: EndpointPicker;
   readonly clock: Clock;
   readonly createUsageReader: CreateUsageReader;
+  readonly bodyBudget: BodyBudget;
   readonly usageJoin: UsageJoin;
   readonly unseenEnds: UnseenEnds;
   /** A bug, in this room or in the picker; never what a client sent. */
@@ -60,6 +62,8 @@ export function serveStream(call: GrpcCall, deps: StreamDeps, options: ExchangeO
       });
       decision.then(decided, pickFailed);
     },
+    // Another stream's body may be what makes this one go: a fault here stays here.
+    holdBody: (drop) => deps.bodyBudget.open(guarded(drop)),
     observe: deps.usageJoin.observe,
     unseen: deps.unseenEnds.hold,
     end() {

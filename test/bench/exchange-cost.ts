@@ -4,6 +4,7 @@
  * lengthens a round, but hardly this number.
  */
 import { systemClock } from '../../src/clock.ts';
+import { createBodyBudget } from '../../src/extproc/body-budget.ts';
 import { createExchange } from '../../src/extproc/exchange.ts';
 import { readMessage } from '../../src/extproc/message-reader.ts';
 import { createUsageReader } from '../../src/openai/usage.ts';
@@ -20,6 +21,7 @@ const WARM_UP_REQUESTS = 20_000;
  */
 export async function exchangeCost(requests: readonly (readonly [headers: Buffer, body: Buffer])[]): Promise<number> {
   const picker = anIdlePicker(systemClock, null, () => undefined);
+  const budget = createBodyBudget(Infinity);
   let nSent = 0;
   const one = (headers: Buffer, body: Buffer): Promise<unknown> =>
     new Promise((resolve) => {
@@ -30,6 +32,7 @@ export async function exchangeCost(requests: readonly (readonly [headers: Buffer
             exchange.decided(decision);
             exchange.halfClosed();
           }),
+        holdBody: budget.open,
         observe: () => ({ firstByte: () => undefined, complete: () => undefined, gone: () => undefined }),
         unseen: () => undefined,
         end: () => undefined,

@@ -4,6 +4,7 @@ import { runInNewContext } from 'node:vm';
 import { expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import type { Decision } from '../../src/extproc/picker.ts';
+import { createBodyBudget } from '../../src/extproc/body-budget.ts';
 import { createExchange } from '../../src/extproc/exchange.ts';
 import { readMessage } from '../../src/extproc/message-reader.ts';
 import type { EnvoyMessage } from '../../src/extproc/messages.ts';
@@ -60,6 +61,7 @@ test(`${N_EXCHANGES} exchanges, ended in every way, leave nothing behind`, async
   const buffered = [read(requestHeaders(), announced('BUFFERED')), read(requestBody('{"model":"m"}'))];
   const duplex = [read(requestHeaders(), announced('FULL_DUPLEX_STREAMED')), read(requestBody('{"model":"m"}'))];
   const answer = [read(responseHeaders()), read(responseBody('{"usage":{"prompt_tokens":1,"completion_tokens":2}}'))];
+  const budget = createBodyBudget(1024 * 1024);
   let nPicks = 0;
   let nFinished = 0;
 
@@ -67,6 +69,7 @@ test(`${N_EXCHANGES} exchanges, ended in every way, leave nothing behind`, async
     const exchange = createExchange(DEFAULT_EXCHANGE_OPTIONS, systemClock, createUsageReader, {
       send: () => undefined,
       pick: () => void (nPicks += 1),
+      holdBody: budget.open,
       observe: usageJoin.observe,
       unseen: (reservation) => reservation.release('completed'),
       end: () => undefined,
@@ -89,7 +92,7 @@ test(`${N_EXCHANGES} exchanges, ended in every way, leave nothing behind`, async
   const bytes = await growth(N_EXCHANGES, N_EXCHANGES / 20, (count) => {
     for (const end = n + count; n < end; n++) one(n);
   });
-  expect([nPicks, nFinished]).toEqual([N_EXCHANGES, N_EXCHANGES]);
+  expect([nPicks, nFinished, budget.heldBytes()]).toEqual([N_EXCHANGES, N_EXCHANGES, 0]);
   expect(bytes).toBeLessThan(LEAK_BYTES);
 }, 60_000);
 

@@ -245,6 +245,52 @@ describe('faults stay where they happen', () => {
   });
 });
 
+describe('bodies of many requests at once', () => {
+  const SIZE = 100_000;
+  const largeOnes = async (mode: 'FULL_DUPLEX_STREAMED' | 'BUFFERED', end: 'more' | 'eos') => {
+    const options = { bodyMaxBytes: SIZE, bodiesMaxBytes: 3.5 * SIZE, deadlineMs: 60_000 };
+    const running = await serve(options, ({ path }, _signal, route) => (path === '/small' ? route() : never()));
+    const client = connect(running.address);
+    const held: ReturnType<typeof client.open>[] = [];
+    for (let i = 0; i < 4; i++) {
+      const stream = client.open();
+      stream.send(requestHeaders(), announced(mode));
+      stream.send(requestBody(Buffer.alloc(SIZE - i, 'x'), end));
+      held.push(stream);
+    }
+    return { ...running, client, held };
+  };
+
+  test.each([
+    ['that are sent slowly', 'FULL_DUPLEX_STREAMED', 'more'],
+    ['that wait for a choice', 'FULL_DUPLEX_STREAMED', 'eos'],
+    ['that wait for a choice', 'BUFFERED', 'eos'],
+  ] as const)('%s, in %s: beyond the limit the largest is told to try again, the others stay', async (_, mode, end) => {
+    const { client, held, results, server } = await largeOnes(mode, end);
+    expect(await held[0]!.status).toMatchObject({ code: 0 });
+    expect(held[0]!.answers.at(-1)).toMatchObject({
+      immediate: { status: 'ServiceUnavailable' },
+      set: { 'x-warmpath-reason': 'too_many_body_bytes', 'retry-after': '1' },
+    });
+    const small = client.open();
+    small.send(requestHeaders({ headers: { ':path': '/small' } }), announced('BUFFERED'));
+    small.send(requestBody('{}'));
+    await small.next();
+    expect((await small.next()).metadata).toBe(POD);
+    expect(results).toMatchObject([{ outcome: 'error', reason: 'too_many_body_bytes' }]);
+    expect(server.openStreams()).toBe(4);
+    for (const stream of [small, ...held.slice(1)]) stream.reset();
+    await until(() => server.openStreams() === 0, 'all are gone');
+    // All of it has been given back.
+    const again = await Promise.all(
+      Array.from({ length: 3 }, () =>
+        client.request({ mode, body: Buffer.alloc(SIZE, 'y'), headers: { ':path': '/small' } }),
+      ),
+    );
+    expect(again.map((answers) => answers.some(({ metadata }) => metadata === POD))).toEqual([true, true, true]);
+  });
+});
+
 describe('resets', () => {
   /** Opens, asks, and resets n streams on one connection, while one stream of that connection stays open. */
   async function storm(client: ReturnType<typeof createExtProcClient>, n: number): Promise<void> {

@@ -1,5 +1,6 @@
 /** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
 import type { ExtProcServerOptions } from '../../src/extproc/server.ts';
+import { createBodyBudget } from '../../src/extproc/body-budget.ts';
 import type { PickError, PickRequest, Reservation } from '../../src/extproc/picker.ts';
 import {
   createExchange,
@@ -53,8 +54,10 @@ export type Harness = {
 export function createHarness(
   options: Partial<ExchangeOptions> = {},
   createUsageReader: CreateUsageReader = () => ({ push: () => undefined, result: () => null }),
+  bodiesMaxBytes = Infinity,
 ): Harness {
   const clock = createFakeClock();
+  const budget = createBodyBudget(bodiesMaxBytes);
   const answers: Answer[] = [];
   const picks: Harness['picks'] = [];
   const results: ExchangeResult[] = [];
@@ -67,6 +70,7 @@ export function createHarness(
       answers.push(decodeAnswer(response));
     },
     pick: (request, signal) => void picks.push({ request, signal }),
+    holdBody: (drop) => budget.open(drop),
     observe: () => ({ firstByte: () => undefined, complete: () => undefined, gone: () => undefined }),
     unseen: (reservation) => void unseen.push(reservation),
     end() {
@@ -135,6 +139,7 @@ export const SERVER_OPTIONS: ExtProcServerOptions = {
   grpcListen: '127.0.0.1:0',
   healthListen: null,
   bodyMaxBytes: 1024 * 1024,
+  bodiesMaxBytes: 1024 * 1024 * 1024,
   failureMode: 'closed',
   defaultBodyMode: 'BUFFERED',
   deadlineMs: 2_000,

@@ -325,6 +325,10 @@ describe('mistakes', () => {
       'server.tls.allowedClients needs server.tls.clientCaFile, got nothing (--set)',
     ],
     [
+      ['server.bodiesMaxBytes=4 MiB'],
+      'server.bodiesMaxBytes must be at least server.bodyMaxBytes (16777216), got 4194304 (--set)',
+    ],
+    [
       ['server.decisionDeadlineMs=50', 'tokenizer.budgetMs=50'],
       'server.decisionDeadlineMs must be above tokenizer.budgetMs (50), got 50 (--set)',
     ],
