@@ -132,14 +132,14 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
       const salt = saltOf(blockSizeTokens, of.epoch);
       let at = endBytes.length - 1;
       let longest: Entry | undefined;
-      while (at >= 0 && (longest = find((keys[2 * at]! ^ salt) >>> 0, keys[2 * at + 1]!)) === undefined) at--;
+      while (at >= 0 && (longest = find((keys[2 * at]! ^ salt) >>> 0, keys[2 * at + 1]! ^ salt)) === undefined) at--;
       if (longest === undefined) return null;
       const promptTokens = longest.tokensAtEnd + longest.tokensPerByte * (promptBytes - endBytes[at]!);
       let best = longest;
       let nBlocks = claimedBlocks(best, of.trimBlocks);
       // A key seen once is claimed cautiously; an earlier one, compared, may be known to reach further.
       for (let back = at - 1; back >= 0 && back >= at - MAX_STEPS_BACK && best.follower >= 0; back--) {
-        const earlier = find((keys[2 * back]! ^ salt) >>> 0, keys[2 * back + 1]!);
+        const earlier = find((keys[2 * back]! ^ salt) >>> 0, keys[2 * back + 1]! ^ salt);
         if (earlier === undefined) break;
         const n = claimedBlocks(earlier, of.trimBlocks);
         if (n > nBlocks) [best, nBlocks] = [earlier, n];
@@ -169,7 +169,7 @@ export function createTokenMemo({ maxBytes, minAccuracy }: TokenMemoOptions): To
       // From the last key to the first, so that the beginnings, which more prompts share, are the last to go.
       for (let i = nKeys - 1; i >= 0; i--) {
         const hi = (keys[2 * i]! ^ salt) >>> 0;
-        const lo = keys[2 * i + 1]!;
+        const lo = keys[2 * i + 1]! ^ salt;
         const known = find(hi, lo);
         if (known === undefined) {
           const bytesAfter = promptBytes - endBytes[i]!;
@@ -232,7 +232,7 @@ function keyOf(hi: number, lo: number): number {
   return (hi >>> 11) * 2 ** 32 + (lo >>> 0);
 }
 
-/** Sets chains of different block sizes apart, and those from before the model was forgotten. */
+/** Sets chains of different block sizes apart, in both words, so that each has a place; and those from before the model was forgotten. */
 function saltOf(blockSizeTokens: number, epoch: number): number {
   return Math.imul(blockSizeTokens, 0x9e3779b1) ^ Math.imul(epoch, 0x85ebca6b);
 }

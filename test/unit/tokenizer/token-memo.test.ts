@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import type { BlockHashes } from '../../../src/prefix/block-hash.ts';
 import { createTokenMemo, type MemoClaim, type TokenMemo } from '../../../src/tokenizer/token-memo.ts';
 import {
   BLOCK,
@@ -125,10 +126,15 @@ describe('the memo', () => {
     expect(memo.accuracy().get('m')!.epoch).toBe(1);
   });
 
-  test('keeps block sizes apart', () => {
+  test('keeps block sizes apart, and each of them', () => {
     const memo = createTokenMemo({ maxBytes: 1 << 20 });
-    ask(memo, TEMPLATES.appending, [system]);
-    expect(memo.claim('m', conversations.keys([system]), 2 * BLOCK)).toBe(null);
+    const keys = conversations.keys([system]);
+    const { hashes, nTokens } = ask(memo, TEMPLATES.appending, [system]).answer;
+    expect(memo.claim('m', keys, 2 * BLOCK)).toBe(null);
+    const larger = { nTokens, hashes: hashes.slice(0, 2 * Math.floor(hashes.length / 4)) as BlockHashes };
+    memo.learn('m', keys, 2 * BLOCK, larger, null);
+    expect(memo.claim('m', keys, 2 * BLOCK)).toMatchObject({ hashes: larger.hashes, promptTokens: nTokens });
+    expect(memo.claim('m', keys, BLOCK)).toMatchObject({ hashes, promptTokens: nTokens });
   });
 });
 
