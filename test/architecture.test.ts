@@ -173,7 +173,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'load/in-flight.ts'], uses: [] },
   'load/': {
     knows: ['clock.ts', 'file-follower.ts', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts'],
-    uses: ['undici', 'yaml'],
+    uses: ['node:net', 'undici', 'yaml'],
   },
 
   // Flow (b): one KV event batch.

@@ -12,6 +12,7 @@ import { byAddress, type Endpoint, type EndpointId } from '../endpoints/endpoint
 import type { Log } from '../log.ts';
 import type { Get, GetAnswer } from './http-get.ts';
 import { createRankMetricsReader, type EngineReading, type RankReadings } from './metrics-page.ts';
+import { createTcpProbe, type TcpProbe } from './tcp-probe.ts';
 
 export type EngineSnapshot = EngineReading & { readonly ageMs: number };
 
@@ -23,7 +24,7 @@ export type EngineMetrics = {
   reconcile(endpoints: readonly Endpoint[]): void;
   /** The newest reading, null before the first. */
   of(id: EndpointId): EngineSnapshot | null;
-  /** True from a refused connection on until something answers there. */
+  /** True from a refused connection on, or from a vanished one, until something answers there. */
   isDown(id: EndpointId): boolean;
   stop(): void;
 };
@@ -32,6 +33,8 @@ export type EngineMetricsDeps = {
   readonly log: Log;
   readonly clock: Clock;
   readonly get: Get;
+  /** Default: one that waits `CONNECT_MS`. */
+  readonly probe?: TcpProbe;
   readonly random?: () => number;
   /** Before a page is asked for. */
   readonly onAsk?: (endpoint: Endpoint) => void;
@@ -49,9 +52,16 @@ type Source = {
   readMs: number;
   nFailures: number;
   isDown: boolean;
+  /** Something was heard of it: it can be reached from here. */
+  hasAnswered: boolean;
+  /** Down because no connection came about. */
+  isVanished: boolean;
   timer: Timer | null;
   isGone: boolean;
 };
+
+type Reach = 'up' | 'down' | 'unknown';
+const VANISHED = { answer: { kind: 'timeout' }, reach: 'down' } as const;
 
 /** Readings under way at once, over all endpoints. */
 const MAX_AT_ONCE = 64;
@@ -60,12 +70,16 @@ const JITTER = 0.1;
 /** A refused connection costs next to nothing and is worth knowing the end of; a hanging one holds a place. */
 const REFUSED_MAX_PAUSE_MS = 2_000;
 const FAILED_MAX_PAUSE_MS = 30_000;
+/** A node that vanished may come back, and holds a place for `CONNECT_MS` each time only. */
+const VANISHED_MAX_PAUSE_MS = 5_000;
+/** In one cluster a connection takes a millisecond; one lost packet is sent again after a second. */
+const CONNECT_MS = 1_500;
 /** The first readings of a fleet are spread over so long at most. */
 const FIRST_WITHIN_MS = 1_000;
 
 export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: EngineMetricsOptions): EngineMetrics {
   const { clock, log } = deps;
-  const random = deps.random ?? Math.random;
+  const { random = Math.random, probe = createTcpProbe(clock, { timeoutMs: CONNECT_MS }) } = deps;
   const sources = new Map<EndpointId, Source>();
   /** By every endpoint, and which of its source's it is. */
   let places: ReadonlyMap<EndpointId, { readonly source: Source; readonly index: number }> = new Map();
@@ -92,20 +106,36 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
   async function scrape(source: Source): Promise<void> {
     nAtOnce += 1;
     for (const endpoint of source.endpoints) deps.onAsk?.(endpoint);
-    const answer = await deps.get(`http://${source.endpoints[0]!.address}`, '/metrics');
+    const { answer, reach } = await ask(source);
     nAtOnce -= 1;
     if (stopped) return;
-    if (!source.isGone) note(source, answer);
+    if (!source.isGone) note(source, answer, reach);
     work();
   }
 
-  function note(source: Source, answer: GetAnswer): void {
+  /**
+   * A page that does not come says nothing of the pod: it may be busy. A connection that does not come about says that pod or
+   * node is gone, if there has been one before; else a NetworkPolicy may be between us that Envoy does not meet.
+   */
+  async function ask(source: Source): Promise<{ readonly answer: GetAnswer; readonly reach: Reach }> {
+    const { address } = source.endpoints[0]!;
+    if (source.isVanished && (await probe(address)) === 'not accepted') return VANISHED;
+    const answer = await deps.get(`http://${address}`, '/metrics');
+    if (answer.kind === 'refused') return { answer, reach: 'down' };
+    if (answer.kind !== 'timeout') return { answer, reach: 'up' };
+    if (!source.hasAnswered) return { answer, reach: 'unknown' };
+    return { answer, reach: (await probe(address)) === 'accepted' ? 'up' : 'down' };
+  }
+
+  function note(source: Source, answer: GetAnswer, reach: Reach): void {
     const read = answer.kind === 'page' ? source.read(answer.body) : null;
     const result = read !== null ? 'ok' : answer.kind === 'page' ? 'garbage' : answer.kind;
+    const isDown = reach === 'unknown' ? source.isDown : reach === 'down';
     deps.onScrape(result, read?.whole.nIgnored ?? 0);
-    tell(source, result);
-    // A timeout says neither; everything else is an answer of somebody.
-    if (result !== 'timeout') source.isDown = result === 'refused';
+    tell(source, result, isDown);
+    source.isDown = isDown;
+    source.isVanished = isDown && answer.kind === 'timeout' && source.hasAnswered;
+    if (reach === 'up') source.hasAnswered = true;
     if (read !== null) {
       source.readings = read.ranks;
       source.readMs = clock.nowMs();
@@ -114,18 +144,18 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
       return wait(source, intervalMs * (1 - JITTER + 2 * JITTER * random()));
     }
     source.nFailures += 1;
-    const mostMs = result === 'refused' ? REFUSED_MAX_PAUSE_MS : FAILED_MAX_PAUSE_MS;
+    const downMaxMs = result === 'refused' ? REFUSED_MAX_PAUSE_MS : VANISHED_MAX_PAUSE_MS;
+    const mostMs = reach === 'down' ? downMaxMs : FAILED_MAX_PAUSE_MS;
     wait(source, backoffMs(source.nFailures - 1, intervalMs, Math.max(intervalMs, mostMs), random));
   }
 
   /** Changes only. */
-  function tell(source: Source, result: ScrapeResult): void {
-    const { nFailures, isDown } = source;
-    const endpoint = source.endpoints[0]!;
+  function tell(source: Source, result: ScrapeResult, isDown: boolean): void {
+    const { address } = source.endpoints[0]!;
     if (result === 'ok') {
-      if (nFailures > 0) log.info('engine metrics are read again', { endpoint: endpoint.address });
-    } else if (nFailures === 0 || (result === 'refused') !== isDown) {
-      log.info('engine metrics not read', { endpoint: endpoint.address, result });
+      if (source.nFailures > 0) log.info('engine metrics are read again', { endpoint: address });
+    } else if (source.nFailures === 0 || isDown !== source.isDown) {
+      log.info('engine metrics not read', { endpoint: address, result, reachable: !isDown });
     }
   }
 
@@ -151,6 +181,8 @@ export function createEngineMetrics(deps: EngineMetricsDeps, { intervalMs }: Eng
           readMs: 0,
           nFailures: 0,
           isDown: false,
+          hasAnswered: false,
+          isVanished: false,
           timer: null,
           isGone: false,
         };

@@ -1,8 +1,12 @@
+import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer as createTcpServer, type AddressInfo, type Server } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
 import { createHttpGet, type GetAnswer } from '../../src/load/http-get.ts';
+import { createTcpProbe } from '../../src/load/tcp-probe.ts';
 import { endAfterEach } from '../support/endings.ts';
 import { aFreePort } from '../support/free-port.ts';
 import { aVllmPage } from '../support/metrics-pages.ts';
@@ -25,6 +29,35 @@ const nobody = async (): Promise<string> => `127.0.0.1:${await aFreePort()}`;
 
 const page = aVllmPage({ running: 3, waiting: 7, kvUsage: 0.25 }, 70_000);
 const serve = (_request: IncomingMessage, response: ServerResponse): void => void response.end(page);
+
+describe('trying a connection', () => {
+  const probe = createTcpProbe(systemClock, { timeoutMs: 1000 });
+
+  test('is accepted by whoever listens, though nothing is answered, and by nobody else', async () => {
+    const silent = createTcpServer((socket) => atEnd(() => socket.destroy()));
+    expect(await probe(await listening(silent))).toBe('accepted');
+    expect(await probe(await nobody())).toBe('not accepted');
+  });
+
+  test('takes its time and no more where packets vanish', async () => {
+    // Listens and never accepts: once its queue is full the kernel drops what comes.
+    const worker = new Worker(
+      `const { parentPort } = require('node:worker_threads');
+       const server = require('node:net').createServer();
+       server.listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => {
+         parentPort.postMessage(server.address().port);
+         setTimeout(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0), 10);
+       });`,
+      { eval: true },
+    );
+    atEnd(() => worker.terminate());
+    const [port] = (await once(worker, 'message')) as [number];
+    await delay(50);
+    const results = [await probe(`127.0.0.1:${port}`)];
+    while (results.length < 100 && results.at(-1) === 'accepted') results.push(await probe(`127.0.0.1:${port}`));
+    expect([results[0], results.at(-1)]).toEqual(['accepted', 'not accepted']);
+  });
+});
 
 describe('reading one page', () => {
   async function read(address: string, limits = { timeoutMs: 60_000, maxBytes: 1_000_000 }): Promise<GetAnswer> {

@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineMetrics, type ScrapeResult } from '../../../src/load/engine-metrics.ts';
 import type { GetAnswer } from '../../../src/load/http-get.ts';
+import type { TcpProbe } from '../../../src/load/tcp-probe.ts';
 import { silentLog } from '../../../src/log.ts';
 import { anEndpoint } from '../../support/endpoints.ts';
 import { createFakeClock } from '../../support/fake-clock.ts';
@@ -9,8 +10,9 @@ import { aVllmPage } from '../../support/metrics-pages.ts';
 
 const page = (running: number): GetAnswer => ({ kind: 'page', body: Buffer.from(aVllmPage({ running })), date: null });
 
-/** Engines that answer when and as a test says. */
+/** Engines that answer, and accept connections, when and as a test says. */
 function aFleet(intervalMs = 1000) {
+  const network: { state: Awaited<ReturnType<TcpProbe>>; nProbes: number } = { state: 'accepted', nProbes: 0 };
   const clock = createFakeClock();
   const open: { origin: string; answer: (answer: GetAnswer) => void }[] = [];
   const results: [ScrapeResult, number][] = [];
@@ -25,6 +27,11 @@ function aFleet(intervalMs = 1000) {
           nAsked += 1;
           open.push({ origin, answer: resolve });
         }),
+      probe(address) {
+        expect(address).toBe(anEndpoint(1).address);
+        network.nProbes += 1;
+        return Promise.resolve(network.state);
+      },
       onScrape: (...result) => results.push(result),
     },
     { intervalMs },
@@ -33,6 +40,7 @@ function aFleet(intervalMs = 1000) {
     clock,
     metrics,
     results,
+    network,
     nOpen: () => open.length,
     nAsked: () => nAsked,
     async answer(answer: GetAnswer): Promise<void> {
@@ -124,6 +132,38 @@ describe('what engines say of themselves', () => {
     expect(await after({ kind: 'refused' })).toBe(true);
     expect(await after(page(0))).toBe(false);
     expect(results.map(([result]) => result)).toEqual(['timeout', 'refused', 'timeout', 'status', 'refused', 'ok']);
+  });
+
+  test('a timeout means down where not even a connection comes about any more, until one does', async () => {
+    const { clock, metrics, answer, network, nAsked } = aFleet();
+    const { id } = anEndpoint(1);
+    metrics.reconcile([anEndpoint(1)]);
+    const after = async (given: GetAnswer): Promise<boolean> => {
+      clock.advance(60_000);
+      for (let i = 0; i < 5; i++) await Promise.resolve();
+      await answer(given);
+      return metrics.isDown(id);
+    };
+    network.state = 'not accepted';
+    // Never heard of: something may be between us that Envoy does not meet.
+    expect(await after({ kind: 'timeout' })).toBe(false);
+    expect(network.nProbes).toBe(0);
+    expect(await after(page(1))).toBe(false);
+    network.state = 'accepted';
+    expect(await after({ kind: 'timeout' })).toBe(false);
+    network.state = 'not accepted';
+    expect(await after({ kind: 'timeout' })).toBe(true);
+    const nBefore = nAsked();
+    for (let i = 0; i < 10; i++) expect(await after({ kind: 'timeout' })).toBe(true);
+    // Only a connection is tried, which takes less time.
+    expect(nAsked()).toBe(nBefore);
+    network.state = 'accepted';
+    expect(await after({ kind: 'timeout' })).toBe(false);
+    network.state = 'not accepted';
+    expect(await after({ kind: 'timeout' })).toBe(true);
+    network.state = 'accepted';
+    expect(await after(page(1))).toBe(false);
+    expect(metrics.of(id)).toMatchObject({ running: 1, ageMs: 0 });
   });
 
   test('the last reading survives failures, ageing', async () => {
