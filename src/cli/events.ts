@@ -155,7 +155,7 @@ async function follow(source: Source, tokens: TokenOutput, io: EventsIo): Promis
     {
       clock: systemClock,
       zmtp: createZmtp(systemClock),
-      permits: createReplayPermits(1),
+      permits: createReplayPermits(1, systemClock),
       redials: createRedials(),
       apply: print,
       isBatch,

@@ -77,7 +77,7 @@ export function watchSource(
     {
       clock,
       zmtp,
-      permits: createReplayPermits(1),
+      permits: createReplayPermits(1, clock),
       redials: createRedials(),
       apply: (payload, _seq, origin) => observer.note(payload, origin),
       isBatch: observer.isBatch,

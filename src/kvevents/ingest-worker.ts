@@ -60,7 +60,7 @@ function run(port: MessagePort, options: IngestWorkerOptions): void {
     decoder: createKvEventDecoder({}, 'joined'),
     zmtp,
     listeners,
-    permits: createReplayPermits(options.maxParallelReplays),
+    permits: createReplayPermits(options.maxParallelReplays, clock),
     redials: createRedials(),
     counters,
   };

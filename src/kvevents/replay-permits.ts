@@ -1,4 +1,5 @@
 /** Bounds how many replays run at once over all sources; first come, first served. */
+import type { Clock, Timer } from '../clock.ts';
 
 export type ReplayPermit = {
   /** Gives the permit, or the place in the queue, back; any number of times. */
@@ -10,7 +11,13 @@ export type ReplayPermits = {
   ask(granted: () => void): ReplayPermit;
 };
 
-export function createReplayPermits(max: number): ReplayPermits {
+/**
+ * Ten thousand large batches of eight sources take some ten seconds to apply. A replay that takes longer than this comes too
+ * slowly to be a burden: it goes on, and those in the queue need not wait for it.
+ */
+const MAX_COUNTED_MS = 30_000;
+
+export function createReplayPermits(max: number, clock: Pick<Clock, 'after'>): ReplayPermits {
   const waiting = new Set<() => void>();
   let nGranted = 0;
 
@@ -23,25 +30,24 @@ export function createReplayPermits(max: number): ReplayPermits {
 
   return {
     ask(granted) {
-      let state: 'waiting' | 'granted' | 'released' = 'waiting';
+      let counted: Timer | null = null;
       const start = (): void => {
         waiting.delete(start);
-        state = 'granted';
+        counted = clock.after(MAX_COUNTED_MS, release);
         nGranted++;
         granted();
       };
+      const release = (): void => {
+        waiting.delete(start);
+        if (counted === null) return;
+        counted.cancel();
+        counted = null;
+        nGranted--;
+        next();
+      };
       waiting.add(start);
       next();
-      return {
-        release() {
-          const before = state;
-          state = 'released';
-          waiting.delete(start);
-          if (before !== 'granted') return;
-          nGranted--;
-          next();
-        },
-      };
+      return { release };
     },
   };
 }

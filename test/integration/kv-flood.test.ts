@@ -42,7 +42,7 @@ test('one source is not read to its end while another one has something to say',
       {
         clock: systemClock,
         zmtp,
-        permits: createReplayPermits(1),
+        permits: createReplayPermits(1, systemClock),
         redials: createRedials(),
         apply() {
           apply();

@@ -1,6 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import type { EndpointId, EndpointSlot } from '../../../src/endpoints/endpoint.ts';
 import { createRedials } from '../../../src/kvevents/redials.ts';
+import { createFakeClock } from '../../support/fake-clock.ts';
 import { createReplayPermits } from '../../../src/kvevents/replay-permits.ts';
 import { createCounterSink, MAX_LAG_SAMPLES } from '../../../src/kvevents/source-status.ts';
 import { createSubscriptions, type PlacedSource } from '../../../src/kvevents/subscriptions.ts';
@@ -180,7 +181,7 @@ describe('trust', () => {
 describe('replay permits', () => {
   test('no more than allowed at once, in the order of asking, and a place given up is free', () => {
     const started: number[] = [];
-    const permits = createReplayPermits(2);
+    const permits = createReplayPermits(2, createFakeClock());
     const held = [0, 1, 2, 3, 4].map((i) => permits.ask(() => started.push(i)));
     expect(started).toEqual([0, 1]);
     held[2]!.release();
@@ -190,6 +191,22 @@ describe('replay permits', () => {
     held[1]!.release();
     held[3]!.release();
     expect(started).toEqual([0, 1, 3, 4]);
+  });
+
+  test('replays that take very long do not make the others wait for ever', () => {
+    const clock = createFakeClock();
+    const started: number[] = [];
+    const permits = createReplayPermits(2, clock);
+    const held = [0, 1, 2, 3, 4, 5].map((i) => permits.ask(() => started.push(i)));
+    clock.advance(20_000);
+    held[0]!.release();
+    expect(started).toEqual([0, 1, 2]);
+    clock.advance(20_000);
+    expect(started).toEqual([0, 1, 2, 3]);
+    held[1]!.release();
+    expect(started).toEqual([0, 1, 2, 3]);
+    for (const permit of held) permit.release();
+    expect(clock.nTimers()).toBe(0);
   });
 });
 
