@@ -9,6 +9,7 @@ import type { Clock } from './clock.ts';
 import { endpointKey, type Endpoint, type EndpointId, type EndpointSlot } from './endpoints/endpoint.ts';
 import type { EndpointStore } from './endpoints/endpoint-store.ts';
 import type { Decision, EndpointPicker, PickError, PickRequest } from './extproc/picker.ts';
+import type { Signal } from './light-signal.ts';
 import type { CreditWeights } from './load/cache-trust.ts';
 import type { ExpectedLoad } from './load/expected-load.ts';
 import type { FleetLoad } from './load/fleet-load.ts';
@@ -24,6 +25,7 @@ import {
   type EndRecord,
   type Evaluation,
 } from './picking/decision-record.ts';
+import { Budget } from './picking/budget.ts';
 import { badRequest, CLIENT_GONE } from './picking/pick-errors.ts';
 import {
   chainsOf,
@@ -90,7 +92,7 @@ const TEXT_MARGIN = 1.1;
 
 export type Picker = EndpointPicker & {
   /** The decision without reservation or record, for `explain`. */
-  evaluate(request: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError>;
+  evaluate(request: PickRequest, signal: Signal): Promise<Evaluation | PickError>;
 };
 
 export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): Picker {
@@ -102,7 +104,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
   const urlsOf = createUrls();
   const forks = createPrefixForks(clock);
 
-  async function evaluate(pick: PickRequest, signal: AbortSignal): Promise<Evaluation | PickError> {
+  async function evaluate(pick: PickRequest, signal: Signal): Promise<Evaluation | PickError> {
     const parsed = parseRequest(pick.method, pick.path, pick.header('content-type'), pick.body, {
       truncated: pick.bodyTruncated ? 'yes' : 'no',
     });
@@ -152,15 +154,12 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
     from: Tokenizer,
     request: InferenceRequest,
     { model, endpoints: candidates }: Selected,
-    signal: AbortSignal,
+    signal: Signal,
   ): Promise<TokenizerAnswer> {
-    const budget = new AbortController();
-    const timer = clock.after(options.budgetMs, () => budget.abort());
-    const onGone = (): void => budget.abort();
-    signal.addEventListener('abort', onGone);
+    const budget = new Budget(clock, options.budgetMs, signal);
     try {
       const startMs = clock.nowMs();
-      const result = await from.tokenize(asKnown(request, model), urlsOf(candidates), budget.signal);
+      const result = await from.tokenize(asKnown(request, model), urlsOf(candidates), budget);
       const later = result.kind === 'none' ? result.later : undefined;
       if (later === undefined) noteAnswer(model, result, startMs);
       else void later.then((late) => noteAnswer(model, late, startMs));
@@ -168,8 +167,7 @@ export function createEndpointPicker(deps: PickerDeps, options: PickerOptions): 
         ? { chains: result.chains, failure: null, exact: Promise.resolve(result) }
         : { chains: [], failure: result.reason, exact: result.later ?? null };
     } finally {
-      timer.cancel();
-      signal.removeEventListener('abort', onGone);
+      budget.end();
     }
   }
 

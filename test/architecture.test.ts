@@ -98,6 +98,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'errors.ts': { knows: [], uses: [] },
   'clock.ts': { knows: [], uses: [] },
   'log.ts': { knows: [], uses: [] },
+  'light-signal.ts': { knows: [], uses: [] },
   'lru-map.ts': { knows: [], uses: [] },
   'outage-watch.ts': { knows: ['log.ts'], uses: [] },
   'file-follower.ts': { knows: ['log.ts'], uses: ['node:fs', 'node:fs/promises', 'node:path', 'node:timers/promises'] },
@@ -113,7 +114,7 @@ const RULES: Readonly<Record<string, Rule>> = {
 
   // Flow (a): one request.
   'extproc/': {
-    knows: ['clock.ts', 'log.ts', 'openai/'],
+    knows: ['clock.ts', 'light-signal.ts', 'log.ts', 'openai/'],
     uses: [
       '@grpc/grpc-js',
       '@grpc/proto-loader',
@@ -131,6 +132,7 @@ const RULES: Readonly<Record<string, Rule>> = {
     knows: [
       'picking/',
       'clock.ts',
+      'light-signal.ts',
       'extproc/picker.ts',
       'openai/',
       'tokenizer/tokenizer.ts',
@@ -145,6 +147,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   'picking/': {
     knows: [
       'clock.ts',
+      'light-signal.ts',
       'lru-map.ts',
       'extproc/picker.ts',
       'openai/',
@@ -158,7 +161,16 @@ const RULES: Readonly<Record<string, Rule>> = {
   },
   // The memo and the text rung hash text with the one hash there is, and remember where it went as blocks are remembered.
   'tokenizer/': {
-    knows: ['clock.ts', 'log.ts', 'lru-map.ts', 'openai/', 'prefix/block-hash.ts', 'prefix/routed-prefixes.ts'],
+    knows: [
+      'clock.ts',
+      'http/',
+      'light-signal.ts',
+      'log.ts',
+      'lru-map.ts',
+      'openai/',
+      'prefix/block-hash.ts',
+      'prefix/routed-prefixes.ts',
+    ],
     uses: [
       '@huggingface/jinja',
       '@huggingface/tokenizers',
@@ -167,14 +179,14 @@ const RULES: Readonly<Record<string, Rule>> = {
       'node:fs/promises',
       'node:path',
       'node:worker_threads',
-      'undici',
     ],
   },
   'scheduling/': { knows: ['endpoints/endpoint.ts', 'load/in-flight.ts'], uses: [] },
   'load/': {
-    knows: ['clock.ts', 'file-follower.ts', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts'],
-    uses: ['node:net', 'undici', 'yaml'],
+    knows: ['clock.ts', 'file-follower.ts', 'http/', 'log.ts', 'wording.ts', 'endpoints/endpoint.ts'],
+    uses: ['node:net', 'yaml'],
   },
+  'http/': { knows: ['clock.ts', 'light-signal.ts'], uses: ['node:http', 'node:net', 'node:tls'] },
 
   // Flow (b): one KV event batch.
   'kvevents/': {
@@ -224,8 +236,17 @@ const RULES: Readonly<Record<string, Rule>> = {
     uses: [],
   },
   'doctor/': {
-    knows: ['clock.ts', 'wording.ts', 'endpoints/endpoint.ts', 'kvevents/', 'load/', 'openai/request.ts', 'tokenizer/'],
-    uses: ['node:crypto', 'undici'],
+    knows: [
+      'clock.ts',
+      'http/',
+      'wording.ts',
+      'endpoints/endpoint.ts',
+      'kvevents/',
+      'load/',
+      'openai/request.ts',
+      'tokenizer/',
+    ],
+    uses: ['node:crypto'],
   },
   'demo/': {
     knows: ['log.ts', 'simulator/', 'extproc/services.ts'],
@@ -285,6 +306,7 @@ const PURE = [
   'extproc/protobuf.ts',
   'extproc/request-side.ts',
   'extproc/response-side.ts',
+  'http/response-reader.ts',
   'replay/',
   'tokenizer/memo-accuracy.ts',
   'tokenizer/prompt-keys.ts',
@@ -358,7 +380,7 @@ describe('the large rooms', () => {
   test('of `serve` have a guide each', () => {
     const served = new Map<string, number>();
     for (const path of reachableFrom('app.ts', FILES)) served.set(roomOf(path), (served.get(roomOf(path)) ?? 0) + 1);
-    const large = [...served].filter(([, nFiles]) => nFiles >= 15).map(([room]) => room.slice(0, -1));
+    const large = [...served].filter(([, nFiles]) => nFiles >= 14).map(([room]) => room.slice(0, -1));
     expect(guides.map(([room]) => room).toSorted()).toEqual(large.toSorted());
   });
 

@@ -8,7 +8,7 @@ import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import { errorText } from '../errors.ts';
 import { isTopic } from '../kvevents/topic-listeners.ts';
 import { createZmtp, type Zmtp } from '../kvevents/zmtp.ts';
-import { createHttpGet, type Get } from '../load/http-get.ts';
+import { createHttpGet, type Get } from '../http/http-get.ts';
 import type { OnTokenizerCall, StartableTokenizer } from '../tokenizer/sharing-tokenizer.ts';
 import { withoutCredentials } from '../wording.ts';
 import { watchSource, type SourceWatch } from './event-checks.ts';
@@ -96,7 +96,7 @@ export async function examineFleet(
     const dedicated = await inTurn(models, MAX_AT_ONCE, (model) => examineDedicated(tools, model));
     return [...fleetReports(options), ...agreed(models, examined, dedicated.flat())];
   } finally {
-    await close();
+    close();
   }
 }
 

@@ -5,7 +5,7 @@
 import type { Clock } from '../clock.ts';
 import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import { parseModels, type ServedModels } from '../load/engine-models.ts';
-import type { Get, GetAnswer } from '../load/http-get.ts';
+import type { Get, GetAnswer } from '../http/http-get.ts';
 import { createMetricsReader, type EngineReading } from '../load/metrics-page.ts';
 import { ok, problem, warning, type Finding } from './finding.ts';
 

@@ -3,10 +3,9 @@
  * blocks announced, is the salt visible, does the second one find them, does the engine report that? The only check that
  * makes an engine work.
  */
-import { Client } from 'undici';
 import type { Clock } from '../clock.ts';
 import type { EndpointSpec } from '../endpoints/endpoint.ts';
-import { post } from '../tokenizer/http-post.ts';
+import { createHttpClient } from '../http/http-client.ts';
 import type { SourceWatch } from './event-checks.ts';
 import { EVENT_ARGUMENTS } from './event-findings.ts';
 import { ok, problem, warning, type Finding } from './finding.ts';
@@ -32,7 +31,7 @@ export async function probeEndpoint(
   watches: readonly SourceWatch[],
   { completionTimeoutMs, eventTimeoutMs }: ProbeOptions,
 ): Promise<Finding[]> {
-  const client = new Client(`http://${endpoint.address}`);
+  const client = createHttpClient(clock);
   const body = Buffer.from(
     JSON.stringify({
       model: endpoint.models[0],
@@ -43,10 +42,12 @@ export async function probeEndpoint(
     }),
   );
   const complete = async (): Promise<Usage | string> => {
-    const limits = { timeoutMs: completionTimeoutMs, responseMaxBytes: ANSWER_MAX_BYTES };
-    const answer = await post({ dispatcher: client, clock }, '/v1/completions', headers(), body, limits);
-    if (answer.kind !== 'answer') return answer.kind === 'failed' ? answer.message : 'no answer in time';
-    return answer.status === 200 ? usageOf(answer.body) : `status ${answer.status}`;
+    const limits = { timeoutMs: completionTimeoutMs, responseMaxBytes: ANSWER_MAX_BYTES, signal: null };
+    const request = { method: 'POST', path: '/v1/completions', headers: headers(), body } as const;
+    return client.exchange(`http://${endpoint.address}`, request, limits, (answer) => {
+      if (answer.kind !== 'answer') return 'message' in answer ? answer.message : 'no answer in time';
+      return answer.status === 200 ? usageOf(answer.body) : `status ${answer.status}`;
+    });
   };
   try {
     const nBefore = watches.map(({ observed }) => observed.nStored);
@@ -61,7 +62,7 @@ export async function probeEndpoint(
     const second = await complete();
     return [...findings, ...(typeof second === 'string' ? [] : [cacheFinding(second)])];
   } finally {
-    await client.destroy();
+    client.close();
   }
 }
 

@@ -3,6 +3,7 @@
  * back what it booked. What an answer means for Envoy is exchange.ts.
  */
 import type { Clock, Timer } from '../clock.ts';
+import { LightSignal, type Signal } from '../light-signal.ts';
 import type { Decision, PickError, PickRequest } from './picker.ts';
 import { destinationValue } from './protocol.ts';
 import type { FaultReason } from './refusals.ts';
@@ -11,7 +12,7 @@ import type { FaultReason } from './refusals.ts';
 export type Routed = Decision & { readonly kind: 'routed' };
 
 export type PickerQuestionOutput = {
-  pick(request: PickRequest, signal: AbortSignal): void;
+  pick(request: PickRequest, signal: Signal): void;
   /** @param destination header and metadata value; `first` is its first endpoint */
   routed(destination: string, first: string, decision: Routed): void;
   refused(error: PickError): void;
@@ -37,7 +38,7 @@ const STALL_MS = 20;
 
 export function createPickerQuestion(deadlineMs: number, clock: Clock, output: PickerQuestionOutput): PickerQuestion {
   let state: PickerQuestionState = 'not_asked';
-  let abort: AbortController | null = null;
+  let abort: LightSignal | null = null;
   let timer: Timer | null = null;
   let askedAtMs = 0;
   let decisionMs: number | null = null;
@@ -45,9 +46,9 @@ export function createPickerQuestion(deadlineMs: number, clock: Clock, output: P
   function ask(request: PickRequest): void {
     state = 'asked';
     askedAtMs = clock.nowMs();
-    abort = new AbortController();
+    abort = new LightSignal();
     timer = clock.after(deadlineMs, overrun);
-    output.pick(request, abort.signal);
+    output.pick(request, abort);
   }
 
   function decided(decision: Decision): void {
@@ -87,7 +88,7 @@ export function createPickerQuestion(deadlineMs: number, clock: Clock, output: P
     else state = 'cancelled';
   }
 
-  function settle(to: 'settled' | 'cancelled'): AbortController | null {
+  function settle(to: 'settled' | 'cancelled'): LightSignal | null {
     const asked = abort;
     state = to;
     abort = null;

@@ -1,5 +1,6 @@
 /** The seam between Envoy and policy: what an exchange asks for one HTTP request, and every answer it may get. */
 
+import type { Signal } from '../light-signal.ts';
 import type { Usage } from '../openai/usage.ts';
 
 /** Candidate hint of the data plane: `all`, or only these `ip:port` (possibly none). */
@@ -63,5 +64,5 @@ export type Decision =
 
 export type EndpointPicker = {
   /** Rejects only on a bug; `signal` aborts when the stream is gone. */
-  pick(request: PickRequest, signal: AbortSignal): Promise<Decision>;
+  pick(request: PickRequest, signal: Signal): Promise<Decision>;
 };

@@ -10,7 +10,7 @@
 import { backoffMs, type Clock, type Timer } from '../clock.ts';
 import { byAddress, type Endpoint, type EndpointId } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
-import type { Get, GetAnswer } from './http-get.ts';
+import type { Get, GetAnswer } from '../http/http-get.ts';
 import { createRankMetricsReader, type EngineReading, type RankReadings } from './metrics-page.ts';
 import { createTcpProbe, type TcpProbe } from './tcp-probe.ts';
 

@@ -6,7 +6,7 @@
 import type { Clock, Timer } from '../clock.ts';
 import { byAddress, type Endpoint, type EndpointId } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
-import type { Get } from './http-get.ts';
+import type { Get } from '../http/http-get.ts';
 
 export type EngineModels = {
   /** Asks these from now on, and no others; new ones at once. Idempotent; the whole list every time. */

@@ -8,7 +8,7 @@ import { createEngineModels, type EngineModelsDeps } from './engine-models.ts';
 import { createEngineProfiles, type EngineProfiles } from './engine-profile.ts';
 import { NO_SEEDS, type EngineSeed, type EngineSeeds } from './engine-seeds.ts';
 import { createExpectedLoad, type ExpectedLoad } from './expected-load.ts';
-import { createHttpGet } from './http-get.ts';
+import { createHttpGet } from '../http/http-get.ts';
 import {
   ASSUMED_PREFILL_TOKENS_PER_SECOND,
   createInFlight,
@@ -231,7 +231,7 @@ export function createFleetLoad(
       running = false;
       metrics.stop();
       models.stop();
-      await http.close();
+      http.close();
     },
   };
 }

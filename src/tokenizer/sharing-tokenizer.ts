@@ -5,6 +5,7 @@
  * Deliberately not here: where tokens come from.
  */
 import type { Clock } from '../clock.ts';
+import type { Signal } from '../light-signal.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createAnswerCache, requestKey } from './answer-cache.ts';
@@ -127,7 +128,7 @@ function isRefusal(reason: TokenizeFailure): reason is 'rejected' | 'open' {
 }
 
 /** The result, or null as soon as the signal aborts; the work behind it goes on. */
-function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | null> {
+function unlessAborted<T>(work: Promise<T>, signal: Signal): Promise<T | null> {
   return new Promise((resolve) => {
     const onAbort = (): void => resolve(null);
     signal.addEventListener('abort', onAbort);

@@ -2,14 +2,14 @@
  * One server that tokenizes: which of its endpoints answers, how many calls are out, whether it is asked at all. Shared
  * calls, the choice of a server and the patience of requests are `vllm-tokenizer`'s.
  */
-import { Pool } from 'undici';
 import { backoffMs, type Clock } from '../clock.ts';
+import type { HttpAnswer, HttpClient } from '../http/http-client.ts';
+import type { Signal } from '../light-signal.ts';
 import type { Log } from '../log.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
 import { asChat } from './chat-form.ts';
 import { createCircuitBreaker, type BreakerCall } from './circuit-breaker.ts';
-import { post, type HttpAnswer, type PostLimits } from './http-post.ts';
 import { createLatencyWindow } from './latency-window.ts';
 import { underName } from './model-name.ts';
 import { plainRequest, type TokenizedApi } from './plain-request.ts';
@@ -31,7 +31,8 @@ export type TargetDeps = {
   readonly log: Log;
   readonly clock: Clock;
   readonly random: () => number;
-  readonly access: Pick<ServerAccess, 'headers' | 'ca' | 'refused'>;
+  readonly http: HttpClient;
+  readonly access: Pick<ServerAccess, 'headers' | 'refused'>;
   /** One HTTP call has ended. */
   readonly onCall: (api: HttpApi, result: 'ok' | 'timeout' | 'error' | 'not_served', durationMs: number) => void;
 };
@@ -55,8 +56,7 @@ export type TokenizerTarget = {
   /** Null when the target would take a call now. */
   refusal(request: InferenceRequest, urgency: Urgency): Refusal | null;
   /** Never rejects; ends within `queueMs` and `timeoutMs`, or when the signal aborts. An aborted call says nothing about the server. */
-  call(request: TokenizeRequest, urgency: Urgency, signal: AbortSignal | null): Promise<TokenizeResult>;
-  close(): Promise<void>;
+  call(request: TokenizeRequest, urgency: Urgency, signal: Signal | null): Promise<TokenizeResult>;
 };
 
 export type Refusal = Extract<TokenizeFailure, 'rejected' | 'open' | 'unsupported'>;
@@ -68,8 +68,6 @@ const RENDER_COOL_DOWN_MS = 600_000;
 const TOKENIZE_COOL_DOWN_MS = 60_000;
 /** Names of models the server did not know; a fleet has no more. */
 const MAX_UNKNOWN_NAMES = 10_000;
-/** Below the 5 s after which uvicorn closes idle connections, so that a call never meets a closing one. */
-const KEEP_ALIVE_MS = 4000;
 /** Statuses that mean "this path is not served here": vLLM answers 403 where render is disabled, 404 where it is unknown. */
 const NOT_SERVED = new Set([403, 404, 405, 501]);
 
@@ -89,7 +87,7 @@ type Call = {
   readonly request: InferenceRequest;
   readonly breaker: BreakerCall;
   readonly deadlineMs: number;
-  readonly signal: AbortSignal | null;
+  readonly signal: Signal | null;
 };
 
 /** What may be missing on a server. Older SGLang tokenizes texts, not chats; older vLLM renders chats and completions only. */
@@ -105,16 +103,9 @@ const RENDERED: Readonly<Record<TokenizedApi, { readonly path: string; readonly 
 
 /** @param url `http(s)://host:port`, a path in it is put before vLLM's own; throws TypeError on anything else */
 export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, url: string): TokenizerTarget {
-  const { clock, log, random } = deps;
+  const { clock, log, random, http } = deps;
   const { origin, pathname } = new URL(url);
   const prefix = pathname.replace(/\/+$/, '');
-  const pool = new Pool(origin, {
-    connections: options.maxInFlight,
-    pipelining: 1,
-    keepAliveTimeout: KEEP_ALIVE_MS,
-    connect: { timeout: options.timeoutMs, ca: deps.access.ca ?? undefined },
-  });
-  const http = { dispatcher: pool, clock };
   const slots = createCallSlots(clock, options);
   const latencies = createLatencyWindow();
   const breaker = createCircuitBreaker({ clock, random, onState: logState }, BREAKER);
@@ -160,24 +151,27 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     }
   }
 
+  /** @param read what the answer means, called with whatever became of it */
   function send(
     call: Call,
     api: HttpApi,
     path: string,
     body: Uint8Array,
+    read: (answer: HttpAnswer) => Attempt,
     isAbsentAt: (answer: HttpAnswer) => boolean = isNotServed,
-  ): Promise<HttpAnswer> {
+  ): Promise<Attempt> {
     const startMs = clock.nowMs();
     nSending++;
-    const limits: PostLimits = {
+    const request = { method: 'POST', path: prefix + path, headers: deps.access.headers(), body } as const;
+    const limits = {
       timeoutMs: Math.max(1, call.deadlineMs - startMs),
       responseMaxBytes: options.responseMaxBytes,
       signal: call.signal,
     };
-    return post(http, prefix + path, deps.access.headers(), body, limits).then((answer) => {
+    return http.exchange(origin, request, limits, (answer) => {
       nSending--;
       if (answer.kind !== 'given_up') note(call, api, answer, clock.nowMs() - startMs, isAbsentAt);
-      return answer;
+      return read(answer);
     });
   }
 
@@ -221,7 +215,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     const nPrompts = request.prompt.kind === 'texts' ? request.prompt.ranges.length : 1;
     const parse = (body: Uint8Array): TokenResponse =>
       api === 'completions' ? parseCompletionsRenderResponse(body, nPrompts) : parseChatRenderResponse(body);
-    return send(call, 'render', path, renderBody(request)).then((answer) => understand(call, form, answer, parse));
+    return send(call, 'render', path, renderBody(request), (answer) => understand(call, form, answer, parse));
   }
 
   async function tokenize(call: Call, request: InferenceRequest): Promise<Attempt> {
@@ -230,14 +224,15 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     // One slot is this call's already; more prompts than there is room for are not sent one by one.
     if (nSending + bodies.length > options.maxInFlight) return none('rejected');
     const isChat = request.api === 'chat';
+    const isAbsentAt = isChat ? isNotServedChat : isNotServed;
+    const read = (answer: HttpAnswer): Attempt => {
+      if (isChat && answer.kind === 'answer' && isNotServedChat(answer) && !isNotServed(answer)) {
+        return { kind: 'not_served', form: 'tokenize_chat', status: answer.status };
+      }
+      return understand(call, 'tokenize', answer, parseTokenizeResponse);
+    };
     const attempts = await Promise.all(
-      bodies.map(async (body): Promise<Attempt> => {
-        const answer = await send(call, 'tokenize', '/tokenize', body, isChat ? isNotServedChat : isNotServed);
-        if (isChat && answer.kind === 'answer' && isNotServedChat(answer) && !isNotServed(answer)) {
-          return { kind: 'not_served', form: 'tokenize_chat', status: answer.status };
-        }
-        return understand(call, 'tokenize', answer, parseTokenizeResponse);
-      }),
+      bodies.map((body) => send(call, 'tokenize', '/tokenize', body, read, isAbsentAt)),
     );
     const chains: TokenChain[] = [];
     for (const attempt of attempts) {
@@ -334,7 +329,6 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
         slots.leave();
       }
     },
-    close: () => pool.destroy(),
   };
 }
 

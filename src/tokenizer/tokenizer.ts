@@ -1,4 +1,5 @@
 /** What the picker asks a tokenizer, and what it may answer. */
+import type { Signal } from '../light-signal.ts';
 import type { MultimodalFeature } from '../openai/multimodal-features.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 
@@ -32,10 +33,6 @@ export type Tokenizer = {
    * it gives way to requests for which somebody does.
    * @param endpointUrls `http://ip:port` of the endpoints of the request's model, asked when no dedicated URL is configured
    */
-  tokenize(
-    request: TokenizeRequest,
-    endpointUrls: readonly string[],
-    signal: AbortSignal | null,
-  ): Promise<TokenizeResult>;
+  tokenize(request: TokenizeRequest, endpointUrls: readonly string[], signal: Signal | null): Promise<TokenizeResult>;
   close(): Promise<void>;
 };

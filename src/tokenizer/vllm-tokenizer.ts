@@ -6,7 +6,9 @@
  */
 import type { Clock } from '../clock.ts';
 import { WarmpathError } from '../errors.ts';
+import { createHttpClient } from '../http/http-client.ts';
 import type { Log } from '../log.ts';
+import { createLruMap } from '../lru-map.ts';
 import type { Api, InferenceRequest } from '../openai/request.ts';
 import type { Urgency } from './call-slots.ts';
 import { createServerAccess, type ServerAccessOptions } from './server-access.ts';
@@ -64,9 +66,9 @@ const MIN_LATE_MS = 5;
 export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokenizerOptions): StartableTokenizer {
   const { clock, log, onCall } = deps;
   const random = deps.random ?? Math.random;
-  /** In order of use. */
-  const targets = new Map<string, KnownTarget>();
+  const targets = createLruMap<string, KnownTarget>();
   const access = createServerAccess(deps, options);
+  const http = createHttpClient(clock, () => access.ca);
   let hedgesLeft = MAX_HEDGES_AT_ONCE;
   let closed = false;
   /** When the unused ones were looked for. */
@@ -83,12 +85,13 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     let known = targets.get(url);
     if (known === undefined) {
       const isUrl = targetOptions !== null && URL.canParse(url);
-      const target = isUrl ? createTokenizerTarget({ log, clock, random, onCall, access }, targetOptions, url) : null;
+      const target = isUrl
+        ? createTokenizerTarget({ log, clock, random, onCall, access, http }, targetOptions, url)
+        : null;
       if (target === null) log.warn('tokenizer URL not understood', { url });
       known = { target, usedMs: 0 };
     }
     known.usedMs = clock.nowMs();
-    targets.delete(url);
     targets.set(url, known);
     return known.target;
   }
@@ -98,11 +101,12 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
     if (nowMs < lookedAtMs + LOOK_MS && targets.size <= MAX_TARGETS) return;
     lookedAtMs = nowMs;
     const unusedSinceMs = nowMs - UNUSED_MS;
-    for (const [url, { target, usedMs }] of targets) {
+    for (let entry = targets.oldest(); entry !== null;) {
+      const { key: url, newer } = entry;
+      const { target, usedMs } = entry.value;
       if (usedMs > unusedSinceMs && targets.size <= MAX_TARGETS) return;
-      if (target !== null && target.outstanding > 0) continue;
-      targets.delete(url);
-      void target?.close();
+      if (target === null || target.outstanding === 0) targets.delete(url);
+      entry = newer;
     }
   }
 
@@ -186,11 +190,10 @@ export function createVllmTokenizer(deps: VllmTokenizerDeps, options: VllmTokeni
       if (urls.length === 1) return { api, result: target.call(request, urgency, null) };
       return { api, result: callOrAnother(target, request, urls, urgency) };
     },
-    async close() {
+    close() {
       closed = true;
-      const open = [...targets.values()];
-      targets.clear();
-      await Promise.all(open.map(({ target }) => target?.close()));
+      http.close();
+      return Promise.resolve();
     },
   };
   return createSharingTokenizer(deps, options, backend);

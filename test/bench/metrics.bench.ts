@@ -11,7 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { systemClock } from '../../src/clock.ts';
 import type { EndpointId, EndpointSlot } from '../../src/endpoints/endpoint.ts';
 import { createEngineMetrics } from '../../src/load/engine-metrics.ts';
-import { createHttpGet } from '../../src/load/http-get.ts';
+import { createHttpGet } from '../../src/http/http-get.ts';
 import { createMetricsReader, type EngineReading, type MetricsReader } from '../../src/load/metrics-page.ts';
 import { silentLog } from '../../src/log.ts';
 import { aSpec } from '../support/endpoints.ts';

@@ -10,7 +10,7 @@ import { silentLog } from '../../src/log.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
 import { CLIENT_OPTIONS } from '../support/fake-tokenizer.ts';
-import { anIdlePicker, chatRequest, NEVER, tell } from './tokens-parts.ts';
+import { anIdlePicker, chatRequest, never, tell } from './tokens-parts.ts';
 import { startServerProcess } from './tokens-server-process.ts';
 
 const AT_ONCE = 16;
@@ -44,7 +44,7 @@ export async function callCost(rounds: number): Promise<void> {
   );
   const [withoutTokens, withTokens] = pickers as [Picker, Picker];
   const decide = async (picker: Picker, body: Buffer): Promise<void> => {
-    const decision = await picker.pick(chatRequest(body), NEVER);
+    const decision = await picker.pick(chatRequest(body), never());
     if (decision.kind === 'routed') decision.reservation.release('completed');
   };
   const pool = new Pool(server.url, { connections: AT_ONCE });

@@ -1,4 +1,5 @@
 /** What the parts of the tokens bench are built of, and the rows of the table they fill. */
+import { LightSignal } from '../../src/light-signal.ts';
 import { createEndpointPicker, type Picker } from '../../src/endpoint-picker.ts';
 import { createEndpointStore } from '../../src/endpoints/endpoint-store.ts';
 import type { Clock } from '../../src/clock.ts';
@@ -26,7 +27,8 @@ export type Row = {
 export const BLOCK = 16;
 export const N_ENGINES = 8;
 export const BUDGET_MS = 50;
-export const NEVER = new AbortController().signal;
+/** As the processor makes one for each request. */
+export const never = (): LightSignal => new LightSignal();
 
 /** Parts run in processes of their own: one row a line. */
 export function tell(row: Row): void {

@@ -6,7 +6,7 @@ import { systemClock } from '../../src/clock.ts';
 import { silentLog } from '../../src/log.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
 import { CLIENT_OPTIONS, type Behaviour } from '../support/fake-tokenizer.ts';
-import { anIdlePicker, BUDGET_MS, chatRequest, NEVER, percentile, tell } from './tokens-parts.ts';
+import { anIdlePicker, BUDGET_MS, chatRequest, never, percentile, tell } from './tokens-parts.ts';
 import { startServerProcess } from './tokens-server-process.ts';
 
 type Trouble = { readonly behaviour: Behaviour | 'dead'; readonly delayMs: number; readonly perSecond: number };
@@ -46,7 +46,7 @@ export async function trouble(name: string, seconds: number): Promise<void> {
     const content = `${nAsked++} ${'never seen before '.repeat(40)}`;
     const body = Buffer.from(JSON.stringify({ model: 'm', messages: [{ role: 'user', content }] }));
     const startMs = performance.now();
-    const decision = await picker.pick(chatRequest(body), NEVER);
+    const decision = await picker.pick(chatRequest(body), never());
     const durationMs = performance.now() - startMs;
     if (decision.kind === 'error') nFailed += 1;
     else decision.reservation.release('completed');

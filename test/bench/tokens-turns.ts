@@ -25,7 +25,7 @@ import {
   chatRequest,
   endpointsOf,
   N_ENGINES,
-  NEVER,
+  never,
   ownLoad,
   percentile,
   tell,
@@ -100,9 +100,7 @@ export async function multiTurn(nConversations: number): Promise<void> {
         clock.after(5 + 75 * random() ** 2, () => resolve(exactly(body)));
       });
       const late = new Promise<TokenizeResult>((resolve) =>
-        abort?.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later: answer }), {
-          once: true,
-        }),
+        abort?.addEventListener('abort', () => resolve({ kind: 'none', reason: 'late', later: answer })),
       );
       return Promise.race([answer, late]);
     },
@@ -166,12 +164,12 @@ export async function multiTurn(nConversations: number): Promise<void> {
     const ids = tokensOf(messages, GENERATION_PROMPT);
     tokens.set(body, ids);
     nTokens += ids.length;
-    const ideal = await exactPicker.evaluate(chatRequest(body), NEVER);
+    const ideal = await exactPicker.evaluate(chatRequest(body), never());
     if (ideal.kind === 'error') throw new Error(ideal.message);
     const startMs = clock.nowMs();
     const startReal = performance.now();
     const startCpu = process.threadCpuUsage();
-    const decision = await picker.pick(chatRequest(body), NEVER);
+    const decision = await picker.pick(chatRequest(body), never());
     const { user, system } = process.threadCpuUsage(startCpu);
     const realMs = performance.now() - startReal;
     if (decision.kind === 'error' || last?.kind !== 'routed') throw new Error('a request failed');

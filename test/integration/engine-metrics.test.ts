@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from '@jest/globals';
 import { systemClock } from '../../src/clock.ts';
-import { createHttpGet, type GetAnswer } from '../../src/load/http-get.ts';
+import { createHttpGet, type GetAnswer } from '../../src/http/http-get.ts';
 import { createTcpProbe } from '../../src/load/tcp-probe.ts';
 import { endAfterEach } from '../support/endings.ts';
 import { aFreePort } from '../support/free-port.ts';

@@ -1,6 +1,7 @@
 /** One exchange with everything it emits recorded: the clock is fake, the picker is the test. */
 import type { ExtProcServerOptions } from '../../src/extproc/server.ts';
 import { createBodyBudget } from '../../src/extproc/body-budget.ts';
+import type { Signal } from '../../src/light-signal.ts';
 import type { PickError, PickRequest, Reservation } from '../../src/extproc/picker.ts';
 import {
   createExchange,
@@ -36,7 +37,7 @@ export type Harness = {
   readonly exchange: Exchange;
   readonly clock: FakeClock;
   readonly answers: Answer[];
-  readonly picks: { request: PickRequest; signal: AbortSignal }[];
+  readonly picks: { request: PickRequest; signal: Signal }[];
   readonly results: ExchangeResult[];
   readonly unseen: Reservation[];
   /** Status 0, or the code it failed with; null while open. */

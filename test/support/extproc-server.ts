@@ -1,4 +1,5 @@
 /** The external processor on a free port, with everything it does recorded. */
+import type { Signal } from '../../src/light-signal.ts';
 import type { Decision, EndpointPicker, PickRequest } from '../../src/extproc/picker.ts';
 import { systemClock, type Clock } from '../../src/clock.ts';
 import {
@@ -28,7 +29,7 @@ export type RunningServer = {
 /** A decision that is never made. */
 export const never = (): Promise<Decision> => new Promise(() => undefined);
 
-type Pick = (request: PickRequest, signal: AbortSignal, route: () => Promise<Decision>) => Promise<Decision>;
+type Pick = (request: PickRequest, signal: Signal, route: () => Promise<Decision>) => Promise<Decision>;
 
 /** @param atEnd is told how each server that is started ends, see endings.ts */
 export function createExtProcServers(atEnd: (end: () => unknown) => void): typeof startExtProc {

@@ -1,7 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineMetrics, type ScrapeResult } from '../../../src/load/engine-metrics.ts';
-import type { GetAnswer } from '../../../src/load/http-get.ts';
+import type { GetAnswer } from '../../../src/http/http-get.ts';
 import type { TcpProbe } from '../../../src/load/tcp-probe.ts';
 import { silentLog } from '../../../src/log.ts';
 import { anEndpoint } from '../../support/endpoints.ts';

@@ -1,7 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import type { EndpointId } from '../../../src/endpoints/endpoint.ts';
 import { createEngineModels, parseModels } from '../../../src/load/engine-models.ts';
-import type { GetAnswer } from '../../../src/load/http-get.ts';
+import type { GetAnswer } from '../../../src/http/http-get.ts';
 import { createLog } from '../../../src/log.ts';
 import { anEndpoint } from '../../support/endpoints.ts';
 import { createFakeClock } from '../../support/fake-clock.ts';
