@@ -8,6 +8,8 @@ export type TokenResponse =
   | { readonly kind: 'chains'; readonly chains: readonly TokenChain[] }
   /** JSON without token ids where they belong: another API lives there. */
   | { readonly kind: 'other_shape' }
+  /** Images whose names or places say nothing: clients choose names. */
+  | { readonly kind: 'unplaced' }
   /** Not JSON, or token ids that can not be. */
   | { readonly kind: 'unreadable' };
 
@@ -47,10 +49,7 @@ function parseOne(bytes: Uint8Array, idsField: 'tokens' | 'token_ids'): TokenRes
   return scanner.atEnd() ? { kind: 'chains', chains: [result.chain] } : { kind: 'unreadable' };
 }
 
-type ChainReading =
-  | { readonly kind: 'chain'; readonly chain: TokenChain }
-  | { readonly kind: 'other_shape' }
-  | { readonly kind: 'unreadable' };
+type ChainReading = { readonly kind: 'chain'; readonly chain: TokenChain } | Exclude<TokenResponse, { kind: 'chains' }>;
 
 function readChain(scanner: JsonScanner, idsField: 'tokens' | 'token_ids'): ChainReading {
   if (scanner.peekKind() !== 'object') return { kind: 'other_shape' };
@@ -74,7 +73,7 @@ function readChain(scanner: JsonScanner, idsField: 'tokens' | 'token_ids'): Chai
   if (!complete) return { kind: notIds ? 'other_shape' : 'unreadable' };
   if (tokenIds === null) return { kind: 'other_shape' };
   const ids = tokenIds as Uint32Array;
-  if (features === null || !featuresFit(features, ids.length)) return { kind: 'unreadable' };
+  if (features === null || !featuresFit(features, ids.length)) return { kind: 'unplaced' };
   return { kind: 'chain', chain: { tokenIds: ids, features } };
 }
 

@@ -205,6 +205,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
+    if (response.kind === 'unplaced') return none('unsupported');
     if (response.kind === 'other_shape' && form !== 'tokenize') return { kind: 'not_served', form, status: 200 };
     call.end('failure');
     return none('error');

@@ -444,6 +444,20 @@ describe('a server in trouble', () => {
     expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
   });
 
+  test('is not blamed for the names a client gives its images', async () => {
+    const fake = await aServer();
+    const { ask } = aTokenizer([fake.url]);
+    fake.features = {
+      mm_hashes: { image: ['https://x/?signature='.padEnd(2000, 'a')] },
+      mm_placeholders: { image: [{ offset: 0, length: 4 }] },
+    };
+    for (let i = 0; i < 20; i++) {
+      expect(await ask(aChatRequest({}, `${i}`))).toEqual({ kind: 'none', reason: 'unsupported' });
+    }
+    fake.features = null;
+    expect(chainsOf(await ask(aChatRequest()))).toHaveLength(1);
+  });
+
   test('is not asked for what another one has refused', async () => {
     const servers = [await aServer(), await aServer()];
     for (const fake of servers) fake.refuse = () => ({ status: 400, message: 'maximum context length' });

@@ -115,24 +115,24 @@ describe('an answer of the render endpoints', () => {
     [
       'a place behind the tokens',
       { mm_hashes: { image: ['a'] }, mm_placeholders: { image: [{ offset: 2, length: 2 }] } },
-      'unreadable',
+      'unplaced',
     ],
     [
       'fewer hashes than places',
       { mm_hashes: { image: [] }, mm_placeholders: { image: [{ offset: 0, length: 1 }] } },
-      'unreadable',
+      'unplaced',
     ],
-    ['places without hashes', { mm_placeholders: { image: [{ offset: 0, length: 1 }] } }, 'unreadable'],
+    ['places without hashes', { mm_placeholders: { image: [{ offset: 0, length: 1 }] } }, 'unplaced'],
     [
       'a hash that is no text',
       { mm_hashes: { image: [1] }, mm_placeholders: { image: [{ offset: 0, length: 1 }] } },
-      'unreadable',
+      'unplaced',
     ],
-    ['a place that is none', { mm_hashes: { image: ['a'] }, mm_placeholders: { image: [null] } }, 'unreadable'],
+    ['a place that is none', { mm_hashes: { image: ['a'] }, mm_placeholders: { image: [null] } }, 'unplaced'],
     [
       'a negative place',
       { mm_hashes: { image: ['a'] }, mm_placeholders: { image: [{ offset: -1, length: 1 }] } },
-      'unreadable',
+      'unplaced',
     ],
   ])('with %s is not believed', (_, features, kind) => {
     expect(parseChatRenderResponse(bytes(rendered([1, 2, 3], features)))).toEqual({ kind });
