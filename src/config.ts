@@ -124,7 +124,7 @@ const SETTINGS = {
   'server.maxStreamsPerConnection': setting(
     integer(1, 1_000_000),
     4_096,
-    'announced to Envoy, which opens a further connection at it (its own `max_concurrent_streams`: 1,024 since 1.36)',
+    'announced to Envoy. Must stay above its own `max_concurrent_streams` (1,024 since 1.36; set it before), which is what opens a further connection: at this limit Node resets streams that begin as others end',
   ),
   'server.maxMessagesPerStream': setting(
     integer(4, 100_000_000),

@@ -13,7 +13,10 @@ import { acceptGrpcCall, type GrpcCall, type GrpcCallListener, type GrpcCallOpti
 export type GrpcServerOptions = {
   /** Must be above the largest body Envoy may send, or a large request ends in status 8 instead of a 413. */
   readonly maxReceiveBytes: number;
-  /** Envoy opens a further connection when it is reached. */
+  /**
+   * Announced to Envoy. Its own limit must be lower: Node counts a stream until it has forgotten it, and here resets those
+   * that begin in the same moment (ENHANCE_YOUR_CALM).
+   */
   readonly maxStreamsPerConnection: number;
 };
 

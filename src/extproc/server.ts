@@ -36,7 +36,7 @@ export type { RequestBodyMode } from './request-side.ts';
 export type ExtProcLimits = {
   /** Open streams in all; above it a request gets 503 before any work is done. */
   readonly maxStreams: number;
-  /** Announced to Envoy, which opens a further connection when it is reached (its own default is 1,024). */
+  /** Announced to Envoy, whose own limit (its default is 1,024) must be lower, see grpc-server.ts. */
   readonly maxStreamsPerConnection: number;
   readonly maxMessagesPerStream: number;
   /** Envoy's own limits are 100 headers and 60 KiB. */
