@@ -176,6 +176,8 @@ export function createEngineMirror(
     positions: new Uint32Array(REMOVALS_AT_ONCE),
     n: 0,
   };
+  /** Blocks that `dropAll` has forgotten so far. */
+  let nDropped = 0;
   let groupIdx: number | null = null;
   let indexable = true;
   let hasSlowMedia = false;
@@ -350,8 +352,15 @@ export function createEngineMirror(
     const nStored = index.store(owner, medium, parent, keys, nBlocks, positions, wasHeld);
     if (hasSlowMedia) markHeldElsewhere(nStored, medium);
     names.prepare(blockHashes, nStored, positions);
+    const nDroppedBefore = nDropped;
     for (let i = 0; i < nStored; i++) {
       const position = positions[i]! as BlockPosition;
+      // Forgotten because a block before it in this chain has its name now.
+      if (nDropped !== nDroppedBefore && !isHeld(position)) {
+        counts.blocksNotStored++;
+        partial = true;
+        continue;
+      }
       names.chooseAt(i);
       if (wasHeld[i] === 1) copies.add(position, medium, 1);
       if (!name(position, wasHeld[i] === 0 ? 'new' : 'further', i + 1, nStored, counts)) {
@@ -367,7 +376,7 @@ export function createEngineMirror(
     if (before !== null) {
       const isPlaced = new Set(positions.subarray(0, nStored));
       for (let i = 0; i < nStored; i++) {
-        setNamespace(positions[i]! as BlockPosition, namespace);
+        if (isHeld(positions[i]! as BlockPosition)) setNamespace(positions[i]! as BlockPosition, namespace);
         const other = before[i]!;
         if (other === NO_POSITION || isPlaced.has(other) || !isHeld(other)) continue;
         counts.blocksConflicting++;
@@ -619,6 +628,7 @@ export function createEngineMirror(
 
   /** Forgets a block in all media, whatever its copies. */
   function dropAll(position: BlockPosition): void {
+    nDropped++;
     onePosition[0] = position;
     copies.forget(position);
     for (const m of MEDIA_INDEXES) index.remove(owner, m, onePosition, 1);

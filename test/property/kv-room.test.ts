@@ -1,6 +1,7 @@
 /**
  * Engines that hold more than the index has room for: whatever has to go, and whatever was parked, located or copied
- * meanwhile, no match is longer than what the engine holds, and what is given back at the end is all that was taken.
+ * meanwhile, no match is longer than what the engine holds, and what is given back at the end is all that was taken. The
+ * latter holds for engines too that call different blocks by one name.
  */
 import { describe, expect, test } from '@jest/globals';
 import type { EngineBlocksSource } from '../../src/kvevents/engine-blocks.ts';
@@ -112,6 +113,41 @@ describe('an index that is too small', () => {
     expect(nMatched).toBeGreaterThan(N_HISTORIES);
   });
 });
+
+describe('engines whose words contradict each other', () => {
+  test.each([80_000, 4_000_000])('take nothing for good, with room for %d bytes', (maxBytes) => {
+    const memory = createPrefixIndexMemory({ maxBytes });
+    for (let seed = 1; seed <= 4 * N_HISTORIES; seed++) {
+      const random = createRandom(seed);
+      const bench = createIndexBench({ memory, seed, limits: { maxParkedBlocks: [4096, 20, 3][random(3)]! } });
+      const sources = Array.from({ length: 1 + random(3) }, (_, slot) => bench.source(slot));
+      const nNames = 2 + random(40);
+      for (let step = 20 + random(100); step > 0; step--) {
+        const events = Array.from({ length: 1 + random(4) }, () => anyEvent(random, nNames));
+        sources[random(sources.length)]!.apply(batchOf(events, Number(random(8) === 0)));
+        if (random(20) === 0) bench.engineBlocks.tidy(random(100));
+      }
+      for (const source of sources) source.close();
+      while (bench.engineBlocks.tidy(1000));
+      expect([seed, bench.writer.stats().nBytes]).toEqual([seed, bench.emptyBytes]);
+    }
+  });
+});
+
+/** The same few names for whatever block, with whatever parent. */
+function anyEvent(random: Random, nNames: number): KvEvent {
+  const chosen = random(30);
+  const names = (n: number): number[] => Array.from({ length: n }, () => random(nNames));
+  const medium = MEDIA[random(3)]!;
+  if (chosen === 29 && random(4) === 0) return cleared;
+  if (chosen > 18) return removed(names(1 + random(6)), { medium });
+  if (chosen > 15) return stored(names(1 + random(3)), null, new Uint32Array(0), { medium, blockSizeTokens: 0 });
+  const nBlocks = 1 + random([4, 60][random(2)]!);
+  const tokenIds = promptOf(Array.from({ length: nBlocks }, () => random(3)));
+  const unnamed = { extraKeys: undefined };
+  const more = [{}, unnamed, { ...unnamed, cacheSalt: `s${random(2)}` }, { ...unnamed, loraName: 'L' }, { loraId: 1 }];
+  return stored(names(nBlocks), random(3) === 0 ? null : random(nNames), tokenIds, { medium, ...more[random(5)] });
+}
 
 /** Some begin as others do. */
 function somePrompts(random: Random): readonly Prompt[] {

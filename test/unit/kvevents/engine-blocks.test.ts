@@ -40,6 +40,21 @@ describe('memory', () => {
   });
 });
 
+test('a block whose name another one of the same event takes is forgotten for good', () => {
+  const bench = createIndexBench();
+  const source = bench.source(A);
+  const ids = Array.from({ length: 30 }, (_, i) => 100 + i);
+  source.apply(batchOf([stored(ids, null, promptOf(ids))]));
+  // The last ones' names, for the first ones: whatever the engine means by them, it is not both.
+  const renamed = [...ids.slice(-10), ...ids.slice(10)];
+  expect(source.apply(batchOf([stored(renamed, null, promptOf(ids))]))).toMatchObject({ blocksConflicting: 10 });
+  expect(bench.match(promptOf(ids)).blocks(A)).toBe(20);
+  expect(source.stats()).toMatchObject({ nBlocks: 20, partial: true });
+  source.close();
+  while (bench.engineBlocks.tidy(1000));
+  expect(bench.writer.stats()).toMatchObject({ nBlocks: 0, nBytes: bench.emptyBytes });
+});
+
 describe('texts that an engine chooses', () => {
   test('count against the bound of parked blocks', () => {
     const bench = createIndexBench({ limits: { maxParkedTokens: 4000 } });
