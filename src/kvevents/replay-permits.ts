@@ -16,14 +16,17 @@ export type ReplayPermits = {
  * slowly to be a burden: it goes on, and those in the queue need not wait for it.
  */
 const MAX_COUNTED_MS = 30_000;
+/** Times `max`: with those that are slow. What comes live meanwhile is kept for each of them. */
+const MAX_RUNNING = 4;
 
 export function createReplayPermits(max: number, clock: Pick<Clock, 'after'>): ReplayPermits {
   const waiting = new Set<() => void>();
-  let nGranted = 0;
+  let nCounted = 0;
+  let nRunning = 0;
 
   const next = (): void => {
     for (const start of waiting) {
-      if (nGranted >= max) return;
+      if (nCounted >= max || nRunning >= MAX_RUNNING * max) return;
       start();
     }
   };
@@ -31,23 +34,34 @@ export function createReplayPermits(max: number, clock: Pick<Clock, 'after'>): R
   return {
     ask(granted) {
       let counted: Timer | null = null;
+      let isRunning = false;
       const start = (): void => {
         waiting.delete(start);
-        counted = clock.after(MAX_COUNTED_MS, release);
-        nGranted++;
+        isRunning = true;
+        nRunning++;
+        nCounted++;
+        counted = clock.after(MAX_COUNTED_MS, discount);
         granted();
       };
-      const release = (): void => {
-        waiting.delete(start);
+      const discount = (): void => {
         if (counted === null) return;
         counted.cancel();
         counted = null;
-        nGranted--;
+        nCounted--;
         next();
       };
       waiting.add(start);
       next();
-      return { release };
+      return {
+        release() {
+          waiting.delete(start);
+          if (!isRunning) return;
+          isRunning = false;
+          nRunning--;
+          if (counted === null) next();
+          else discount();
+        },
+      };
     },
   };
 }

@@ -207,6 +207,11 @@ describe('replay permits', () => {
     expect(started).toEqual([0, 1, 2, 3]);
     for (const permit of held) permit.release();
     expect(clock.nTimers()).toBe(0);
+    const slow = Array.from({ length: 12 }, (_, i) => permits.ask(() => started.push(10 + i)));
+    for (let i = 0; i < 12; i++) clock.advance(40_000);
+    expect(started.slice(6)).toEqual([10, 11, 12, 13, 14, 15, 16, 17]);
+    slow[3]!.release();
+    expect(started.at(-1)).toBe(18);
   });
 });
 
