@@ -193,11 +193,24 @@ export const kubernetesName: Kind<string> = text('name', 'a Kubernetes object na
   /^[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$/.test(value),
 );
 
-export const labelSelector: Kind<string> = text(
-  'label selector',
-  'a Kubernetes label selector',
-  (value) => value.trim() !== '' && /^[A-Za-z0-9._/,=!() -]+$/.test(value),
+const LABEL_VALUE = /^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$/;
+
+/** Requirements with commas between them, as an API server parses them; it would refuse anything else at every request. */
+export const labelSelector: Kind<string> = text('label selector', 'a Kubernetes label selector', (value) =>
+  value.split(/,(?![^(]*\))/).every(isRequirement),
 );
+
+/** `key`, `!key`, `key=value` (`==`, `!=`), `key>5` (`<`), `key in (a,b)` (`notin`). */
+function isRequirement(text: string): boolean {
+  const parts = /^(!\s*)?([^\s!=<>(),]+)(?:\s*(==?|!=|[<>])\s*([^\s!=<>(),]*)|\s+(?:not)?in\s*\(([^()]*)\))?$/.exec(
+    text.trim(),
+  );
+  const [, not, key = '', operator, value = '', values] = parts ?? [];
+  if (!LABEL_KEY.test(key)) return false;
+  if (not !== undefined) return operator === undefined && values === undefined;
+  if (operator === '<' || operator === '>') return /^\d{1,18}$/.test(value);
+  return [value, ...(values ?? '').split(',')].every((one) => LABEL_VALUE.test(one.trim()));
+}
 
 /** Absent, null or empty text mean null. */
 export function optional<T>(kind: Kind<T>): Kind<T | null> {

@@ -189,6 +189,33 @@ describe('kinds of values', () => {
     expect(mistakesOf({ sets: [`${key}=${text}`] })).toEqual([`${key} must be ${expected}, got ${got} (--set)`]);
   });
 
+  test.each([
+    'app=vllm',
+    ' app == vllm , tier != x',
+    'app in (a, b),!gone,has',
+    'example.com/app notin(a)',
+    'app=',
+    'app in ()',
+    'gpu>3, mem < 5',
+    '! gone',
+  ])('the label selector %j is understood', (selector) => {
+    const { discovery } = configOf({ sets: [`discovery.kubernetes.labelSelector=${selector}`] });
+    expect(discovery.kubernetes.labelSelector.trim()).toBe(selector.trim());
+  });
+
+  test.each(['a b', 'app=a b', ',', 'app=a,', 'x/y/z=1', '-a=b', `${'a'.repeat(64)}=x`, `a=${'b'.repeat(64)}`, '!a=b'])(
+    'the label selector %j is a mistake, as it is for an API server',
+    (selector) => {
+      expect(mistakesOf({ sets: [`discovery.kubernetes.labelSelector=${selector}`] })).toEqual([
+        expect.stringMatching(/^discovery\.kubernetes\.labelSelector must be a Kubernetes label selector, got /),
+      ]);
+    },
+  );
+
+  test.each(['app in a', 'app in (a', 'app>x', 'a=b=c', 'a&limit=0', '(a)', '!'])('so is %j', (selector) => {
+    expect(mistakesOf({ sets: [`discovery.kubernetes.labelSelector=${selector}`] })).toHaveLength(1);
+  });
+
   test('a value of the wrong YAML type is a mistake, not a conversion', () => {
     expect(mistakesOf({ yaml: 'tokenizer: { budgetMs: [1], urls: 3 }\nlog:\n  level: { a: 1 }\n' })).toEqual([
       'tokenizer.budgetMs must be an integer from 0 to 10000, got [1] (warmpath.yaml:1)',
