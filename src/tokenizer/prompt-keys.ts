@@ -1,7 +1,7 @@
 /**
  * Names for the beginnings of a prompt, told from its text alone: a chain of 64-bit keys, one per message and one per KiB
  * inside of long messages and texts. Two requests share a key exactly when model, adapter, salt, everything the template
- * takes (tools, documents, arguments) and all text up to there are byte for byte the same.
+ * takes (tools, documents, arguments) and all text up to there are byte for byte the same, `cache_control` aside.
  *
  * Deliberately not here: what JSON means. A message spelt otherwise is another message; it costs a look-up, never truth.
  */
@@ -9,6 +9,7 @@ import { TOKEN_FIELDS } from '../openai/body-scan.ts';
 import type { ByteRange } from '../openai/json-scan.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import type { BlockHasher, BlockHashes } from '../prefix/block-hash.ts';
+import { withoutMarks } from './cache-marks.ts';
 import { mediaRanges, surplusBytes } from './media-bytes.ts';
 import { createTextPieces, TEXT_PIECE, type HashText } from './text-pieces.ts';
 
@@ -120,7 +121,10 @@ export function createPromptKeyer(hasher: BlockHasher): PromptKeyer {
         if (name === 'tools' || name === 'documents') headBytes += range.end - range.start;
       });
       const root = [state[0], state[1]] as const;
-      if (prompt.kind === 'messages') return [keysOfSegments(body, prompt.ranges, headBytes, root)];
+      if (prompt.kind === 'messages') {
+        const text = withoutMarks({ body, ranges: prompt.ranges });
+        return [keysOfSegments(text.body, text.ranges, headBytes, root)];
+      }
       // Without the quotes, so that a text and its continuation begin alike.
       return prompt.ranges.map(({ start, end }) =>
         keysOfSegments(body, [{ start: start + 1, end: end - 1 }], headBytes, root),

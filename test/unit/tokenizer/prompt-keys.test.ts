@@ -2,7 +2,8 @@ import { describe, expect, test } from '@jest/globals';
 import type { InferenceRequest } from '../../../src/openai/request.ts';
 import { createBlockHasher, createHashSeed } from '../../../src/prefix/block-hash.ts';
 import { CHUNK_BYTES, createPromptKeyer } from '../../../src/tokenizer/prompt-keys.ts';
-import { aChatRequest, aCompletionsRequest } from '../../support/requests.ts';
+import { withoutMarks } from '../../../src/tokenizer/cache-marks.ts';
+import { aChatRequest, aCompletionsRequest, aRequest } from '../../support/requests.ts';
 
 const keyer = createPromptKeyer(createBlockHasher(createHashSeed()));
 
@@ -52,6 +53,42 @@ describe('keys of a chat', () => {
     ['streaming', { stream: true }],
   ])('do not depend on %s', (_, fields) => {
     expect(textKeys(chat([user('a')], fields))).toEqual(textKeys(chat([user('a')])));
+  });
+
+  test('do not depend on marks of what is to be cached, which move to the newest message with every turn', () => {
+    const mark = { cache_control: { type: 'ephemeral', ttl: '5m' } };
+    const said = (text: string, marks: object = {}): object => ({
+      role: 'user',
+      content: [{ type: 'text', text, ...marks }],
+    });
+    const result = { type: 'tool_result', tool_use_id: 'c', content: 'x'.repeat(3 * CHUNK_BYTES) };
+    const turn = (...messages: readonly object[]): InferenceRequest =>
+      aRequest('/v1/messages', { messages, model: 'm', max_tokens: 1, system: [{ type: 'text', text: 's', ...mark }] });
+    const first = turn(said('a'), said('b', mark), { role: 'user', content: [{ ...mark, ...result }] });
+    const second = turn(said('a'), said('b'), { role: 'user', content: [result] }, said('c', mark));
+    expect(textKeys(second).slice(0, -1)).toEqual(textKeys(first));
+    expect(textKeys(second)).toEqual(
+      textKeys(turn(said('a'), said('b'), { role: 'user', content: [result] }, said('c'))),
+    );
+  });
+
+  test.each<[string, string, string]>([
+    ['first of several', '{ "cache_control" : {"a":[1]} , "b":1}', '{  "b":1}'],
+    ['between others', '{"a":1 , "cache_control":null,"b":1}', '{"a":1 ,"b":1}'],
+    ['last', '{"a":1,"cache_control":{"type":"ephemeral"} }', '{"a":1 }'],
+    ['alone', '{"cache_control":{}}', '{}'],
+    ['twice', '{"a":1,"cache_control":{},"cache_control":{}}', '{"a":1}'],
+    ['inside of itself', '{"a":1,"cache_control":{"b":1,"cache_control":2}}', '{"a":1}'],
+    ['as a text', '{"a":"cache_control"}', '{"a":"cache_control"}'],
+    ['in a text', '{"a":"\\"cache_control\\":1"}', '{"a":"\\"cache_control\\":1"}'],
+  ])('know a mark %s', (_, marked, plain) => {
+    const text = `${marked} ,${marked}`;
+    const ranges = [
+      { start: marked.length + 2, end: text.length },
+      { start: 0, end: marked.length },
+    ];
+    const { body, ranges: moved } = withoutMarks({ body: Buffer.from(text), ranges });
+    expect(moved.map(({ start, end }) => Buffer.from(body.subarray(start, end)).toString())).toEqual([plain, plain]);
   });
 
   test('belong to a model and an adapter', () => {
