@@ -215,6 +215,8 @@ export function createExchange(
         mode = 'observability';
         outcome = 'observed';
         responseStyle = 'observe';
+        // Such a filter announces nothing: it may show headers only.
+        responseBody = 'not_shown';
         return true;
       case 'answer':
         answerIn(chosen);
@@ -432,7 +434,7 @@ export function createExchange(
     try {
       if (unseen) handOver();
       else release(how);
-      observer?.gone();
+      observer?.gone(brokeOff ? 'cut' : undefined);
       question.cancel();
     } finally {
       // Whatever a reservation or a listener throws, the stream is accounted for.

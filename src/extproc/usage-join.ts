@@ -11,8 +11,8 @@ export type Observer = {
   firstByte(): void;
   /** The response is over. */
   complete(usage: Usage | null, how: ResponseEnd): void;
-  /** The observing stream is over, with or without the response. */
-  gone(): void;
+  /** The observing stream is over, with or without the response. `cut`: in the middle of it. */
+  gone(how?: 'cut'): void;
 };
 
 export type UsageJoin = {
@@ -52,8 +52,11 @@ export function createUsageJoin(): UsageJoin {
     held.reservation.release(outcome);
   }
 
-  function endWaiting(requestId: string, name: Name): void {
-    for (const held of name.held) if (held.waiting !== null) end(requestId, name, held, held.waiting);
+  /** @param cut the answer is known to have broken off, which the answered stream was not shown */
+  function endWaiting(requestId: string, name: Name, cut?: 'cut'): void {
+    for (const held of name.held) {
+      if (held.waiting !== null) end(requestId, name, held, cut === undefined ? held.waiting : 'cancelled');
+    }
   }
 
   function forgetUnused(requestId: string, { held, nObservers }: Name): void {
@@ -87,11 +90,11 @@ export function createUsageJoin(): UsageJoin {
     let open = true;
     name.nObservers += 1;
     const observed = (): Held | undefined => (name.isShared ? undefined : [...name.held][0]);
-    const gone = (): void => {
+    const gone = (how?: 'cut'): void => {
       if (!open) return;
       open = false;
       name.nObservers -= 1;
-      if (name.nObservers === 0) endWaiting(requestId, name);
+      if (name.nObservers === 0) endWaiting(requestId, name, how);
       forgetUnused(requestId, name);
     };
     return {

@@ -146,6 +146,27 @@ test('usage seen by an observing filter reaches the reservation of the stream th
   expect(held[0]!.released).toEqual(['completed']);
 });
 
+test.each([
+  ['breaks off is one of a client that is gone', [responseBody('data: {', 'more')], 'cancelled'],
+  ['shows headers only says nothing of its end', [], 'completed'],
+])('an answer that, to an observing filter, %s', async (_says, shown, fate) => {
+  const { address, held, results } = await serve();
+  const client = connect(address);
+  const id = { headers: { 'x-request-id': 'r-1' } };
+  const observe = { observability_mode: true };
+  const [answered, observing] = [client.open(), client.open()];
+  observing.send(requestHeaders(id), observe);
+  answered.send(requestHeaders({ ...id, endOfStream: true }), announced('NONE'));
+  await answered.next();
+  observing.send(responseHeaders(), observe);
+  for (const message of shown) observing.send(message, observe);
+  answered.halfClose();
+  await until(() => results.length === 1, 'the answered stream has ended');
+  observing.halfClose();
+  await until(() => results.length === 2, 'the observing one has ended');
+  expect(held[0]).toMatchObject({ firstBytes: shown.length, released: [fate] });
+});
+
 test('an Envoy that does not take its answers back is read no further than a bounded amount ahead', async () => {
   const setup = await serve();
   const stream = connect(setup.address).open();

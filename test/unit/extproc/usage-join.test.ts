@@ -50,6 +50,14 @@ describe('a request with an observer', () => {
     expect(fate).toMatchObject({ usages: [], released: ['completed'] });
   });
 
+  test('that ends first was cancelled when the observer sees its answer break off', () => {
+    const { join, fate, joined } = setup();
+    const observer = join.observe('r');
+    joined.release('completed');
+    observer.gone('cut');
+    expect(fate).toMatchObject({ usages: [], released: ['cancelled'] });
+  });
+
   test.each(['cancelled', 'failed'] as const)('that was %s is released at once', (outcome) => {
     const { join, fate, joined } = setup();
     join.observe('r');
