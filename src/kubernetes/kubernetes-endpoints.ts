@@ -3,7 +3,7 @@
  * fleet after every change; beside them InferenceObjectives, which say what may be refused. Whatever the API server does,
  * the last known fleet stays in effect.
  */
-import type { Clock } from '../clock.ts';
+import type { Clock, Timer } from '../clock.ts';
 import { errorText, WarmpathError } from '../errors.ts';
 import type { EndpointSpec } from '../endpoints/endpoint.ts';
 import type { Log } from '../log.ts';
@@ -51,6 +51,8 @@ export type KubernetesEndpointsOptions = {
   readonly inferencePool: string | null;
   readonly modelAdapters: 'auto' | 'on' | 'off';
   readonly inferenceObjectives: 'auto' | 'on' | 'off';
+  /** How long pods that are known wait for the first list of ModelAdapters, milliseconds. */
+  readonly adaptersWaitMs?: number;
   readonly timing?: Partial<ReflectorTiming>;
   readonly limits?: Partial<ApiLimits>;
 } & Omit<PodOptions, 'targetPorts'>;
@@ -72,6 +74,9 @@ export type KubernetesEndpoints = {
 type Source = 'pods' | 'InferencePool' | 'pool' | 'ModelAdapters' | 'InferenceObjectives' | 'fleet';
 const SOURCES: readonly Source[] = ['pods', 'InferencePool', 'pool', 'ModelAdapters', 'InferenceObjectives', 'fleet'];
 
+/** A server that has the resource answers with the pods; one that stalls must not keep them. */
+const ADAPTERS_WAIT_MS = 3_000;
+
 export function createKubernetesEndpoints(
   deps: KubernetesEndpointsDeps,
   options: KubernetesEndpointsOptions,
@@ -83,6 +88,7 @@ export function createKubernetesEndpoints(
   let follow: FollowPods | null = null;
   /** Null until the server was asked once. */
   let adapters: readonly ModelAdapter[] | null = options.modelAdapters === 'off' ? [] : null;
+  let adaptersLate: Timer | null = null;
   let fleet: Fleet = { specs: [], excluded: [] };
   let first: { resolve(): void; reject(error: unknown): void } | null = null;
   let isStopped = false;
@@ -159,6 +165,13 @@ export function createKubernetesEndpoints(
 
     function onFollow(next: FollowPods): void {
       follow = next;
+      if (adapters === null) adaptersLate ??= clock.after(options.adaptersWaitMs ?? ADAPTERS_WAIT_MS, withoutAdapters);
+      publish();
+    }
+
+    function withoutAdapters(): void {
+      if (adapters !== null) return;
+      adapters = [];
       publish();
     }
 
@@ -248,6 +261,7 @@ export function createKubernetesEndpoints(
     },
     async stop() {
       isStopped = true;
+      adaptersLate?.cancel();
       first?.reject(stoppedEarly());
       first = null;
       await Promise.all([...reflectors].map((reflector) => reflector.stop()));

@@ -279,6 +279,19 @@ describe('ModelAdapters', () => {
     await until(() => without.specs?.[0]?.adapters.length === 1);
   });
 
+  test('one that never answers keeps pods waiting for a moment only; what comes later counts', async () => {
+    const server = await aServer();
+    server.store.create('pods', aPod({ name: 'p0' }));
+    server.store.create('modeladapters', anAdapter('sql', ['p0']));
+    server.stalled = ['modeladapters'];
+    const seen = discover(server, { adaptersWaitMs: 50 });
+    await seen.started;
+    expect(seen.specs).toMatchObject([{ name: 'p0', adapters: [] }]);
+    server.stalled = [];
+    server.reset();
+    await until(() => seen.specs?.[0]?.adapters.join() === 'sql');
+  });
+
   test('without permission pods are served all the same, and what is missing is said', async () => {
     const server = await aServer({ grants: [{ resource: 'pods', verbs: ['list', 'watch'] }] });
     server.store.create('pods', aPod());

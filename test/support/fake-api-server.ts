@@ -91,6 +91,8 @@ export class FakeApiServer {
   delayMs = 0;
   /** Requests are taken and never answered. */
   hangs = false;
+  /** So are those for these resources. */
+  stalled: readonly string[] = [];
   readonly namespace: string;
   private readonly options: FakeApiServerOptions;
   private server: Server;
@@ -224,6 +226,7 @@ export class FakeApiServer {
   private handle(request: IncomingMessage, response: ServerResponse): void {
     response.on('error', () => response.destroy());
     const query = this.parse(request);
+    const hangs = this.hangs || this.stalled.includes(query?.plural ?? '');
     const note = (status: number): void => {
       const { verb, plural, group } = query ?? { verb: 'none', plural: request.url ?? '', group: '' };
       const resource = group === '' ? plural : `${plural}.${group}`;
@@ -232,7 +235,7 @@ export class FakeApiServer {
     };
     const answer = (status: number, body: object | string, headers: Record<string, string> = {}): void => {
       note(status);
-      if (this.hangs || this.isFrozen(response)) return;
+      if (hangs || this.isFrozen(response)) return;
       response.writeHead(status, { 'content-type': 'application/json', ...headers });
       response.end(typeof body === 'string' ? body : JSON.stringify(body));
     };
@@ -245,7 +248,7 @@ export class FakeApiServer {
       return answer('code' in page ? (page.code as number) : 200, page);
     }
     note(200);
-    if (!this.hangs) this.watch(query, response);
+    if (!hangs) this.watch(query, response);
   }
 
   private parse(request: IncomingMessage): Query | null {
