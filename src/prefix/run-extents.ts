@@ -10,6 +10,12 @@ import { COUNTS, EXTENTS, EXTENT_WORDS, extentsWord, LINE_WORDS, OWN_EXTENT, typ
 export type OwnerExtents = { runs: Uint32Array; n: number; nHeld: number };
 
 const FIRST_RUNS = 16;
+/**
+ * Extents of one holder in one run; engines remove from the end, and need one or two. Every one costs whoever changes another
+ * one of the run a few nanoseconds.
+ */
+const MAX_OF_HOLDER = 1024;
+const MAX_EXTENTS = 0xffff;
 
 export type RunExtents = {
   /** An owner without extents. */
@@ -23,7 +29,10 @@ export type RunExtents = {
    * @returns blocks that are newly held, -1 when there is no memory for another extent
    */
   hold(run: number, holder: number, start: number, end: number, wasHeld: Uint8Array, firstFlag: number): number;
-  /** @returns blocks that were held and are not any more */
+  /**
+   * @returns blocks that were held and are not any more; more than asked for where what lies behind, to the end of its
+   *   extent, had to be forgotten for lack of memory
+   */
   release(run: number, holder: number, start: number, end: number): number;
   /** Offsets of [start, end) that nobody holds. */
   eachUnheld(run: number, start: number, end: number, found: (offset: number) => void): void;
@@ -53,16 +62,25 @@ export function createRunExtents(
     words[at] = (n << 16) | (words[at]! & 0xffff);
   }
 
+  function countOf(run: number, holder: number): number {
+    const first = extentsWord(words, run);
+    const stop = first + count(run) * EXTENT_WORDS;
+    let n = 0;
+    for (let at = first; at < stop; at += EXTENT_WORDS) if (words[at] === holder) n++;
+    return n;
+  }
+
   /** Room for one extent more. */
-  function reserve(run: number): boolean {
+  function reserve(run: number, holder: number): boolean {
     const n = count(run);
+    if (n >= MAX_EXTENTS || (n >= MAX_OF_HOLDER && countOf(run, holder) >= MAX_OF_HOLDER)) return false;
     const record = run * LINE_WORDS;
     const isOwn = words[record + EXTENTS] === 0;
     const sizeClass = (words[record + COUNTS]! >>> 8) & 0xff;
     const capacity = isOwn ? 1 : Math.floor((LINE_WORDS * 2 ** sizeClass) / EXTENT_WORDS);
     if (n < capacity) return true;
     const larger = isOwn ? 0 : sizeClass + 1;
-    const line = n < 0xffff ? lines.take(larger) : 0;
+    const line = lines.take(larger);
     if (line === 0) return false;
     const from = extentsWord(words, run);
     words.copyWithin(line * LINE_WORDS, from, from + n * EXTENT_WORDS);
@@ -151,7 +169,7 @@ export function createRunExtents(
         }
       }
       if (!hasGrown) {
-        if (!hasMerged && !reserve(run)) return -1;
+        if (!hasMerged && !reserve(run, holder)) return -1;
         insert(run, holder, from, to);
       }
       owners[holder >>> 2]!.nHeld += nNew;
@@ -172,7 +190,7 @@ export function createRunExtents(
         } else if (itsEnd <= end) {
           nGone += itsEnd - start;
           words[at + 1] = (itsStart << 16) | start;
-        } else if (reserve(run)) {
+        } else if (reserve(run, holder)) {
           nGone += end - start;
           words[extentsWord(words, run) + at - first + 1] = (itsStart << 16) | start;
           insert(run, holder, end, itsEnd);

@@ -284,9 +284,26 @@ export function createRunWriter(views: RunViews, maxBytes: number): PrefixIndexW
     end(run);
     if (nGone === 0) return 0;
     if (counted === 'counted') control[N_HELD]! -= nGone;
-    extents.eachUnheld(run, start, stop, (offset) => hooks.unheld(positionAt(run, offset)));
+    const isRestForgotten = nGone > stop - start;
+    if (isRestForgotten) forgetFrom(run, holder >>> 2, start + nGone, stop);
+    const goneTo = isRestForgotten ? words[run * LINE_WORDS + LENGTH]! : stop;
+    extents.eachUnheld(run, start, goneTo, (offset) => hooks.unheld(positionAt(run, offset)));
     trim(run);
-    return nGone;
+    return Math.min(nGone, stop - start);
+  }
+
+  /** There was no memory to tell what an owner holds behind a hole: all of it goes, in all media. @param lost up to where one has gone */
+  function forgetFrom(run: number, owner: number, lost: number, start: number): void {
+    const length = words[run * LINE_WORDS + LENGTH]!;
+    extents.mediaOf(run, owner, length, media);
+    for (let offset = start; offset < length; offset++) {
+      if (offset < lost || media[offset] !== 0) hooks.dropping(owner as IndexOwner, positionAt(run, offset));
+    }
+    begin(run);
+    for (let medium = 0; medium < 3; medium++) {
+      control[N_HELD]! -= extents.release(run, (owner << 2) | medium, start, length);
+    }
+    end(run);
   }
 
   // ---- room

@@ -55,6 +55,41 @@ test('a block whose name another one of the same event takes is forgotten for go
   expect(bench.writer.stats()).toMatchObject({ nBlocks: 0, nBytes: bench.emptyBytes });
 });
 
+test('blocks with very many holes between them are forgotten from some hole on, for good', () => {
+  const bench = createIndexBench({ maxBytes: 16 * 2 ** 20 });
+  const source = bench.source(A);
+  const other = bench.source(B);
+  const ids = Array.from({ length: 12_000 }, (_, i) => 100 + i);
+  const all = [stored(ids, null, promptOf(ids)), stored(ids, null, promptOf(ids), { medium: 'CPU' })];
+  source.apply(batchOf([...all, all[0]!]));
+  other.apply(batchOf(all));
+  for (const medium of ['GPU', 'GPU', 'CPU']) {
+    const odd = ids.filter((id) => id % 2 === 1);
+    source.apply(batchOf([removed(odd, { medium })]));
+  }
+  const { nBlocks, partial } = source.stats();
+  expect(partial).toBe(true);
+  expect(nBlocks).toBeGreaterThan(1000);
+  expect(nBlocks).toBeLessThan(5000);
+  expect(bench.match(promptOf(ids)).blocks(A)).toBe(1);
+  expect(bench.match(promptOf(ids)).blocks(B)).toBe(ids.length);
+  // A name that was forgotten leads nowhere, and no copy is remembered.
+  expect(source.apply(batchOf([stored([5], ids.at(-2)!, promptOf([5]))]))).toMatchObject({ blocksParked: 1 });
+  source.apply(batchOf([all[0]!]));
+  const tail = ids.slice(-5);
+  expect(source.apply(batchOf([removed(tail)]))).toMatchObject({ blocksRemoved: 5 });
+  expect(bench.match(promptOf(ids)).blocks(A)).toBe(ids.length - 5);
+  for (const one of [source, other]) one.close();
+  while (bench.engineBlocks.tidy(1000));
+  // The table of names keeps its parts, not what was in them.
+  const usual = createIndexBench({ maxBytes: 16 * 2 ** 20 });
+  const only = usual.source(A);
+  only.apply(batchOf(all));
+  only.close();
+  while (usual.engineBlocks.tidy(1000));
+  expect(bench.writer.stats()).toEqual(usual.writer.stats());
+});
+
 describe('texts that an engine chooses', () => {
   test('count against the bound of parked blocks', () => {
     const bench = createIndexBench({ limits: { maxParkedTokens: 4000 } });
