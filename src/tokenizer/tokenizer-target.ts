@@ -6,6 +6,7 @@ import { backoffMs, type Clock } from '../clock.ts';
 import type { HttpAnswer, HttpClient } from '../http/http-client.ts';
 import type { Signal } from '../light-signal.ts';
 import type { Log } from '../log.ts';
+import { JsonScanner } from '../openai/json-scan.ts';
 import type { InferenceRequest } from '../openai/request.ts';
 import { createCallSlots, type Urgency } from './call-slots.ts';
 import { asChat } from './chat-form.ts';
@@ -73,8 +74,6 @@ const NOT_SERVED = new Set([403, 404, 405, 501]);
 
 /** Those of them that do not depend on the request. vLLM says 501 of an image it can not read, too. */
 const SERVED_TO_NOBODY = new Set([403, 404, 405]);
-/** What is wrong about the request, another server would say so too. */
-const REFUSED = new Set([400, 413, 422]);
 
 type Attempt = NamedAttempt | NotServed;
 
@@ -201,7 +200,7 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     if (answer.kind !== 'answer') return none('error');
     if (isNotServed(answer)) return { kind: 'not_served', form, status: answer.status };
     if (answer.status === 404) return { kind: 'unknown_model' };
-    if (REFUSED.has(answer.status)) return none('unsupported');
+    if (isRefusal(answer)) return none('unsupported');
     if (answer.status !== 200) return none('error');
     const response = parse(answer.body);
     if (response.kind === 'chains') return { kind: 'tokens', chains: response.chains };
@@ -339,6 +338,12 @@ function isFailure(request: InferenceRequest, answer: HttpAnswer): boolean {
   if (answer.kind === 'answer' && answer.status < 500) return answer.status === 429 || answer.status === 401;
   // Images are fetched from wherever the client says, and vLLM waits for them, or answers 500 where nobody has them.
   return !holdsMedia(request);
+}
+
+/** Something is wrong about the request: another server would say so too. Whoever says it without JSON is no tokenizer. */
+function isRefusal(answer: HttpAnswer & { readonly kind: 'answer' }): boolean {
+  const { status, body } = answer;
+  return (status === 400 || status === 413 || status === 422) && new JsonScanner(body).peekKind() === 'object';
 }
 
 function isNotServed(answer: HttpAnswer): boolean {

@@ -13,6 +13,7 @@ import { createSimulatedPod } from '../../src/simulator/simulated-pod.ts';
 import type { TokenizeRequest, TokenizeResult } from '../../src/tokenizer/tokenizer.ts';
 import type { StartableTokenizer } from '../../src/tokenizer/sharing-tokenizer.ts';
 import { createVllmTokenizer, type VllmTokenizerOptions } from '../../src/tokenizer/vllm-tokenizer.ts';
+import { startAnswering } from '../support/vllm-recording.ts';
 import { endAfterEach } from '../support/endings.ts';
 import {
   CLIENT_OPTIONS,
@@ -464,6 +465,16 @@ describe('a server in trouble', () => {
     const { ask } = aTokenizer(servers.map(({ url }) => url));
     expect(await ask(aChatRequest())).toEqual({ kind: 'none', reason: 'unsupported' });
     expect(servers.flatMap(({ calls }) => calls)).toHaveLength(1);
+  });
+
+  test('is asked for what something else behind the URL of one refuses', async () => {
+    const proxy = await startAnswering(() => ({
+      status: 400,
+      answer: '<html>plain HTTP was sent to an HTTPS port</html>',
+    }));
+    atEnd(() => proxy.stop());
+    const { ask } = aTokenizer([proxy.url, (await aServer()).url]);
+    for (let i = 0; i < 10; i++) expect(chainsOf(await ask(aChatRequest({}, `${i}`)))).toHaveLength(1);
   });
 
   test('that is full refuses more at once instead of making it wait', async () => {
