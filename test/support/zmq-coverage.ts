@@ -26,7 +26,7 @@ const LIMITS: Readonly<Record<string, number>> = {
   'redials.ts': 95,
   'replayed-stream.ts': 93,
   'replay-client.ts': 85,
-  'replay-permits.ts': 88,
+  'replay-permits.ts': 80,
   'subscriber.ts': 92,
   'subscriptions.ts': 95,
   'topic-connection.ts': 95,
