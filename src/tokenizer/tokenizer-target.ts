@@ -242,17 +242,14 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
     return { kind: 'tokens', chains };
   }
 
-  async function attemptByName(call: Call, request: TokenizeRequest): Promise<TokenizeResult> {
-    const { model, canonicalModel } = request;
+  async function attemptByName(call: Call, request: TokenizeRequest, canonicalModel: string): Promise<NamedAttempt> {
+    const { model } = request;
     const isKnownUnknown = clock.nowMs() < (unknownUntilMs.get(model) ?? -Infinity);
-    let attempt: NamedAttempt = { kind: 'unknown_model' };
-    if (canonicalModel === undefined || !isKnownUnknown) attempt = await attemptInOrder(call, request);
-    if (canonicalModel !== undefined && attempt.kind === 'unknown_model') {
-      if (unknownUntilMs.size >= MAX_UNKNOWN_NAMES) unknownUntilMs.clear();
-      if (!isKnownUnknown) unknownUntilMs.set(model, clock.nowMs() + RENDER_COOL_DOWN_MS);
-      attempt = await attemptInOrder(call, underName(request, canonicalModel));
-    }
-    return attempt.kind === 'unknown_model' ? none('error') : attempt;
+    const attempt: NamedAttempt = isKnownUnknown ? { kind: 'unknown_model' } : await attemptInOrder(call, request);
+    if (attempt.kind !== 'unknown_model') return attempt;
+    if (unknownUntilMs.size >= MAX_UNKNOWN_NAMES) unknownUntilMs.clear();
+    if (!isKnownUnknown) unknownUntilMs.set(model, clock.nowMs() + RENDER_COOL_DOWN_MS);
+    return attemptInOrder(call, underName(request, canonicalModel));
   }
 
   async function attemptInOrder(call: Call, request: InferenceRequest): Promise<NamedAttempt> {
@@ -320,7 +317,11 @@ export function createTokenizerTarget(deps: TargetDeps, options: TargetOptions, 
       }
       const call = { request, breaker: entered, deadlineMs: clock.nowMs() + options.timeoutMs, signal };
       try {
-        const result = await attemptByName(call, request);
+        const { canonicalModel } = request;
+        const attempt = await (canonicalModel === undefined
+          ? attemptInOrder(call, request)
+          : attemptByName(call, request, canonicalModel));
+        const result = attempt.kind === 'unknown_model' ? none('error') : attempt;
         entered.end(result.kind === 'tokens' ? 'success' : 'neutral');
         return result;
       } finally {
