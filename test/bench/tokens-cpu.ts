@@ -1,12 +1,14 @@
 /**
  * What an exact call costs this process: the same chat of about a thousand tokens decided with tokens from a server in
- * another process, and without, and beside both the bare call, in alternating rounds; CPU time of the whole process, the
+ * another process, and without, and beside both the bare call in two ways, in alternating rounds; CPU time of the whole process, the
  * cheapest round counts.
  */
 import { Pool } from 'undici';
 import { systemClock } from '../../src/clock.ts';
 import type { Picker } from '../../src/endpoint-picker.ts';
+import { createHttpClient } from '../../src/http/http-client.ts';
 import { silentLog } from '../../src/log.ts';
+import { parseChatRenderResponse } from '../../src/tokenizer/token-response.ts';
 import type { Tokenizer } from '../../src/tokenizer/tokenizer.ts';
 import { createVllmTokenizer } from '../../src/tokenizer/vllm-tokenizer.ts';
 import { CLIENT_OPTIONS } from '../support/fake-tokenizer.ts';
@@ -54,10 +56,21 @@ export async function callCost(rounds: number): Promise<void> {
     const answer = await pool.request({ path: '/v1/chat/completions/render', method: 'POST', headers, body });
     Uint32Array.from(((await answer.body.json()) as { token_ids: number[] }).token_ids);
   };
+  const client = createHttpClient(systemClock);
+  const limits = { timeoutMs: PATIENT_MS, responseMaxBytes: 1 << 20, signal: null };
+  /** The same call as decisions make it. */
+  const ownCall = (body: Buffer): Promise<unknown> =>
+    client.exchange(
+      server.url,
+      { method: 'POST', path: '/v1/chat/completions/render', headers, body },
+      limits,
+      (answer) => answer.kind === 'answer' && parseChatRenderResponse(answer.body),
+    );
   const subjects = [
     (body: Buffer) => decide(withoutTokens, body),
     (body: Buffer) => decide(withTokens, body),
     callOnly,
+    ownCall,
   ];
   const least = subjects.map(() => Infinity);
   let nBodies = 0;
@@ -77,10 +90,11 @@ export async function callCost(rounds: number): Promise<void> {
     }
   }
   await pool.close();
+  client.close();
   await calling.close();
   await server.stop();
   const exactShare = (rungs.get('exact') ?? 0) / (rounds * PER_ROUND);
-  const [without, withCall, call] = least as [number, number, number];
+  const [without, withCall, call, own] = least as [number, number, number, number];
   const above = withCall - without;
   tell({ what: 'CPU of a decision, chat of 1k tokens, without tokens', measured: `${without.toFixed(0)} µs` });
   tell({
@@ -89,5 +103,6 @@ export async function callCost(rounds: number): Promise<void> {
     must: '≤ 60 µs above',
     met: above <= 60 && exactShare === 1,
   });
+  tell({ what: '  the call alone, over src/http', measured: `${own.toFixed(0)} µs` });
   tell({ what: "  the call alone, with undici's request and JSON.parse", measured: `${call.toFixed(0)} µs` });
 }
