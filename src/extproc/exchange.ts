@@ -96,9 +96,9 @@ export type FailureCode =
 export type ExchangeOutput = {
   send(response: ProcessingResponse): void;
   /** Ask the picker; exactly one of `decided` and `pickFailed` is to follow, at any time. */
+  pick(request: PickRequest, signal: Signal): void;
   /** A body begins to be held; `drop` may be called for as long as it is. */
   holdBody(drop: () => void): BodyShare;
-  pick(request: PickRequest, signal: Signal): void;
   /** A stream that only observes the request with this `x-request-id`. */
   observe(requestId: string): Observer;
   /** The stream is over and the answer it routed may not be: the reservation is to be given back later. */

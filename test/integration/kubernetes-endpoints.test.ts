@@ -36,6 +36,15 @@ async function aServer(options: Parameters<typeof FakeApiServer.start>[0] = {}):
   return server;
 }
 
+/** With a kubeconfig that leads to the server. */
+async function aFolder(server: FakeApiServer): Promise<{ folder: string; kubeconfig: string }> {
+  const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
+  atEnd(() => rm(folder, { recursive: true, force: true }));
+  const kubeconfig = join(folder, 'config');
+  await writeFile(kubeconfig, kubeconfigOf(server));
+  return { folder, kubeconfig };
+}
+
 type Discovery = {
   readonly endpoints: KubernetesEndpoints;
   readonly started: Promise<void>;
@@ -469,10 +478,7 @@ describe('an InferencePool', () => {
 describe('the product with discovery.mode kubernetes', () => {
   test('readiness names what is missing, then what is worse than it should be; the API shows who is left out and why', async () => {
     const server = await aServer({ grants: [] });
-    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    atEnd(() => rm(folder, { recursive: true, force: true }));
-    const kubeconfig = join(folder, 'config');
-    await writeFile(kubeconfig, kubeconfigOf(server));
+    const { kubeconfig } = await aFolder(server);
     const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
     const lines: string[] = [];
     const log = {
@@ -516,10 +522,7 @@ describe('the product with discovery.mode kubernetes', () => {
 
   test('the first list may be long in coming: health says alive and not ready, and stop does not wait', async () => {
     const server = await aServer();
-    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    atEnd(() => rm(folder, { recursive: true, force: true }));
-    const kubeconfig = join(folder, 'config');
-    await writeFile(kubeconfig, kubeconfigOf(server));
+    const { folder, kubeconfig } = await aFolder(server);
     server.hangs = true;
     const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
     let health = '';
@@ -558,10 +561,7 @@ describe('the product with discovery.mode kubernetes', () => {
   test('a file that goes over to a static list changes no fleet before a restart', async () => {
     const server = await aServer();
     server.store.create('pods', aPod({ name: 'p0', ip: '10.0.0.0' }));
-    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    atEnd(() => rm(folder, { recursive: true, force: true }));
-    const kubeconfig = join(folder, 'config');
-    await writeFile(kubeconfig, kubeconfigOf(server));
+    const { kubeconfig } = await aFolder(server);
     const app = createApp(stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } }), {
       log: silentLog,
       clock: systemClock,
@@ -578,10 +578,7 @@ describe('the product with discovery.mode kubernetes', () => {
 
   test('a configuration that is written while the first list is awaited is not missed', async () => {
     const server = await aServer();
-    const folder = await mkdtemp(join(tmpdir(), 'warmpath-kubernetes-'));
-    atEnd(() => rm(folder, { recursive: true, force: true }));
-    const kubeconfig = join(folder, 'config');
-    await writeFile(kubeconfig, kubeconfigOf(server));
+    const { folder, kubeconfig } = await aFolder(server);
     server.hangs = true;
     const config = stageConfig([], { discovery: { mode: 'kubernetes', kubernetes: { kubeconfig } } });
     const file = join(folder, 'warmpath.yaml');
